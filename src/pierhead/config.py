@@ -1,0 +1,194 @@
+"""Settings: defaults < file < environment < flags, with the origin of every value kept; unknown keys are refused."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from pierhead.errors import ConfigError
+
+
+class GatewaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The public endpoint; sizes in bytes, times in seconds."""
+
+    listen: tuple[str, ...] = ("127.0.0.1:12434",)
+    allowed_hosts: tuple[str, ...] = (
+        "localhost",
+        "127.0.0.1",
+        "[::1]",
+        "host.docker.internal",
+        "model-runner.docker.internal",
+    )
+    allowed_origins: tuple[str, ...] = ()
+    require_key: bool = False
+    max_url: int = 8192
+    max_header: int = 65536
+    max_body: int = 64 * 1024 * 1024
+    header_timeout: float = 15.0
+    body_timeout: float = 60.0
+    idle_timeout: float = 120.0
+    write_timeout: float = 60.0
+    request_timeout: float = 3600.0
+    start_timeout: float = 600.0
+    max_connections: int = 10000
+    access_log: bool = False
+
+
+class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Engine defaults; ``context`` 0 means: as much as the estimate says fits, up to ``max_context``."""
+
+    context: int = 0
+    max_context: int = 8192
+    parallel: int = 1
+    threads: int = 0
+    memory_reserve: int = 512 * 1024 * 1024
+    options: dict[str, Any] = {}
+
+
+class RuntimeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where replicas run; ``default`` is ``auto``, ``process`` or ``docker``."""
+
+    default: str = "auto"
+    docker_host: str = ""
+    base_image: str = "docker.io/library/python:3.11-slim-bookworm"
+    mirrors: dict[str, tuple[str, ...]] = {}
+    insecure_registries: tuple[str, ...] = ()
+    sandbox: str = "auto"  # auto | bwrap | plain
+    cpus: float = 0.0
+    pids: int = 512
+
+
+class FleetSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Replica life; times in seconds, ``keep_alive`` negative means for ever."""
+
+    keep_alive: float = 300.0
+    start_timeout: float = 300.0
+    drain_timeout: float = 30.0
+    max_restarts: int = 5
+    backoff_initial: float = 0.5
+    backoff_max: float = 30.0
+
+
+class DaemonSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The control plane; ``idle_exit`` is seconds without replicas, requests or clients (0: never)."""
+
+    idle_exit: float = 1800.0
+    log_level: str = "info"
+
+
+class SourceSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where models come from; ``connect_timeout``/``read_timeout`` in seconds."""
+
+    hf_endpoint: str = "https://huggingface.co"
+    catalogs: tuple[str, ...] = ()
+    pypi_installer: str = "auto"  # auto | uv | pip
+    allow_http: bool = False
+    connect_timeout: float = 15.0
+    read_timeout: float = 60.0
+
+
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """All settings; a section is a TOML table, an environment variable is ``PIERHEAD_SECTION__KEY``."""
+
+    gateway: GatewaySettings = GatewaySettings()
+    engine: EngineSettings = EngineSettings()
+    runtime: RuntimeSettings = RuntimeSettings()
+    fleet: FleetSettings = FleetSettings()
+    daemon: DaemonSettings = DaemonSettings()
+    sources: SourceSettings = SourceSettings()
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Settings and, per dotted key that was set, where its value came from (``file``, ``environment``, ``flag``)."""
+
+    settings: Settings
+    origins: Mapping[str, str]
+
+
+def load(
+    file: Path,
+    env: Mapping[str, str] | None = None,
+    flags: Mapping[str, Any] | None = None,
+) -> Loaded:
+    """Read ``file`` (absent is fine), then the environment, then ``flags`` (dotted keys).
+
+    Raises ConfigError for an unreadable file, an unknown key (with the closest match) or a value of the wrong type.
+    """
+    merged: dict[str, dict[str, Any]] = {}
+    origins: dict[str, str] = {}
+    for section, values in _read(file).items():
+        if not isinstance(values, dict):
+            raise ConfigError(f"{file}: '{section}' must be a table", hint=f"Write it as [{section}] in {file}.")
+        for key, value in values.items():
+            _put(merged, origins, section, key, value, str(file))
+    for name, text in (os.environ if env is None else env).items():
+        if name.startswith("PIERHEAD_") and "__" in name:
+            section, _, key = name.removeprefix("PIERHEAD_").lower().partition("__")
+            _put(merged, origins, section, key, text, f"environment {name}")
+    for dotted, value in (flags or {}).items():
+        section, _, key = dotted.partition(".")
+        _put(merged, origins, section, key, value, "flag")
+    values = {s: _section(s, keys, origins) for s, keys in merged.items()}
+    return Loaded(Settings(**values), origins)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
+        raise ConfigError(
+            f"cannot read the settings file {file}: {exc}", hint=f"Correct or move away {file}, then try again."
+        ) from exc
+
+
+def _put(
+    merged: dict[str, dict[str, Any]], origins: dict[str, str], section: str, key: str, value: Any, origin: str
+) -> None:
+    _known(section, Settings.__struct_fields__, "section", origin)
+    _known(key, type(getattr(Settings(), section)).__struct_fields__, f"key in [{section}]", origin)
+    merged.setdefault(section, {})[key] = value
+    origins[f"{section}.{key}"] = origin
+
+
+def _known(name: str, choices: tuple[str, ...], what: str, origin: str) -> None:
+    if name in choices:
+        return
+    close = difflib.get_close_matches(name, choices, 1)
+    hint = f"Did you mean '{close[0]}'?" if close else f"Known: {', '.join(choices)}."
+    raise ConfigError(f"unknown {what} '{name}' ({origin})", hint=hint)
+
+
+def _section(section: str, keys: dict[str, Any], origins: dict[str, str]) -> Any:
+    cls = type(getattr(Settings(), section))
+    ready: dict[str, Any] = {}
+    hints = {f.name: f.type for f in msgspec.structs.fields(cls)}
+    for key, value in keys.items():
+        try:
+            ready[key] = _convert(value, hints[key])
+        except (msgspec.ValidationError, ValueError) as exc:
+            raise ConfigError(
+                f"bad value for '{section}.{key}' ({origins[f'{section}.{key}']}): {exc}",
+                hint=f"It must be of type {getattr(hints[key], '__name__', hints[key])}.",
+            ) from exc
+    return cls(**ready)
+
+
+def _convert(value: Any, kind: Any) -> Any:
+    if isinstance(value, str) and kind is not str:
+        if kind is bool:
+            value = {"1": True, "true": True, "0": False, "false": False}.get(value.lower(), value)
+        elif getattr(kind, "__origin__", None) is tuple:
+            value = [part.strip() for part in value.split(",") if part.strip()]
+        elif getattr(kind, "__origin__", None) is dict:
+            value = msgspec.json.decode(value)
+    return msgspec.convert(value, kind, strict=not isinstance(value, str))

@@ -1,0 +1,1 @@
+"""The control plane: composition root, life cycle, control API and its client."""

@@ -1,0 +1,1 @@
+"""What to run: plans for the programs that serve models."""

@@ -1,0 +1,122 @@
+"""What to run: the engine seam and the launch plan it makes; pure data, starts nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import msgspec
+
+
+class ModelFile(msgspec.Struct, frozen=True):
+    """One file of a model: its name inside the read-only model folder, size in bytes, and role."""
+
+    name: str
+    size: int
+    role: Literal["weights", "mmproj", "lora", "draft", "template", "license", "config", "other"] = "weights"
+    digest: str = ""
+
+
+class Mount(msgspec.Struct, frozen=True):
+    """A host path made visible inside; ``target`` is an absolute path inside a container."""
+
+    source: str
+    target: str
+    read_only: bool = True
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """Upper bounds; 0 means unlimited. ``memory`` in bytes, ``cpus`` in cores."""
+
+    memory: int = 0
+    cpus: float = 0.0
+    pids: int = 512
+
+
+class Readiness(msgspec.Struct, frozen=True):
+    """How a started engine shows that it answers: HTTP 200 on ``path`` within ``timeout`` seconds."""
+
+    path: str = "/health"
+    timeout: float = 300.0
+
+
+class ImageRecipe(msgspec.Struct, frozen=True):
+    """The inputs of an engine image; its name is the hash of them. ``requirements`` are exact wheel pins."""
+
+    engine: str
+    base: str
+    requirements: tuple[str, ...]
+    files: tuple[tuple[str, str], ...] = ()  # (path in image, text)
+
+
+class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything a runtime needs to start one replica; serializable, so that it survives the daemon.
+
+    In ``argv`` and ``env`` values, ``$(PYTHON)``, ``$(ENTRY)``, ``$(MODEL_DIR)`` and ``$(SOCKET)`` stand for places that
+    each runtime knows (see ``runtimes.base.Places``); ``$$(`` is a literal ``$(``.
+    """
+
+    replica: str  # [a-z0-9]{1,20}, unique on this host
+    model: str  # the route name
+    engine: str
+    argv: tuple[str, ...]
+    model_dir: str  # host folder, materialized read-only
+    entry: str = ""  # host path of the engine's own entry program
+    kind: Literal["service", "job"] = "service"
+    env: dict[str, str] = {}
+    mounts: tuple[Mount, ...] = ()
+    image: ImageRecipe | None = None
+    image_name: str = ""  # resolved name or digest; overrides ``image``
+    limits: Limits = Limits()
+    readiness: Readiness = Readiness()
+    stop_timeout: float = 10.0
+    devices: tuple[str, ...] = ()  # CDI names, such as nvidia.com/gpu=0
+    shm_size: int = 0
+    ulimits: dict[str, int] = {}
+    user: str = ""
+    stdio: bool = False
+    labels: dict[str, str] = {}
+
+
+@dataclass(frozen=True)
+class PlanRequest:
+    """What the fleet asks an engine to plan: a model on disk and the settings that the user or config gave."""
+
+    replica: str
+    model: str
+    model_dir: Path
+    files: tuple[ModelFile, ...]
+    metadata: Mapping[str, Any]  # ``formats.gguf.summary`` of the weights
+    settings: Mapping[str, Any] = field(default_factory=dict[str, Any])  # by engine parameter name
+    free_memory: int = 0  # bytes available for this replica
+    cpus: int = 1
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """An engine's answer: the spec, the context it chose (tokens per request) and the memory it will need (bytes)."""
+
+    spec: LaunchSpec
+    context: int
+    memory: int
+    notes: tuple[str, ...] = ()
+
+
+class Engine(Protocol):
+    """A kind of server program. Pure: no I/O, no clock."""
+
+    @property
+    def name(self) -> str: ...
+
+    def accepts(self, files: tuple[ModelFile, ...]) -> bool:
+        """Whether this engine can serve these files."""
+        ...
+
+    def validate(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings in canonical form; UsageError names an unknown one with its closest match."""
+        ...
+
+    def plan(self, request: PlanRequest) -> Plan:
+        """The launch plan; UsageError for bad settings, OutOfMemory (with the numbers) when nothing fits."""
+        ...

@@ -1,0 +1,1 @@
+"""Readers of model file headers and memory estimates."""

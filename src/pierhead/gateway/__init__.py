@@ -1,0 +1,1 @@
+"""The data plane: one address for all models, in a process of its own."""

@@ -1,0 +1,118 @@
+"""The link between daemon and gateway: typed messages, one JSON object a line, on the gateway's admin socket.
+
+The gateway listens, so that a daemon that dies and comes back finds it. The daemon sends whole snapshots; the gateway
+sends what it needs and what it saw.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+
+class Endpoint(msgspec.Struct, frozen=True):
+    """One replica that answers: its id and the host path of its unix socket."""
+
+    replica: str
+    socket: str
+
+
+class Route(msgspec.Struct, frozen=True, kw_only=True):
+    """A model name clients may send. Without endpoints its first request asks the daemon to start one.
+
+    ``card`` is the ready-made entry for ``/v1/models`` (``id``, ``object``, ``created``, ``owned_by`` …) and ``docker``
+    the one for Docker Model Runner's ``/models``. ``aliases`` are other accepted spellings of ``name``.
+    """
+
+    name: str
+    aliases: tuple[str, ...] = ()
+    endpoints: tuple[Endpoint, ...] = ()
+    card: dict[str, Any] = {}
+    docker: dict[str, Any] = {}
+
+
+class Key(msgspec.Struct, frozen=True):
+    """An accepted API key: its public id and the hex HMAC-SHA256 of its text under ``Snapshot.pepper``."""
+
+    id: str
+    mac: str
+
+
+# --- daemon → gateway ---------------------------------------------------------------------------------------------
+
+
+class Snapshot(msgspec.Struct, frozen=True, tag="snapshot", kw_only=True):
+    """All that the gateway must know; replaces the one before. ``pepper`` is hex."""
+
+    version: int
+    routes: tuple[Route, ...] = ()
+    keys: tuple[Key, ...] = ()
+    pepper: str = ""
+    control_socket: str = ""  # upstream for /api/… (key needed over TCP)
+
+
+class StartResult(msgspec.Struct, frozen=True, tag="start_result", kw_only=True):
+    """The answer to EnsureReady ``id``: an endpoint, or ``error`` as ``PierError.to_dict()``."""
+
+    id: int
+    endpoint: Endpoint | None = None
+    error: dict[str, Any] | None = None
+
+
+class Drain(msgspec.Struct, frozen=True, tag="drain"):
+    """Accept nothing new, finish what runs, exit at the latest after ``grace`` seconds."""
+
+    grace: float = 600.0
+
+
+class HandOver(msgspec.Struct, frozen=True, tag="hand_over"):
+    """Send the listening sockets (SCM_RIGHTS beside one Sockets line)."""
+
+
+# --- gateway → daemon ---------------------------------------------------------------------------------------------
+
+
+class Hello(msgspec.Struct, frozen=True, tag="hello", kw_only=True):
+    """First line on every connection."""
+
+    version: str
+    pid: int
+    listeners: tuple[str, ...]
+
+
+class EnsureReady(msgspec.Struct, frozen=True, tag="ensure_ready", kw_only=True):
+    """A request waits for this model (or saw ``failed`` replica break); answer with StartResult."""
+
+    id: int
+    model: str
+    failed: str = ""
+
+
+class Activity(msgspec.Struct, frozen=True):
+    """What one replica did since the last report: requests now open, requests finished, tokens, last use (Unix time)."""
+
+    replica: str
+    open: int
+    finished: int = 0
+    failed: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    last_used: float = 0.0
+
+
+class Report(msgspec.Struct, frozen=True, tag="report", kw_only=True):
+    """Sent about once a second while something changed, and at once when a replica goes from busy to idle."""
+
+    connections: int
+    activity: tuple[Activity, ...] = ()
+
+
+class Sockets(msgspec.Struct, frozen=True, tag="sockets", kw_only=True):
+    """The addresses, in the order of the file descriptors that travel with this line."""
+
+    addresses: tuple[str, ...]
+
+
+ToGateway = Snapshot | StartResult | Drain | HandOver
+ToDaemon = Hello | EnsureReady | Report | Sockets

@@ -1,0 +1,1 @@
+"""Where engines run: sandboxed processes and containers."""

@@ -1,0 +1,1 @@
+"""Where references are fetched from, one file per source."""

@@ -1,0 +1,1 @@
+"""The content-addressed OCI image layout on this host."""
