@@ -8,7 +8,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -105,6 +105,9 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     sources: SourceSettings = SourceSettings()
 
 
+_SECTIONS: dict[str, type[msgspec.Struct]] = {f.name: f.type for f in msgspec.structs.fields(Settings)}
+
+
 @dataclass(frozen=True)
 class Loaded:
     """Settings and, per dotted key that was set, where its value came from (``file``, ``environment``, ``flag``)."""
@@ -127,7 +130,7 @@ def load(
     for section, values in _read(file).items():
         if not isinstance(values, dict):
             raise ConfigError(f"{file}: '{section}' must be a table", hint=f"Write it as [{section}] in {file}.")
-        for key, value in values.items():
+        for key, value in cast("dict[str, Any]", values).items():
             _put(merged, origins, section, key, value, str(file))
     for name, text in (os.environ if env is None else env).items():
         if name.startswith("PIERHEAD_") and "__" in name:
@@ -155,7 +158,7 @@ def _put(
     merged: dict[str, dict[str, Any]], origins: dict[str, str], section: str, key: str, value: Any, origin: str
 ) -> None:
     _known(section, Settings.__struct_fields__, "section", origin)
-    _known(key, type(getattr(Settings(), section)).__struct_fields__, f"key in [{section}]", origin)
+    _known(key, _SECTIONS[section].__struct_fields__, f"key in [{section}]", origin)
     merged.setdefault(section, {})[key] = value
     origins[f"{section}.{key}"] = origin
 
@@ -169,7 +172,7 @@ def _known(name: str, choices: tuple[str, ...], what: str, origin: str) -> None:
 
 
 def _section(section: str, keys: dict[str, Any], origins: dict[str, str]) -> Any:
-    cls = type(getattr(Settings(), section))
+    cls = _SECTIONS[section]
     ready: dict[str, Any] = {}
     hints = {f.name: f.type for f in msgspec.structs.fields(cls)}
     for key, value in keys.items():

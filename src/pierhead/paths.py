@@ -78,4 +78,4 @@ def _short(path: Path, uid: int) -> Path:
     import hashlib
 
     tag = hashlib.sha256(os.fsencode(path)).hexdigest()[:8]
-    return Path(f"/tmp/pierhead-{uid}-{tag}")
+    return Path(f"/tmp/pierhead-{uid}-{tag}")  # noqa: S108  # created 0700 and owner-checked by its user

@@ -54,8 +54,8 @@ class ImageRecipe(msgspec.Struct, frozen=True):
 class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Everything a runtime needs to start one replica; serializable, so that it survives the daemon.
 
-    In ``argv`` and ``env`` values, ``$(PYTHON)``, ``$(ENTRY)``, ``$(MODEL_DIR)`` and ``$(SOCKET)`` stand for places that
-    each runtime knows (see ``runtimes.base.Places``); ``$$(`` is a literal ``$(``.
+    In ``argv`` and ``env`` values, ``$(PYTHON)``, ``$(ENTRY)``, ``$(MODEL_DIR)`` and ``$(SOCKET)`` stand for places
+    that each runtime knows (see ``runtimes.base.Places``); ``$$(`` is a literal ``$(``.
     """
 
     replica: str  # [a-z0-9]{1,20}, unique on this host

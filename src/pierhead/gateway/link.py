@@ -90,7 +90,7 @@ class EnsureReady(msgspec.Struct, frozen=True, tag="ensure_ready", kw_only=True)
 
 
 class Activity(msgspec.Struct, frozen=True):
-    """What one replica did since the last report: requests now open, requests finished, tokens, last use (Unix time)."""
+    """What one replica did since the last report; ``open`` requests run now, ``last_used`` is Unix time."""
 
     replica: str
     open: int

