@@ -9,14 +9,7 @@ from typing import Any, Literal, Protocol
 
 import msgspec
 
-
-class ModelFile(msgspec.Struct, frozen=True):
-    """One file of a model: its name inside the read-only model folder, size in bytes, and role."""
-
-    name: str
-    size: int
-    role: Literal["weights", "mmproj", "lora", "draft", "template", "license", "config", "other"] = "weights"
-    digest: str = ""
+from pierhead.store.model import ModelFile
 
 
 class Mount(msgspec.Struct, frozen=True):

@@ -1,0 +1,78 @@
+"""What the store knows about a model: plain frozen records; reads and writes nothing."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+Role = Literal["weights", "mmproj", "lora", "draft", "template", "license", "config", "other"]
+
+
+class ModelFile(msgspec.Struct, frozen=True):
+    """One file of a model: its name inside the read-only model folder, size in bytes, and role."""
+
+    name: str
+    size: int
+    role: Role = "weights"
+    digest: str = ""
+
+
+class Blob(msgspec.Struct, frozen=True):
+    """A blob that is in the store: ``digest`` is ``sha256:<64 hex>``, ``size`` in bytes; ``note`` says what to know."""
+
+    digest: str
+    size: int
+    note: str = ""
+    linked: str = ""  # the user's file that this blob is a hard link of
+
+
+class Layer(msgspec.Struct, frozen=True):
+    """One layer of a model to commit; ``filepath`` is the relative path inside the model folder."""
+
+    digest: str
+    size: int
+    media_type: str
+    filepath: str
+    role: Role | None = None  # worked out from the media type when left out
+    annotations: dict[str, str] = {}
+
+
+class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A committed model: ``digest`` is its manifest's, ``size`` the bytes of its files, ``created`` ISO 8601 UTC."""
+
+    name: str
+    names: tuple[str, ...]
+    digest: str
+    size: int
+    created: str
+    files: tuple[ModelFile, ...]
+    metadata: dict[str, Any]
+    source: str = ""
+    annotations: dict[str, str] = {}
+
+
+class Removed(msgspec.Struct, frozen=True):
+    """What ``remove`` did: the names that are gone and the bytes that the disk got back.
+
+    ``kept`` are bytes that other names, pins or leases still need, and ``user_linked`` bytes that stay on disk
+    because a file outside the store is the same inode.
+    """
+
+    names: tuple[str, ...]
+    freed_bytes: int
+    kept: int = 0
+    user_linked: int = 0
+
+
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
+    """Disk use in bytes (allocated blocks, each inode counted once)."""
+
+    total: int  # everything below the store's folder
+    blobs: int  # committed content
+    ingests: int  # partial downloads
+    materialized: int  # model folders' own bytes, beyond what they share with blobs
+    reclaimable: int  # what collect() would free now
+    linked_outside: int  # of blobs, bytes that are also a user's own file (removing frees nothing)
+    free: int  # left on this filesystem for this user
+    models: dict[str, int] = {}  # apparent size of each model by its first name
