@@ -11,7 +11,7 @@ import contextlib
 import os
 import socket
 import stat
-from collections.abc import Iterator
+from collections.abc import Generator
 
 
 def pin(path: str | os.PathLike[str]) -> int:
@@ -30,7 +30,7 @@ def pin(path: str | os.PathLike[str]) -> int:
 
 
 @contextlib.contextmanager
-def open_unix(path: str | os.PathLike[str]) -> Iterator[str]:
+def open_unix(path: str | os.PathLike[str]) -> Generator[str, None, None]:
     """The address to connect to instead of ``path``, valid inside the ``with``; raises what ``pin`` raises."""
     fd = pin(path)
     try:
