@@ -1,0 +1,124 @@
+"""How much memory a model takes when llama.cpp serves it: weights, KV cache and compute buffers; pure arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pierhead.errors import UsageError
+from pierhead.formats.ggml import CACHE_TYPES, TensorType, row_bytes
+from pierhead.formats.shape import Facts, Shape
+
+CELL_STEP = 256
+"""llama.cpp rounds the cells of a cache up to multiples of this."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes. ``weights`` are memory-mapped: pages that the kernel can drop and that replicas of one file share.
+
+    ``kv_cache`` includes recurrent state. ``compute`` is the graph's scratch memory for one ``ubatch``.
+    """
+
+    weights: int
+    kv_cache: int
+    compute: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + self.kv_cache + self.compute
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The parameters of one start, checked."""
+
+    cells: int  # of each slot
+    type_k: TensorType
+    type_v: TensorType
+    parallel: int
+    batch: int
+    ubatch: int
+
+
+def estimate(
+    summary: Mapping[str, Any],
+    *,
+    context: int,
+    cache_type_k: str = "f16",
+    cache_type_v: str = "f16",
+    parallel: int = 1,
+    batch: int = 2048,
+    ubatch: int = 512,
+    extra_weights: int = 0,
+) -> Estimate:
+    """Memory for ``parallel`` slots of ``context`` tokens each; ``extra_weights``: adapters, projector, draft model.
+
+    ``summary`` is what ``gguf.summary`` made. Cache types are llama.cpp's names (f32, f16, bf16, q8_0, q4_0, q4_1,
+    q5_0, q5_1, iq4_nl); any other is a ``UsageError``.
+    """
+    if min(context, parallel, batch, ubatch) < 1 or extra_weights < 0:
+        raise UsageError("context, parallel, batch and ubatch must be at least 1", hint="pier inspect MODEL")
+    plan = _Plan(
+        cells=_pad(context, CELL_STEP),
+        type_k=_cache_type(cache_type_k),
+        type_v=_cache_type(cache_type_v),
+        parallel=parallel,
+        batch=batch,
+        ubatch=min(ubatch, batch),
+    )
+    shape = Shape.of(summary)
+    weights = Facts(summary).number("weights_bytes") + extra_weights
+    return Estimate(weights, _cache(shape, plan) + _recurrent(shape, plan), _compute(shape, plan))
+
+
+def fit_context(summary: Mapping[str, Any], *, free: int, limit: int, **options: Any) -> int:
+    """The largest multiple of 256 tokens per slot, at most ``limit``, whose estimate fits in ``free`` bytes; else 0.
+
+    ``options`` are those of ``estimate`` but ``context``.
+    """
+    low, high = 0, max(limit, 0) // CELL_STEP
+    while low < high:
+        middle = (low + high + 1) // 2
+        if estimate(summary, context=middle * CELL_STEP, **options).total <= free:
+            low = middle
+        else:
+            high = middle - 1
+    return low * CELL_STEP
+
+
+def _cache_type(name: str) -> TensorType:
+    kind = CACHE_TYPES.get(name.lower())
+    if kind is None:
+        raise UsageError(f"unknown cache type {name!r}", hint=f"choose one of {', '.join(sorted(CACHE_TYPES))}")
+    return kind
+
+
+def _pad(value: int, step: int) -> int:
+    return -(-value // step) * step
+
+
+def _cache(shape: Shape, plan: _Plan) -> int:
+    """KV cells of all layers and slots; a windowed layer keeps its window and one ubatch (llama_kv_cache_iswa)."""
+    windowed = min(plan.cells, _pad(shape.window + plan.ubatch, CELL_STEP))
+    per_slot = 0
+    for layer in shape.layers:
+        cells = windowed if layer.windowed else plan.cells
+        per_slot += cells * (row_bytes(plan.type_k, layer.k) + row_bytes(plan.type_v, layer.v))
+    return per_slot * plan.parallel
+
+
+def _recurrent(shape: Shape, plan: _Plan) -> int:
+    return shape.state * plan.parallel
+
+
+def _compute(shape: Shape, plan: _Plan) -> int:
+    """The tensors that live at once while one ubatch passes a layer, or the logits if they are larger."""
+    tokens = min(plan.ubatch, plan.cells)
+    stream = 4 * shape.embedding * tokens
+    inner = 4 * tokens * max(2 * shape.feed_forward, shape.heads * (shape.head_dim_k + shape.head_dim_v))
+    masks = 2 * tokens * plan.cells
+    logits = 4 * shape.vocabulary * plan.parallel
+    return max(3 * stream + inner, logits + stream) + masks
