@@ -5,13 +5,16 @@ PROMPT ?= Why is the sea salty? Answer in one sentence.
 PYTEST_ARGS ?=
 PIER = .venv/bin/pier
 
-.PHONY: run test check format docs bench setup clean
+.PHONY: run test cover check format docs bench setup clean
 
 run: setup ## set everything up and let a real model answer
 	$(PIER) run $(MODEL) "$(PROMPT)"
 
 test: setup ## every test; as root also on an own Docker Engine and registry
 	scripts/test $(PYTEST_ARGS)
+
+cover: setup ## every test, with branch coverage
+	scripts/test --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
 
 check: setup ## formatting, lint and types
 	.venv/bin/ruff format --check src tests bench
@@ -24,7 +27,7 @@ format: setup ## mend what can be mended by itself
 
 docs: setup ## the documentation as a web site in site/
 	.venv/bin/python scripts/reference docs/reference
-	.venv/bin/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --quiet
 
 bench: setup ## every figure, side by side with its peers; takes about half an hour
 	for script in bench/cli.py bench/coldstart.py bench/container.py bench/gateway.py; do .venv/bin/python $$script; done
