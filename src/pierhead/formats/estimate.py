@@ -39,8 +39,11 @@ class _Plan:
     type_k: TensorType
     type_v: TensorType
     parallel: int
-    batch: int
     ubatch: int
+
+    def window(self, shape: Shape) -> int:
+        """Cells of a windowed layer."""
+        return min(self.cells, _pad(shape.window + self.ubatch, CELL_STEP))
 
 
 def estimate(
@@ -66,7 +69,6 @@ def estimate(
         type_k=_cache_type(cache_type_k),
         type_v=_cache_type(cache_type_v),
         parallel=parallel,
-        batch=batch,
         ubatch=min(ubatch, batch),
     )
     shape = Shape.of(summary)
@@ -101,8 +103,8 @@ def _pad(value: int, step: int) -> int:
 
 
 def _cache(shape: Shape, plan: _Plan) -> int:
-    """KV cells of all layers and slots; a windowed layer keeps its window and one ubatch (llama_kv_cache_iswa)."""
-    windowed = min(plan.cells, _pad(shape.window + plan.ubatch, CELL_STEP))
+    """KV cells of all layers and slots; windowed layers have fewer (llama_kv_cache_iswa)."""
+    windowed = plan.window(shape)
     per_slot = 0
     for layer in shape.layers:
         cells = windowed if layer.windowed else plan.cells
@@ -115,10 +117,16 @@ def _recurrent(shape: Shape, plan: _Plan) -> int:
 
 
 def _compute(shape: Shape, plan: _Plan) -> int:
-    """The tensors that live at once while one ubatch passes a layer, or the logits if they are larger."""
-    tokens = min(plan.ubatch, plan.cells)
-    stream = 4 * shape.embedding * tokens
-    inner = 4 * tokens * max(2 * shape.feed_forward, shape.heads * (shape.head_dim_k + shape.head_dim_v))
+    """Scratch memory of the graph for one ubatch, and the logits that are handed out.
+
+    Measured on llama.cpp with flash attention (its default): a feed-forward step is the widest point of most models,
+    where three hidden vectors and five of the embedding's width live for each token; bench/estimate.py compares.
+    """
+    tokens = plan.ubatch
+    queries = shape.heads * (shape.head_dim_k + shape.head_dim_v)
+    per_token = 4 * (5 * shape.embedding + max(3 * shape.feed_forward, queries)) + 32
     masks = 2 * tokens * plan.cells
+    if any(layer.windowed for layer in shape.layers):
+        masks += 2 * tokens * plan.window(shape)
     logits = 4 * shape.vocabulary * plan.parallel
-    return max(3 * stream + inner, logits + stream) + masks
+    return max(per_token * tokens, logits) + masks + logits

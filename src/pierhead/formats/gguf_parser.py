@@ -90,9 +90,10 @@ class HeaderParser:
     """
 
     def __init__(self, size: int | None = None) -> None:
-        self._buffer = bytearray()
+        self._buffer = bytearray()  # what is not parsed yet …
+        self._base = 0  # … and where in the file it starts
+        self._at = 0  # the next byte, within the buffer
         self._size = size
-        self._at = 0
         self._kept = 0
         self._alignment = 32
         self._metadata: dict[str, Value] = {}
@@ -104,12 +105,12 @@ class HeaderParser:
     @property
     def received(self) -> int:
         """How many bytes were fed."""
-        return len(self._buffer)
+        return self._base + len(self._buffer)
 
     def feed(self, data: bytes) -> None:
         """Take the next bytes of the file and go on as far as they reach; ``CorruptData`` when they make no sense."""
         self._buffer += data
-        if self.header is not None or len(self._buffer) < self.need:
+        if self.header is not None or self.received < self.need:
             return
         try:
             self.need = next(self._run)
@@ -120,12 +121,15 @@ class HeaderParser:
             corrupt(f"it ends inside its header ({self._size} bytes, at least {self.need} expected)")
         if self.need > MAX_HEADER:
             corrupt(f"its header is longer than {MAX_HEADER >> 20} MiB")
+        done = min(self._at, len(self._buffer))  # a long string may reach beyond what is here
+        del self._buffer[:done]
+        self._base, self._at = self._base + done, self._at - done
 
     # -- primitives: each makes sure that its bytes are there, then moves on ---------------------------------------
 
     def _want(self, count: int) -> Need:
         while self._at + count > len(self._buffer):
-            yield self._at + count
+            yield self._base + self._at + count
 
     def _unpack(self, layout: struct.Struct) -> Generator[int, None, int | float | bool]:
         yield from self._want(layout.size)
@@ -165,7 +169,7 @@ class HeaderParser:
                 corrupt(f"tensor {tensor.name!r} appears twice")
             names.add(tensor.name)
             tensors.append(tensor)
-        data_offset = -(-self._at // self._alignment) * self._alignment
+        data_offset = -(-(self._base + self._at) // self._alignment) * self._alignment
         self._check_layout(tensors, data_offset)
         self.header = Header(
             version, self._metadata, self._arrays, tuple(tensors), self._alignment, data_offset, self._size
@@ -212,14 +216,19 @@ class HeaderParser:
     def _value(self, key: str, kind: int, limit: int) -> Generator[int, None, int | float | bool | str]:
         if kind == _STRING:
             text = yield from self._text(limit, f"metadata {key!r}")
-            self._kept += len(text)
-            if self._kept > MAX_KEPT:
-                corrupt(f"its metadata holds more than {MAX_KEPT >> 20} MiB of text")
+            self._keep(len(text))
             return text
+        self._keep(0)
         layout = _SCALARS.get(kind)
         if layout is None:
             corrupt(f"metadata {key!r} has the unknown type {kind}")
         return (yield from self._unpack(layout))
+
+    def _keep(self, size: int) -> None:
+        """Account for memory that metadata takes; 64 is about what any Python object costs."""
+        self._kept += 64 + size
+        if self._kept > MAX_KEPT:
+            corrupt(f"its metadata would take more than {MAX_KEPT >> 20} MiB")
 
     def _array(self, key: str) -> Need:
         kind = yield from self._int(_U32)
@@ -230,7 +239,7 @@ class HeaderParser:
         if kind != _STRING and kind not in _SCALARS:
             corrupt(f"metadata {key!r} is an array of the unknown type {kind}")
         least = count * (8 if kind == _STRING else _SCALARS[kind].size)
-        if least > MAX_HEADER or (self._size is not None and self._at + least > self._size):
+        if least > MAX_HEADER or (self._size is not None and self._base + self._at + least > self._size):
             corrupt(f"metadata {key!r} claims {count} elements, more than the file can hold")
         if count > KEEP_ARRAY or key.startswith("tokenizer."):
             yield from (self._skip_strings(key, count) if kind == _STRING else self._skip(least))
@@ -241,8 +250,11 @@ class HeaderParser:
         self._metadata[key] = tuple(values)
 
     def _skip(self, count: int) -> Need:
-        yield from self._want(count)
-        self._at += count
+        while count:
+            yield from self._want(1)
+            step = min(count, len(self._buffer) - self._at)
+            self._at += step
+            count -= step
 
     def _skip_strings(self, key: str, count: int) -> Need:
         """Step over ``count`` strings; the hot loop of the reader, so it works on local names only."""

@@ -79,7 +79,7 @@ class _Facts:
 
     def text(self, key: str) -> str | None:
         value = self._header.metadata.get(key)
-        if value is not None and not isinstance(value, str):
+        if not (isinstance(value, str) or (value is None and key not in self._header.arrays)):
             corrupt(f"metadata {key!r} is {_shown(value)}, not text")
         return value
 
