@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from pierhead.errors import CorruptData
+from pierhead.formats.gguf_summary import MAX_LAYERS
 
 # Architectures that llama.cpp runs without a KV cache (llama_model::create_memory).
 CACHELESS = frozenset(
@@ -154,6 +155,8 @@ def _feed_forward(facts: Facts) -> int:
 
 def _layers(facts: Facts, architecture: str, window: int) -> tuple[Layer, ...]:
     count = facts.number("layers")
+    if count > MAX_LAYERS:
+        raise bad_summary("layers")
     if architecture in CACHELESS or not count:
         return ()
     attention = facts.inner("attention")
