@@ -119,14 +119,25 @@ def _recurrent(shape: Shape, plan: _Plan) -> int:
 def _compute(shape: Shape, plan: _Plan) -> int:
     """Scratch memory of the graph for one ubatch, and the logits that are handed out.
 
-    Measured on llama.cpp with flash attention (its default): a feed-forward step is the widest point of most models,
-    where three hidden vectors and five of the embedding's width live for each token; bench/estimate.py compares.
+    Fitted to what llama.cpp allocates with flash attention (its default); ``bench/estimate.py`` compares.
     """
-    tokens = plan.ubatch
-    queries = shape.heads * (shape.head_dim_k + shape.head_dim_v)
-    per_token = 4 * (5 * shape.embedding + max(3 * shape.feed_forward, queries)) + 32
-    masks = 2 * tokens * plan.cells
-    if any(layer.windowed for layer in shape.layers):
-        masks += 2 * tokens * plan.window(shape)
+    cached = [layer for layer in shape.layers if layer.k]
+    masks = 2 * plan.ubatch * plan.cells if cached else 0
+    if any(layer.windowed for layer in cached):
+        masks += 2 * plan.ubatch * plan.window(shape)
+    states = plan.parallel * shape.state // max(shape.state_layers, 1)
     logits = 4 * shape.vocabulary * plan.parallel
-    return max(per_token * tokens, logits) + masks + logits
+    return max(_per_token(shape) * plan.ubatch + states, logits) + masks + logits
+
+
+def _per_token(shape: Shape) -> int:
+    """Bytes that live at once for each token of a ubatch, at the widest point of a layer (all in f32)."""
+    width, experts = shape.embedding, shape.experts_used
+    steps = (
+        5 * width + 3 * shape.ffn,  # gate, up and their product
+        5 * width + shape.heads * (shape.head_dim_k + shape.head_dim_v),
+        5 * width + 3 * experts * shape.expert,
+        3 * width + experts * (shape.expert + 2 * width) if shape.expert else 0,  # every expert's answer, weighted
+        5 * width + 5 * shape.inner,
+    )
+    return 4 * max(steps) + 32

@@ -52,6 +52,8 @@ def summary(header: Header) -> dict[str, Any]:
         "heads_kv": _default(facts.per_layer("attention.head_count_kv", layers), heads),
         "head_dim_k": _default(facts.count("attention.key_length"), head),
         "head_dim_v": _default(facts.count("attention.value_length"), head),
+        "ffn_width": _width(grouped, "ffn_up.", "ffn_gate."),
+        "expert_width": _width(grouped, "ffn_up_exps.", "ffn_gate_exps."),
         "feed_forward_length": facts.per_layer("feed_forward_length", layers),
         "vocab_size": _default(facts.length("tokenizer.ggml.tokens"), facts.count("vocab_size")),
         "tokenizer": facts.text("tokenizer.ggml.model"),
@@ -147,6 +149,12 @@ def _quantization(header: Header, facts: _Facts) -> str:
     if named is None or (named in {"F32", "F16"} and share and named not in share):
         return majority
     return named
+
+
+def _width(grouped: Mapping[int, list[Tensor]], *prefixes: str) -> int:
+    """The widest hidden vector of a feed-forward step; metadata may name widths that no layer uses."""
+    shapes = (tensor.shape for tensors in grouped.values() for tensor in tensors if tensor.name.startswith(prefixes))
+    return max((shape[1] for shape in shapes if len(shape) > 1), default=0)
 
 
 def _attention(facts: _Facts, layers: int) -> dict[str, Any]:

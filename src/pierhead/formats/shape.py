@@ -54,17 +54,25 @@ class Layer:
 
 @dataclass(frozen=True)
 class Shape:
-    """A model as its memory sees it; ``state`` is the recurrent state of one sequence in bytes."""
+    """A model as its memory sees it; ``state`` is the recurrent state of one sequence, all layers, in bytes.
+
+    ``ffn`` and ``expert`` are the widths of a dense and of one expert's feed-forward step, ``inner`` that of a
+    state-space layer.
+    """
 
     embedding: int
     vocabulary: int
     heads: int
     head_dim_k: int
     head_dim_v: int
-    feed_forward: int
+    ffn: int
+    expert: int
+    experts_used: int
+    inner: int
     window: int
     layers: tuple[Layer, ...]
     state: int
+    state_layers: int
 
     @classmethod
     def of(cls, summary: Mapping[str, Any]) -> Shape:
@@ -80,10 +88,14 @@ class Shape:
             heads=facts.most("heads"),
             head_dim_k=facts.number("head_dim_k"),
             head_dim_v=facts.number("head_dim_v"),
-            feed_forward=max(_feed_forward(facts), 0),
+            ffn=facts.number("ffn_width"),
+            expert=facts.number("expert_width"),
+            experts_used=max(facts.number("experts_used"), 1),
+            inner=facts.inner("state").number("inner_size"),
             window=window,
             layers=_layers(facts, architecture, window),
             state=_state(facts),
+            state_layers=len(facts.inner("state").listed("layers") or []),
         )
 
 
@@ -145,12 +157,6 @@ def _natural(key: str, value: object) -> int:
     if not isinstance(value, int) or value < 0:
         raise bad_summary(key)
     return int(value)
-
-
-def _feed_forward(facts: Facts) -> int:
-    used = max(facts.number("experts_used"), 1) if facts.has("experts") else 1
-    routed = facts.number("expert_feed_forward") * used
-    return max(facts.most("feed_forward_length") * (1 if routed else used), routed)
 
 
 def _layers(facts: Facts, architecture: str, window: int) -> tuple[Layer, ...]:
