@@ -1,0 +1,211 @@
+"""Whether and how a request is served, from its head alone: host, origin, key, path, method; answers nothing."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from pierhead.config import GatewaySettings
+from pierhead.gateway.auth import Keys
+from pierhead.gateway.faults import Fault
+from pierhead.gateway.wire import HOP_BY_HOP, Head
+
+_INFERENCE = {
+    "/v1/chat/completions": "/v1/chat/completions",
+    "/v1/completions": "/v1/completions",
+    "/v1/embeddings": "/v1/embeddings",
+    "/v1/rerank": "/v1/rerank",
+}
+_PRIVATE = HOP_BY_HOP | {
+    b"host",
+    b"authorization",
+    b"content-length",
+    b"expect",
+    b"accept-encoding",
+    b"origin",
+    b"cookie",
+    b"x-request-id",
+}
+_ID_BYTES = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.:/+=")
+
+
+class Door(NamedTuple):
+    """What a listener demands: ``tcp`` is false for the unix socket, where file modes already decide."""
+
+    address: str
+    tcp: bool
+    key: bool
+
+
+class Admitted(NamedTuple):
+    """A request head and the verdict on it; ``fault`` or ``local`` or a relay (``control`` or for a model)."""
+
+    method: str
+    path: str
+    forward: bytes
+    request_id: bytes
+    key_id: str
+    length: int | None
+    chunked: bool
+    http10: bool
+    keep_alive: bool
+    expect: bool
+    control: bool = False
+    local: str = ""
+    fault: Fault | None = None
+    cors: bytes = b""
+
+    @property
+    def sends_body(self) -> bool:
+        """Whether a request of this method states its body's length even when that is 0."""
+        return self.method in ("POST", "PUT", "PATCH")
+
+
+def docker_path(path: str) -> str:
+    """Docker Model Runner's spellings of a path (``/engines/v1/…``, ``/engines/llama.cpp/v1/…``) as ``/v1/…``."""
+    if not path.startswith("/engines/"):
+        return path
+    rest = path[len("/engines") :]
+    if rest.startswith("/v1/"):
+        return rest
+    backend, slash, tail = rest[1:].partition("/")
+    return "/" + tail if backend and slash and tail.startswith("v1/") else path
+
+
+class Doorkeeper:
+    """Applies the settings to request heads; one per gateway, renewed with every snapshot's keys."""
+
+    def __init__(self, settings: GatewaySettings, addresses: Iterable[str] = ()) -> None:
+        self._settings = settings
+        self.keys = Keys()
+        self._hosts = {h.lower() for h in settings.allowed_hosts} | set(addresses)
+        self._origins = set(settings.allowed_origins)
+
+    def admit(self, head: Head, door: Door, local_ip: str) -> Admitted:
+        """The verdict; a Fault is part of it, so that the caller can still read the body and keep the connection."""
+        request = self._describe(head)
+        try:
+            if head.length is not None and head.length > self._settings.max_body:
+                limit = self._settings.max_body
+                raise Fault(413, "body_too_large", f"the body has {head.length} bytes, the limit is {limit}.")
+            self._check_host(head, door, local_ip)
+            cors = self._check_origin(head)
+            if cors:
+                request = request._replace(cors=cors)
+            if head.method == "OPTIONS" and cors and head.get(b"access-control-request-method"):
+                return request._replace(local="preflight")
+            return self._place(request, head, door)
+        except Fault as fault:
+            return request._replace(fault=fault)
+
+    def _describe(self, head: Head) -> Admitted:
+        given = head.get(b"x-request-id") or b""
+        expect = head.get(b"expect")
+        target = head.target.decode("ascii", "replace")
+        fault = None
+        if expect is not None and expect.lower() != b"100-continue":
+            fault = Fault(417, "expectation_failed", "only 'Expect: 100-continue' is understood.")
+        return Admitted(
+            method=head.method,
+            path=target.partition("?")[0],
+            forward=b"",
+            request_id=given if 0 < len(given) <= 128 and _ID_BYTES.issuperset(given) else b"",
+            key_id="",
+            length=head.length,
+            chunked=head.chunked,
+            http10=head.http10,
+            keep_alive=head.keep_alive,
+            expect=expect is not None and not head.http10,
+            fault=fault,
+        )
+
+    def _check_host(self, head: Head, door: Door, local_ip: str) -> None:
+        """Refuse names that are not ours: a page that rebinds its own name to this address sends that name."""
+        count = head.count(b"host")
+        if count > 1 or (count == 0 and not head.http10):
+            raise Fault(400, "bad_host", "exactly one Host header is needed.")
+        if not door.tcp or not count:
+            return
+        host = host_of((head.get(b"host") or b"").decode("latin-1"))
+        if host in self._hosts or (local_ip and _same_ip(host, local_ip)):
+            return
+        raise Fault(
+            421,
+            "host_not_allowed",
+            f"this gateway does not answer for the host '{host[:200]}'.",
+            hint="Add it to gateway.allowed_hosts in the settings.",
+        )
+
+    def _check_origin(self, head: Head) -> bytes:
+        raw = head.get(b"origin")
+        if raw is None:
+            return b""
+        origin = raw.decode("latin-1")
+        own = (head.get(b"host") or b"").decode("latin-1")
+        if origin in (f"http://{own}", f"https://{own}"):
+            return b""
+        if origin in self._origins or "*" in self._origins:
+            return b"access-control-allow-origin: %b\r\nvary: origin\r\n" % raw
+        raise Fault(
+            403,
+            "origin_not_allowed",
+            f"pages from '{origin[:200]}' may not use this gateway.",
+            hint="Add it to gateway.allowed_origins in the settings.",
+        )
+
+    def _place(self, request: Admitted, head: Head, door: Door) -> Admitted:
+        path = docker_path(request.path)
+        method = request.method
+        if path in ("/health", "/ready"):
+            return _only(request, ("GET", "HEAD"), local=path[1:])
+        control = path.startswith("/api/")
+        if door.tcp and (door.key or control):
+            request = request._replace(key_id=self.keys.check(head.get(b"authorization")))
+        if request.fault is not None:
+            return request
+        if control:
+            return request._replace(control=True, forward=_forward(head, head.target))
+        inner = _INFERENCE.get(path)
+        if inner is not None:
+            return _only(request, ("POST",), forward=_forward(head, inner.encode()))
+        if path == "/metrics" or path in ("/v1/models", "/models") or path.startswith(("/v1/models/", "/models/")):
+            return _only(request, ("GET", "HEAD"), local=path)
+        shown = request.path[:200]
+        raise Fault(404, "unknown_url", f"there is nothing at {method} {shown}.", hint="The API begins at /v1.")
+
+
+def _only(request: Admitted, methods: tuple[str, ...], **changes: Any) -> Admitted:
+    if request.method not in methods:
+        allow = ", ".join(methods)
+        raise Fault(
+            405,
+            "method_not_allowed",
+            f"{request.path[:200]} answers {allow} only.",
+            headers=((b"allow", allow.encode()),),
+        )
+    return request._replace(**changes)
+
+
+def _forward(head: Head, target: bytes) -> bytes:
+    """The head as the engine sees it: no keys, no cookies, no hop-by-hop headers; framing and id come later."""
+    lines = [b"%b %b HTTP/1.1\r\nhost: localhost\r\n" % (head.method.encode(), target)]
+    for name, value in head.headers:
+        if name not in _PRIVATE and name not in head.dropped:
+            lines.append(name + b": " + value + b"\r\n")
+    return b"".join(lines)
+
+
+def host_of(text: str) -> str:
+    """The host of a Host header, lower case, without its port; ``[::1]`` keeps its brackets."""
+    text = text.strip().lower()
+    if text.startswith("["):
+        return text.partition("]")[0] + "]"
+    return text.partition(":")[0].removesuffix(".")
+
+
+def _same_ip(host: str, local: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.strip("[]")) == ipaddress.ip_address(local.partition("%")[0])
+    except ValueError:
+        return False

@@ -1,0 +1,109 @@
+"""The error envelope of the OpenAI API, which also says whether gateway or engine failed; sends nothing."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Any, Literal, cast
+
+import msgspec
+
+Source = Literal["gateway", "engine"]
+REASONS = {int(s): s.phrase.encode() for s in HTTPStatus}
+_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+
+
+class Fault(Exception):
+    """An answer that is an error: HTTP ``status``, OpenAI ``type`` and ``code``, and a hint of what to do."""
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        *,
+        type: str = "",
+        source: Source = "gateway",
+        hint: str | None = None,
+        param: str | None = None,
+        data: dict[str, Any] | None = None,
+        headers: tuple[tuple[bytes, bytes], ...] = (),
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.type = type or _TYPES.get(status) or ("invalid_request_error" if status < 500 else "server_error")
+        self.source: Source = source
+        self.hint = hint
+        self.param = param
+        self.data = data or {}
+        self.headers = headers
+
+    def body(self) -> bytes:
+        """The JSON envelope ``{"error": {"message", "type", "param", "code", "source", …}}``."""
+        text = f"{self.message} {self.hint}" if self.hint else self.message
+        error: dict[str, Any] = dict(self.data)
+        error |= {"message": text, "type": self.type, "param": self.param, "code": self.code, "source": self.source}
+        if self.hint:
+            error["hint"] = self.hint
+        return msgspec.json.encode({"error": error}, order="deterministic")
+
+    def event(self) -> bytes:
+        """The same as one server-sent event."""
+        return b"data: " + self.body() + b"\n\n"
+
+
+def from_pier_error(raw: dict[str, Any]) -> Fault:
+    """The fault for a ``PierError.to_dict()`` that the daemon sent."""
+    status = raw.get("http_status")
+    hint = raw.get("hint")
+    code = str(raw.get("code") or "internal")
+    data: Any = raw.get("data")
+    return Fault(
+        status if isinstance(status, int) and 400 <= status < 600 else 500,
+        code,
+        str(raw.get("message") or "the daemon could not start the model"),
+        source="engine" if code in ("engine_failed", "out_of_memory") else "gateway",
+        hint=hint if isinstance(hint, str) else None,
+        data=cast("dict[str, Any]", data) if isinstance(data, dict) else None,
+    )
+
+
+def from_engine(status: int, raw: bytes) -> Fault:
+    """An engine's own error body in the one envelope; numbers it gave beside the message are kept."""
+    try:
+        parsed: Any = msgspec.json.decode(raw)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        parsed = None
+    error: Any = cast("dict[str, Any]", parsed).get("error", parsed) if isinstance(parsed, dict) else parsed
+    if not isinstance(error, dict):
+        text = error if isinstance(error, str) else raw[:2000].decode("utf-8", "replace").strip()
+        return Fault(status, "engine_error", text or f"the engine answered {status}", source="engine")
+    return _normalized(status, cast("dict[str, Any]", error))
+
+
+def _normalized(status: int, error: dict[str, Any]) -> Fault:
+    kind = str(error.get("type") or "")
+    code: Any = error.get("code")
+    numbers = {k: v for k, v in error.items() if k.startswith("n_") and isinstance(v, int | float)}
+    if kind == "exceed_context_size_error":
+        kind, code = "invalid_request_error", "context_length_exceeded"
+    elif kind == "not_supported_error":
+        kind, code = "invalid_request_error", "not_supported"
+    if not isinstance(code, str):
+        code = "invalid_request" if status < 500 else "engine_error"
+    param = error.get("param")
+    return Fault(
+        status,
+        code,
+        str(error.get("message") or f"the engine answered {status}"),
+        type=kind,
+        source="engine",
+        param=param if isinstance(param, str) else None,
+        data=numbers,
+    )
+
+
+def bad_request(message: str, *, code: str = "bad_request", status: int = 400, param: str | None = None) -> Fault:
+    """The client's request cannot be served as it is."""
+    return Fault(status, code, message, param=param)

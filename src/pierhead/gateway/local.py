@@ -1,0 +1,116 @@
+"""The answers that the gateway gives by itself: health, models, metrics, preflight; relays nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING
+from urllib.parse import unquote
+
+from pierhead.gateway.admission import Admitted
+from pierhead.gateway.faults import Fault
+from pierhead.gateway.scrape import scrape
+from pierhead.gateway.services import Services
+
+if TYPE_CHECKING:
+    from pierhead.gateway.protocol import ClientConnection
+
+JSON = b"application/json"
+Response = tuple[int, bytes, bytes, tuple[tuple[bytes, bytes], ...]]
+_PREFLIGHT = (
+    (b"access-control-allow-methods", b"GET, POST, DELETE, OPTIONS"),
+    (b"access-control-allow-headers", b"authorization, content-type, x-request-id"),
+    (b"access-control-max-age", b"600"),
+)
+
+
+class Locals:
+    """Knows every local path; ``answer`` gives a response at once or a coroutine for one."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    def answer(self, request: Admitted) -> Response | Coroutine[None, None, Response]:
+        """The response to an admitted request whose ``local`` is set; Fault as its result when there is none."""
+        name = request.local
+        if name == "preflight":
+            return 204, JSON, b"", _PREFLIGHT
+        if name == "health":
+            return 200, JSON, b'{"status":"ok"}', ()
+        if name == "ready":
+            return self._ready()
+        if name == "/metrics":
+            return self._metrics()
+        if name == "/v1/models":
+            return 200, JSON, self._services.routes.models, ()
+        if name == "/models":
+            return 200, JSON, self._services.routes.docker, ()
+        return self._model(name)
+
+    def _ready(self) -> Response:
+        if self._services.draining:
+            return 503, JSON, b'{"status":"draining"}', ()
+        if self._services.routes.version < 0:
+            return 503, JSON, b'{"status":"waiting for the daemon"}', ()
+        return 200, JSON, b'{"status":"ready"}', ()
+
+    def _model(self, path: str) -> Response:
+        _, _, name = path.removeprefix("/v1").partition("/models/")
+        try:
+            entry = self._services.routes.find(unquote(name))
+        except Fault as fault:
+            return fault.status, JSON, fault.body(), ()
+        return 200, JSON, entry.card if path.startswith("/v1/") else entry.docker, ()
+
+    async def _metrics(self) -> Response:
+        routes = list(self._services.routes.targets())
+        own = self._services.metrics.render((model, t.replica, t.open) for model, t in routes)
+        engines = await scrape(routes)
+        return 200, b"text/plain; version=0.0.4; charset=utf-8", (own + engines).encode(), ()
+
+
+class LocalAnswer:
+    """Delivers a local response; owns the task when it takes time."""
+
+    __slots__ = ("_client", "_id", "_task", "started", "status")
+
+    def __init__(self, client: ClientConnection, request_id: bytes) -> None:
+        self._client = client
+        self._id = request_id
+        self._task: asyncio.Task[None] | None = None
+        self.started = time.monotonic()
+        self.status = 0
+
+    def start(self, response: Response | Coroutine[None, None, Response]) -> None:
+        """Send it, now or when it is there."""
+        if isinstance(response, tuple):
+            self._send(response)
+        else:
+            self._task = asyncio.get_running_loop().create_task(self._wait(response))
+
+    async def _wait(self, response: Coroutine[None, None, Response]) -> None:
+        self._send(await response)
+
+    def _send(self, response: Response) -> None:
+        self.status, kind, body, headers = response
+        self._client.send_local(self.status, kind, body, self._id, headers)
+        self._client.relay_done()
+
+    def cancel(self) -> None:
+        """The client went away."""
+        if self._task is not None:
+            self._task.cancel()
+
+    def expire(self, fault: Fault) -> None:
+        """It took too long."""
+        self.cancel()
+        self.status = fault.status
+        self._client.send_fault(fault, self._id)
+        self._client.relay_done()
+
+    def pause(self) -> None:
+        """Nothing more comes than what was sent."""
+
+    def resume(self) -> None:
+        """See ``pause``."""

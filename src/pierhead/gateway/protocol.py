@@ -1,0 +1,458 @@
+"""One client connection: requests in, answers out in order, with bounds on size and time; chooses no engine."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol, cast
+
+from pierhead.gateway.admission import Admitted, Door
+from pierhead.gateway.faults import REASONS, Fault
+from pierhead.gateway.liveness import peer_state
+from pierhead.gateway.local import LocalAnswer, Locals
+from pierhead.gateway.model_name import INLINE, Skeleton
+from pierhead.gateway.relay import Relay
+from pierhead.gateway.services import BUFFERED_MAX, Services
+from pierhead.gateway.wire import HEAD_END, BadMessage, ChunkedDecoder, parse_request
+
+HEAD, BODY, BUSY, LINGER = range(4)
+_BACKLOG = 65536  # bytes of pipelined requests kept while one is answered
+_SKIP_BODY = 262144  # a refused request's body up to this size is read, to keep the connection
+_LINGER_SECONDS = 2.0
+_MIN_RATE = 16384  # bytes a second that a body must reach after its first ``body_timeout``
+_HIGH_WATER = 262144
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+class Work(Protocol):
+    """What answers the current request."""
+
+    started: float
+    status: int
+
+    def cancel(self) -> None: ...
+    def pause(self) -> None: ...
+    def resume(self) -> None: ...
+    def expire(self, fault: Fault) -> None: ...
+
+
+class ClientConnection(asyncio.Protocol):
+    """The state of one connection; ``door`` says what its listener demands."""
+
+    __slots__ = (
+        "_body",
+        "_buffer",
+        "_charged",
+        "_close_after",
+        "_decoder",
+        "_door",
+        "_eof",
+        "_generation",
+        "_have",
+        "_left",
+        "_local_ip",
+        "_locals",
+        "_memo",
+        "_memo_raw",
+        "_paused_at",
+        "_pumping",
+        "_reading_paused",
+        "_request",
+        "_services",
+        "_since",
+        "_skeleton",
+        "_state",
+        "_transport",
+        "_work",
+        "peer",
+        "writing_paused",
+    )
+
+    def __init__(self, services: Services, locals_: Locals, door: Door) -> None:
+        self._services = services
+        self._locals = locals_
+        self._door = door
+        self._transport: asyncio.Transport = cast("asyncio.Transport", None)
+        self._state = HEAD
+        self._buffer = b""
+        self._body: list[bytes] = []
+        self._have = 0
+        self._left = 0
+        self._charged = 0
+        self._decoder: ChunkedDecoder | None = None
+        self._skeleton: Skeleton | None = None
+        self._request: Admitted | None = None
+        self._memo_raw = b""
+        self._memo: Admitted | None = None
+        self._generation = -1
+        self._work: Work | None = None
+        self._close_after = False
+        self._eof = False
+        self._pumping = False
+        self._reading_paused = False
+        self._since = 0.0
+        self._paused_at = 0.0
+        self._local_ip = ""
+        self.writing_paused = False
+        self.peer = ""
+
+    # --- the transport --------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        self._transport.set_write_buffer_limits(high=_HIGH_WATER)
+        services = self._services
+        self._since = services.now
+        if self._door.tcp:
+            self._local_ip = str(transport.get_extra_info("sockname")[0])
+            self.peer = str(transport.get_extra_info("peername")[0])
+        else:
+            self.peer = "unix"
+        services.connections.add(self)
+        services.metrics.accepted += 1
+        services.metrics.open += 1
+        if len(services.connections) > services.settings.max_connections:
+            services.metrics.refused += 1
+            self._refuse(Fault(503, "too_many_connections", "too many connections are open."))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._services.connections.discard(self)
+        self._services.metrics.open -= 1
+        self._state = LINGER
+        self._uncharge()
+        self._buffer = b""
+        self._body = []
+        work, self._work = self._work, None
+        if work is not None:
+            work.cancel()
+
+    def eof_received(self) -> bool:
+        self._eof = True
+        if self._state == BUSY:
+            # Half-closed, or gone? A client that only finished sending still reads. See ``_check_alive``.
+            asyncio.get_running_loop().call_soon(self._check_alive)
+            asyncio.get_running_loop().call_later(0.1, self._check_alive)
+            return True
+        if self._state == HEAD and self._buffer and self.writing_paused:
+            return True
+        self._transport.close()
+        return True
+
+    def pause_writing(self) -> None:
+        self.writing_paused = True
+        self._paused_at = self._services.now
+        if self._work is not None:
+            self._work.pause()
+
+    def resume_writing(self) -> None:
+        self.writing_paused = False
+        if self._work is not None:
+            self._work.resume()
+        elif self._state != LINGER:
+            self._pump()
+
+    def data_received(self, data: bytes) -> None:
+        if self._state == LINGER:
+            return
+        if self._buffer:
+            self._buffer += data
+        else:
+            if self._state == HEAD:
+                self._since = self._services.now
+            self._buffer = data
+        if self._state == BUSY or self.writing_paused:
+            if len(self._buffer) > _BACKLOG and not self._reading_paused:
+                self._reading_paused = True
+                self._transport.pause_reading()
+            return
+        self._pump()
+
+    # --- requests -------------------------------------------------------------------------------------------------
+
+    def _pump(self) -> None:
+        """Work through the buffer until it is empty or an answer is under way."""
+        if self._pumping:
+            return
+        self._pumping = True
+        try:
+            while self._buffer and self._state < BUSY and not self.writing_paused:
+                if not (self._take_head() if self._state == HEAD else self._take_body()):
+                    break
+        except BadMessage as exc:
+            codes = {413: "body_too_large", 414: "url_too_long", 431: "headers_too_large"}
+            self._refuse(Fault(exc.status, codes.get(exc.status, "bad_request"), f"{exc.reason}."))
+        finally:
+            self._pumping = False
+        if self._state >= BUSY:
+            return
+        if self._reading_paused and len(self._buffer) <= _BACKLOG:
+            self._reading_paused = False
+            self._transport.resume_reading()
+        if self._eof and not self.writing_paused:
+            self._transport.close()
+
+    def _take_head(self) -> bool:
+        data = self._buffer
+        if data[0] in b"\r\n":
+            data = self._buffer = data.lstrip(b"\r\n")
+        cut = data.find(HEAD_END)
+        if cut < 0 or cut > self._services.settings.max_header:
+            self._check_partial(data)
+            return False
+        raw = data[: cut + 4]
+        self._buffer = data[cut + 4 :]
+        if raw == self._memo_raw and self._generation == self._services.generation:
+            request = self._memo
+            assert request is not None
+        else:
+            request = self._admit(raw)
+        self._request = request
+        self._close_after = not request.keep_alive
+        if request.length or request.chunked:
+            return self._expect_body(request)
+        self._dispatch(request)
+        return True
+
+    def _check_partial(self, data: bytes) -> None:
+        """A head that is not whole yet: refuse what can no longer become one."""
+        settings = self._services.settings
+        line = data.find(b"\n")
+        if data[:1] == b"\x16":
+            raise BadMessage("this port speaks plain HTTP, not TLS")
+        if line == 0 or (line > 0 and data[line - 1] != 0x0D):
+            raise BadMessage("lines must end in CRLF")
+        if (line if line >= 0 else len(data)) > settings.max_url + 32:
+            raise BadMessage(f"the URL is longer than {settings.max_url} bytes", 414)
+        if len(data) > settings.max_header:
+            raise BadMessage(f"the headers are longer than {settings.max_header} bytes", 431)
+
+    def _admit(self, raw: bytes) -> Admitted:
+        head = parse_request(raw)
+        limit = self._services.settings.max_url
+        if len(head.target) > limit:
+            raise BadMessage(f"the URL is longer than {limit} bytes", 414)
+        request = self._services.doorkeeper.admit(head, self._door, self._local_ip)
+        # Clients repeat their head on a kept connection; comparing it costs less than parsing it again.
+        self._memo_raw, self._memo, self._generation = raw, request, self._services.generation
+        return request
+
+    def _expect_body(self, request: Admitted) -> bool:
+        length = request.length or 0
+        if request.fault is not None and (request.chunked or length > _SKIP_BODY or request.expect):
+            self._refuse(request.fault)
+            return False
+        self._charge(length)
+        self._state = BODY
+        self._since = self._services.now
+        self._left = length
+        self._have = 0
+        self._decoder = ChunkedDecoder(self._services.settings.max_header) if request.chunked else None
+        big = (length > INLINE or request.chunked) and not request.control and request.fault is None
+        self._skeleton = Skeleton() if big else None
+        if request.expect and not self._buffer:
+            self._transport.write(_CONTINUE)
+        return True
+
+    def _charge(self, size: int) -> None:
+        services = self._services
+        if services.buffered + size > BUFFERED_MAX:
+            raise BadMessage("the gateway holds too many request bodies now", 503)
+        services.buffered += size
+        self._charged += size
+
+    def _uncharge(self) -> None:
+        self._services.buffered -= self._charged
+        self._charged = 0
+
+    def _take_body(self) -> bool:
+        data = self._buffer
+        decoder = self._decoder
+        if decoder is not None:
+            pieces = decoder.feed(data)
+            self._buffer = decoder.rest if decoder.done else b""
+            done = decoder.done
+            self._grow(sum(map(len, pieces)))
+        else:
+            pieces = [data[: self._left]]
+            self._buffer = data[self._left :]
+            self._left -= len(pieces[0])
+            self._have += len(pieces[0])
+            done = not self._left
+        self._body += pieces
+        if self._skeleton is not None:
+            for piece in pieces:
+                self._skeleton.feed(piece)
+        if done:
+            assert self._request is not None
+            self._dispatch(self._request)
+        return True
+
+    def _grow(self, size: int) -> None:
+        """A chunked body got longer."""
+        self._have += size
+        if self._have > self._services.settings.max_body:
+            raise BadMessage(f"the body is longer than {self._services.settings.max_body} bytes", 413)
+        self._charge(size)
+
+    def _dispatch(self, request: Admitted) -> None:
+        body, self._body = self._body, []
+        skeleton, self._skeleton = self._skeleton, None
+        request_id = request.request_id or self._services.new_id()
+        self._state = BUSY
+        if request.fault is not None:
+            self.send_fault(request.fault, request_id)
+            self.relay_done()
+        elif request.local:
+            self._work = LocalAnswer(self, request_id)
+            self._work.start(self._locals.answer(request))
+        else:
+            if skeleton is None and len(body) > 1:
+                body = [b"".join(body)]
+            relay = Relay(self._services, self, request, body, request_id)
+            self._work = relay
+            relay.start(skeleton.result() if skeleton is not None else None)
+
+    # --- answers --------------------------------------------------------------------------------------------------
+
+    def write(self, data: bytes) -> None:
+        """Send bytes of the current answer."""
+        self._transport.write(data)
+
+    def connection_line(self) -> bytes:
+        """The headers of an answer that depend on this connection."""
+        request = self._request
+        if self._services.draining:
+            self._close_after = True
+        if request is None:
+            return b"connection: close\r\n"
+        if self._close_after:
+            return b"connection: close\r\n" + request.cors
+        return b"connection: keep-alive\r\n" + request.cors if request.http10 else request.cors
+
+    def close_after(self) -> None:
+        """This answer is the last one here."""
+        self._close_after = True
+
+    def send_fault(self, fault: Fault, request_id: bytes) -> None:
+        """An error envelope as the whole answer."""
+        self.send_local(fault.status, b"application/json", fault.body(), request_id, fault.headers)
+
+    def send_local(
+        self,
+        status: int,
+        kind: bytes,
+        body: bytes,
+        request_id: bytes,
+        headers: tuple[tuple[bytes, bytes], ...] = (),
+    ) -> None:
+        """A whole answer of the gateway's own."""
+        request = self._request
+        lines = [b"HTTP/1.1 %d %b\r\n" % (status, REASONS.get(status, b"Unknown"))]
+        if status != 204:
+            lines.append(b"content-type: %b\r\ncontent-length: %d\r\n" % (kind, len(body)))
+        lines += [b"%b: %b\r\n" % header for header in headers]
+        lines.append(b"x-request-id: %b\r\n%b\r\n" % (request_id, self.connection_line()))
+        if request is None or request.method != "HEAD":
+            lines.append(body)
+        self._transport.write(b"".join(lines))
+        self._services.log_local(self, request, status, request_id)
+
+    def relay_done(self) -> None:
+        """The current answer is complete: on to the next request."""
+        self._work = None
+        if self._state != BUSY:
+            return
+        self._uncharge()
+        self._since = self._services.now
+        if self._close_after or (self._services.draining and not self._buffer):
+            self._end()
+            return
+        self._state = HEAD
+        if (self._buffer or self._eof or self._reading_paused) and not self._pumping:
+            self._pump()
+
+    def _refuse(self, fault: Fault) -> None:
+        """Answer a request that was not read whole, then close."""
+        self._close_after = True
+        if self._state != BODY:
+            self._request = None
+        self._body = []
+        self.send_fault(fault, self._services.new_id())
+        self._end()
+
+    def _end(self) -> None:
+        """Close so that the answer arrives: our side first, then wait a little for the client's."""
+        self._state = LINGER
+        self._since = self._services.now
+        self._buffer = b""
+        if self._eof:
+            self._transport.close()
+            return
+        if self._reading_paused:
+            self._reading_paused = False
+            self._transport.resume_reading()
+        self._transport.write_eof()
+
+    def abort(self) -> None:
+        """Cut the connection, so that the client cannot take what it got for a whole answer."""
+        self._work = None
+        self._state = LINGER
+        self._transport.abort()
+
+    # --- time -----------------------------------------------------------------------------------------------------
+
+    def sweep(self, now: float) -> None:
+        """Apply the deadlines; called about twice a second."""
+        if self.writing_paused and now - self._paused_at > self._services.settings.write_timeout:
+            self._transport.abort()
+        else:
+            _SWEEPS[self._state](self, now, now - self._since)
+
+    def _sweep_head(self, now: float, age: float) -> None:
+        settings = self._services.settings
+        if self._buffer and not self.writing_paused and age > settings.header_timeout:
+            self._refuse(Fault(408, "header_timeout", "the request's headers took too long."))
+        elif not self._buffer and age > settings.idle_timeout:
+            self._transport.close()
+
+    def _sweep_body(self, now: float, age: float) -> None:
+        if age > self._services.settings.body_timeout + self._have / _MIN_RATE:
+            self._refuse(Fault(408, "body_timeout", "the request's body took too long."))
+
+    def _sweep_busy(self, now: float, age: float) -> None:
+        if self._work is None:
+            return
+        if now - self._work.started > self._services.settings.request_timeout:
+            self._work.expire(Fault(504, "timeout", "the answer took too long."))
+        elif self._eof or self._reading_paused:
+            self._check_alive()
+
+    def _sweep_linger(self, now: float, age: float) -> None:
+        unsent = self._transport.get_write_buffer_size()
+        if age > (self._services.settings.write_timeout if unsent else _LINGER_SECONDS):
+            self._transport.abort()
+
+    def _check_alive(self) -> None:
+        """Abort when the client is gone; ask TCP, where needed, by an interim answer. See ``liveness``."""
+        if self._state != BUSY or self._work is None or self._transport.is_closing():
+            return
+        state = peer_state(self._transport)
+        if state == "gone":
+            self._transport.abort()
+        elif state == "unsure" and self._door.tcp and not self._work.status and not self._http10():
+            self._transport.write(_CONTINUE)
+
+    def _http10(self) -> bool:
+        return self._request is None or self._request.http10
+
+    def drain(self) -> None:
+        """Close when nothing is under way; else after the current answer."""
+        if self._state == HEAD and not self._buffer:
+            self._transport.close()
+
+
+_SWEEPS = (
+    ClientConnection._sweep_head,  # pyright: ignore[reportPrivateUsage]
+    ClientConnection._sweep_body,  # pyright: ignore[reportPrivateUsage]
+    ClientConnection._sweep_busy,  # pyright: ignore[reportPrivateUsage]
+    ClientConnection._sweep_linger,  # pyright: ignore[reportPrivateUsage]
+)

@@ -1,0 +1,136 @@
+"""Which names lead to which engines: the last snapshot, ready to look up; decides, relays nothing."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from pierhead.gateway.faults import Fault
+from pierhead.gateway.link import Activity, Endpoint, Route, Snapshot
+from pierhead.gateway.upstream import Target
+
+
+class Entry:
+    """One route with its live targets."""
+
+    __slots__ = ("card", "docker", "name", "targets")
+
+    def __init__(self, route: Route, targets: tuple[Target, ...]) -> None:
+        self.name = route.name
+        self.targets = targets
+        self.card = msgspec.json.encode(_card(route))
+        self.docker = msgspec.json.encode(route.docker or {"id": route.name, "tags": [route.name]})
+
+    def choose(self) -> Target | None:
+        """The target with the fewest requests open; None when none runs."""
+        targets = self.targets
+        if len(targets) < 2:
+            return targets[0] if targets else None
+        return min(targets, key=lambda t: t.open)
+
+
+def _card(route: Route) -> dict[str, Any]:
+    return {"id": route.name, "object": "model", "created": 0, "owned_by": "pierhead"} | route.card
+
+
+class RouteTable:
+    """Holds what the last snapshot said; targets live on from one snapshot to the next."""
+
+    def __init__(self) -> None:
+        self.version = -1
+        self.control: Target | None = None
+        self.models = b'{"object":"list","data":[]}'
+        self.docker = b"[]"
+        self._entries: dict[str, Entry] = {}
+        self._names: tuple[str, ...] = ()
+        self._targets: dict[Endpoint, Target] = {}
+        self._leaving: list[Target] = []
+
+    def apply(self, snapshot: Snapshot) -> None:
+        """Replace the table."""
+        before = self._targets
+        self._targets = {}
+        entries: dict[str, Entry] = {}
+        for route in snapshot.routes:
+            for endpoint in route.endpoints:
+                target = before.pop(endpoint, None) or Target(endpoint.replica, endpoint.socket)
+                self._targets.setdefault(endpoint, target)
+            entry = Entry(route, tuple(self._targets[e] for e in route.endpoints))
+            entries[route.name] = entry
+            for alias in route.aliases:
+                entries.setdefault(alias, entry)
+        for target in before.values():
+            target.retire()
+            self._leaving.append(target)
+        self._entries = entries
+        self._names = tuple(r.name for r in snapshot.routes)
+        distinct = [entries[name] for name in self._names]
+        self.models = b'{"object":"list","data":[' + b",".join(e.card for e in distinct) + b"]}"
+        self.docker = b"[" + b",".join(e.docker for e in distinct) + b"]"
+        path = snapshot.control_socket
+        if self.control is None or self.control.path != path:
+            self.control = Target("", path) if path else None
+        self.version = snapshot.version
+
+    def find(self, name: str) -> Entry:
+        """The entry for a name or alias; Fault 404 says which command brings the model."""
+        entry = self._entries.get(name)
+        if entry is not None:
+            return entry
+        shown = name if len(name) <= 200 else name[:200] + "…"
+        close = difflib.get_close_matches(shown, self._names, 1) if len(self._names) < 1000 else []
+        near = f" Did you mean '{close[0]}'?" if close else ""
+        raise Fault(
+            404,
+            "model_not_found",
+            f"the model '{shown}' is not on this machine.",
+            param="model",
+            hint=f"Type: pier pull {shown}{near}",
+        )
+
+    def target(self, endpoint: Endpoint) -> Target:
+        """The target of an endpoint that the daemon named before its snapshot did."""
+        target = self._targets.get(endpoint)
+        if target is None:
+            target = self._targets[endpoint] = Target(endpoint.replica, endpoint.socket)
+        return target
+
+    def targets(self) -> Iterable[tuple[str, Target]]:
+        """(model, target) for every endpoint of a route."""
+        for name in self._names:
+            for target in self._entries[name].targets:
+                yield name, target
+
+    def sweep(self, now: float) -> None:
+        """Close idle connections that are too old."""
+        for target in self._targets.values():
+            target.sweep(now)
+        if self.control is not None:
+            self.control.sweep(now)
+
+    def activity(self) -> tuple[Activity, ...]:
+        """What changed since the last call; counters start anew."""
+        seen: list[Activity] = []
+        for target in (*self._targets.values(), *self._leaving):
+            if target.changed:
+                seen.append(_activity(target))
+        self._leaving = [t for t in self._leaving if t.open]
+        return tuple(seen)
+
+
+def _activity(target: Target) -> Activity:
+    activity = Activity(
+        replica=target.replica,
+        open=target.open,
+        finished=target.finished,
+        failed=target.failed,
+        prompt_tokens=target.prompt_tokens,
+        completion_tokens=target.completion_tokens,
+        last_used=target.last_used,
+    )
+    target.finished = target.failed = target.prompt_tokens = target.completion_tokens = 0
+    target.changed = False
+    return activity

@@ -1,0 +1,189 @@
+"""Puts the gateway together: listeners, connections, the link, the sweep and the end; the only place that does."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import os
+import signal
+import time
+from pathlib import Path
+
+import msgspec
+
+import pierhead
+from pierhead.config import GatewaySettings
+from pierhead.gateway.accesslog import AccessLog
+from pierhead.gateway.admin import LinkServer
+from pierhead.gateway.admission import Doorkeeper, host_of
+from pierhead.gateway.link import Hello, Report, Snapshot
+from pierhead.gateway.listeners import Listening, bind_tcp, bind_unix, check_exposure, doors, inherit
+from pierhead.gateway.local import Locals
+from pierhead.gateway.protocol import ClientConnection
+from pierhead.gateway.services import Services
+
+_SWEEP = 0.5
+_SLICE = 1000  # connections looked at before others get a turn
+
+
+class Inherited(msgspec.Struct, frozen=True):
+    """A listening descriptor from a gateway before."""
+
+    fd: int
+    address: str
+
+
+class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What ``python -m pierhead.gateway`` reads from stdin.
+
+    ``socket`` is the path of the unix data socket. ``inherit`` replaces both it and ``settings.listen``. ``snapshot``
+    is needed to listen beyond loopback, since that takes a key.
+    """
+
+    settings: GatewaySettings = GatewaySettings()
+    socket: str = ""
+    inherit: tuple[Inherited, ...] = ()
+    snapshot: Snapshot | None = None
+
+
+class Gateway:
+    """One gateway process; ``run`` returns when it has drained."""
+
+    def __init__(self, config: GatewayConfig, admin: Path) -> None:
+        self._config = config
+        self._admin_path = admin
+        self._listening: list[Listening] = []
+        self._servers: list[asyncio.Server] = []
+        self._admin: Listening | None = None
+        self._admin_inode = 0
+        self._drained = asyncio.Event()
+        self._drain_by = 0.0
+        self._connections_reported = 0
+        settings = config.settings
+        self._log = AccessLog() if settings.access_log else None
+        self._link = LinkServer(
+            self._hello, self._report, lambda: self._listening, self._apply, self.drain, settings.start_timeout
+        )
+        self._services = Services(
+            settings,
+            Doorkeeper(settings, [host_of(address) for address in settings.listen]),
+            self._link.ensure_ready,
+            self._link.poke,
+            self._log,
+        )
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Where it listens, ``HOST:PORT`` or ``unix:PATH``."""
+        return tuple(item.address for item in self._listening)
+
+    def open(self) -> None:
+        """Bind every address; PierError when one is refused, and then nothing stays bound."""
+        config, settings = self._config, self._config.settings
+        snapshot = config.snapshot
+        if snapshot is not None:
+            self._services.apply(snapshot)
+        try:
+            if config.inherit:
+                self._listening += [inherit(item.fd, item.address) for item in config.inherit]
+            else:
+                has_keys = snapshot is not None and bool(snapshot.keys)
+                check_exposure(settings.listen, require_key=settings.require_key, has_keys=has_keys)
+                self._listening += [bind_tcp(address) for address in settings.listen]
+                if config.socket:
+                    self._listening.append(bind_unix(Path(config.socket)))
+            self._admin = bind_unix(self._admin_path, replace=bool(config.inherit))
+            self._admin_inode = self._admin_path.stat().st_ino
+        except BaseException:
+            for item in self._listening:
+                item.sock.close()
+            raise
+
+    async def run(self) -> None:
+        """Serve until SIGTERM, SIGINT or a Drain, then finish what runs."""
+        assert self._admin is not None
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.drain, self._config.settings.request_timeout)
+        services, locals_ = self._services, Locals(self._services)
+        for item, door in doors(self._listening, require_key=self._config.settings.require_key):
+            self._servers.append(
+                await loop.create_server(
+                    lambda door=door: ClientConnection(services, locals_, door), sock=item.sock.dup()
+                )
+                if item.tcp
+                else await loop.create_unix_server(
+                    lambda door=door: ClientConnection(services, locals_, door), sock=item.sock.dup()
+                )
+            )
+        gc.collect()
+        gc.freeze()
+        link = loop.create_task(self._link.serve(self._admin.sock))
+        sweep = loop.create_task(self._sweep())
+        try:
+            await self._drained.wait()
+        finally:
+            for task in (sweep, link):
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+            self._close()
+
+    def drain(self, grace: float = 600.0) -> None:
+        """Accept nothing new, finish what runs, end after ``grace`` seconds at the latest."""
+        services = self._services
+        if services.draining:
+            self._drain_by = min(self._drain_by, time.monotonic() + grace)
+            return
+        services.draining = True
+        self._drain_by = time.monotonic() + grace
+        for server in self._servers:
+            server.close()
+        for item in self._listening:
+            item.sock.close()
+        for connection in list(services.connections):
+            connection.drain()
+
+    async def _sweep(self) -> None:
+        """Deadlines, idle upstream connections, reports and the end of a drain, twice a second."""
+        services = self._services
+        while True:
+            await asyncio.sleep(0.05 if services.draining else _SWEEP)
+            services.now = now = time.monotonic()
+            for count, connection in enumerate(list(services.connections), 1):
+                connection.sweep(now)
+                if count % _SLICE == 0:
+                    await asyncio.sleep(0)
+            services.routes.sweep(now)
+            self._link.send_report()
+            if services.draining and (not services.connections or now > self._drain_by):
+                for connection in list(services.connections):
+                    connection.abort()
+                self._drained.set()
+
+    def _close(self) -> None:
+        assert self._admin is not None
+        with contextlib.suppress(OSError):
+            # After a hand-over the path belongs to the next gateway; a socket file of ours has our inode only.
+            if os.stat(self._admin_path).st_ino == self._admin_inode:
+                self._admin_path.unlink()
+        self._admin.sock.close()
+        if self._log is not None:
+            self._log.close()
+
+    # --- the link -------------------------------------------------------------------------------------------------
+
+    def _hello(self) -> Hello:
+        return Hello(version=pierhead.__version__, pid=os.getpid(), listeners=self.addresses)
+
+    def _apply(self, snapshot: Snapshot) -> None:
+        self._services.apply(snapshot)
+
+    def _report(self) -> Report | None:
+        activity = self._services.routes.activity()
+        count = len(self._services.connections)
+        if not activity and count == self._connections_reported:
+            return None
+        self._connections_reported = count
+        return Report(connections=count, activity=activity)

@@ -1,0 +1,109 @@
+"""What every connection shares: settings, routes, keys, metrics, the link to the daemon; knows no transports."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+from pierhead.config import GatewaySettings
+from pierhead.gateway.accesslog import AccessLog
+from pierhead.gateway.admission import Admitted, Doorkeeper
+from pierhead.gateway.auth import Keys
+from pierhead.gateway.faults import Fault
+from pierhead.gateway.link import Endpoint, Snapshot
+from pierhead.gateway.metrics import Metrics
+from pierhead.gateway.routes import RouteTable
+from pierhead.gateway.upstream import Target
+
+if TYPE_CHECKING:
+    from pierhead.gateway.protocol import ClientConnection
+    from pierhead.gateway.relay import Relay
+
+BUFFERED_MAX = 1 << 30  # bytes of request bodies held at once, all connections together
+
+
+class Services:
+    """One per gateway; ``ensure`` asks the daemon for an endpoint and ``idle`` tells it that a replica rests."""
+
+    def __init__(
+        self,
+        settings: GatewaySettings,
+        doorkeeper: Doorkeeper,
+        ensure: Callable[[str, str], Awaitable[Endpoint]],
+        idle: Callable[[], None],
+        access_log: AccessLog | None = None,
+    ) -> None:
+        self.settings = settings
+        self.doorkeeper = doorkeeper
+        self.routes = RouteTable()
+        self.metrics = Metrics()
+        self.connections: set[ClientConnection] = set()
+        self.draining = False
+        self.now = time.monotonic()  # coarse: renewed by the sweep
+        self.buffered = 0
+        self.generation = 0
+        self.replica_idle = idle
+        self._ensure = ensure
+        self._access_log = access_log
+        self._id_prefix = f"req_{os.urandom(6).hex()}".encode()
+        self._ids = 0
+
+    def apply(self, snapshot: Snapshot) -> None:
+        """Take over a snapshot; ValueError when its keys are not hex."""
+        self.doorkeeper.keys = Keys(snapshot.keys, snapshot.pepper)
+        self.routes.apply(snapshot)
+        self.generation += 1
+
+    def new_id(self) -> bytes:
+        """A request id that no other request of this host has."""
+        self._ids += 1
+        return b"%b%x" % (self._id_prefix, self._ids)
+
+    async def ensure_ready(self, model: str, failed: str) -> Target:
+        """Wait until the daemon names an endpoint for ``model``; Fault when it cannot."""
+        return self.routes.target(await self._ensure(model, failed))
+
+    def control(self) -> Target:
+        """Where the control API answers."""
+        if self.routes.control is None:
+            raise self.no_daemon()
+        return self.routes.control
+
+    def no_daemon(self) -> Fault:
+        """The daemon does not answer."""
+        return Fault(503, "daemon_unavailable", "no Pierhead daemon answers.", hint="Start one with: pier serve")
+
+    def log(self, client: ClientConnection, request: Admitted, relay: Relay) -> None:
+        """One line for a relayed request."""
+        if self._access_log is not None:
+            self._access_log.put(
+                {
+                    "id": relay.id.decode("latin-1"),
+                    "peer": client.peer,
+                    "method": request.method,
+                    "path": request.path,
+                    "status": relay.status,
+                    "model": relay.model,
+                    "replica": relay.replica,
+                    "key": request.key_id,
+                    "bytes": relay.sent,
+                    "seconds": round(time.monotonic() - relay.started, 6),
+                }
+            )
+
+    def log_local(self, client: ClientConnection, request: Admitted | None, status: int, request_id: bytes) -> None:
+        """One line for an answer of the gateway itself."""
+        self.metrics.answered(status)
+        if self._access_log is not None:
+            self._access_log.put(
+                {
+                    "id": request_id.decode("latin-1"),
+                    "peer": client.peer,
+                    "method": request.method if request else "",
+                    "path": request.path if request else "",
+                    "status": status,
+                    "key": request.key_id if request else "",
+                }
+            )
