@@ -13,22 +13,29 @@ from pierhead.formats.shape import Facts, Shape
 CELL_STEP = 256
 """llama.cpp rounds the cells of a cache up to multiples of this."""
 
+# Anonymous memory of a started engine less its buffers was 25 MiB and 160 bytes per token of the vocabulary.
+PROGRAM = 32 << 20
+PER_TOKEN_OF_VOCABULARY = 192
+
 
 @dataclass(frozen=True)
 class Estimate:
     """Bytes. ``weights`` are memory-mapped: pages that the kernel can drop and that replicas of one file share.
 
-    ``kv_cache`` includes recurrent state. ``compute`` is the graph's scratch memory for one ``ubatch``.
+    ``kv_cache`` includes recurrent state. ``compute`` is the graph's scratch memory for one ``ubatch`` and the
+    logits. ``overhead`` is the engine program itself with its vocabulary. Prompts that the engine keeps beyond its
+    slots (llama.cpp's ``cache_ram_mib``, context checkpoints) are not included.
     """
 
     weights: int
     kv_cache: int
     compute: int
+    overhead: int
 
     @property
     def total(self) -> int:
         """All of it."""
-        return self.weights + self.kv_cache + self.compute
+        return self.weights + self.kv_cache + self.compute + self.overhead
 
 
 @dataclass(frozen=True)
@@ -64,16 +71,21 @@ def estimate(
     """
     if min(context, parallel, batch, ubatch) < 1 or extra_weights < 0:
         raise UsageError("context, parallel, batch and ubatch must be at least 1", hint="pier inspect MODEL")
+    cells = _pad(context, CELL_STEP)
     plan = _Plan(
-        cells=_pad(context, CELL_STEP),
+        cells=cells,
         type_k=_cache_type(cache_type_k),
         type_v=_cache_type(cache_type_v),
         parallel=parallel,
-        ubatch=min(ubatch, batch),
+        ubatch=min(ubatch, batch, cells * parallel),
     )
     shape = Shape.of(summary)
-    weights = Facts(summary).number("weights_bytes") + extra_weights
-    return Estimate(weights, _cache(shape, plan) + _recurrent(shape, plan), _compute(shape, plan))
+    return Estimate(
+        weights=Facts(summary).number("weights_bytes") + extra_weights,
+        kv_cache=_cache(shape, plan) + shape.state * plan.parallel,
+        compute=_compute(shape, plan),
+        overhead=PROGRAM + PER_TOKEN_OF_VOCABULARY * shape.vocabulary,
+    )
 
 
 def fit_context(summary: Mapping[str, Any], *, free: int, limit: int, **options: Any) -> int:
@@ -112,22 +124,24 @@ def _cache(shape: Shape, plan: _Plan) -> int:
     return per_slot * plan.parallel
 
 
-def _recurrent(shape: Shape, plan: _Plan) -> int:
-    return shape.state * plan.parallel
-
-
 def _compute(shape: Shape, plan: _Plan) -> int:
     """Scratch memory of the graph for one ubatch, and the logits that are handed out.
 
     Fitted to what llama.cpp allocates with flash attention (its default); ``bench/estimate.py`` compares.
     """
-    cached = [layer for layer in shape.layers if layer.k]
-    masks = 2 * plan.ubatch * plan.cells if cached else 0
-    if any(layer.windowed for layer in cached):
-        masks += 2 * plan.ubatch * plan.window(shape)
+    inputs = sum(
+        2 * plan.ubatch * (plan.window(shape) if windowed else plan.cells) + _rotation(shape, plan)  # the mask in f16
+        for windowed in {layer.windowed for layer in shape.layers if layer.k}
+    )
     states = plan.parallel * shape.state // max(shape.state_layers, 1)
     logits = 4 * shape.vocabulary * plan.parallel
-    return max(_per_token(shape) * plan.ubatch + states, logits) + masks + logits
+    return max(_per_token(shape) * plan.ubatch + states, logits) + inputs + logits
+
+
+def _rotation(shape: Shape, plan: _Plan) -> int:
+    """Quantized caches hold rotated vectors; the rotation matrices are inputs of the graph."""
+    side = shape.head_dim_k & -shape.head_dim_k  # the largest power of two that divides it
+    return (4 * side * side if plan.type_k.block > 1 else 0) + (4 * 64 * 64 if plan.type_v.block > 1 else 0)
 
 
 def _per_token(shape: Shape) -> int:
