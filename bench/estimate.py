@@ -31,6 +31,7 @@ case = json.loads(sys.argv[1])
 p = x.CommonParams()
 p.model.path, p.hostnames, p.verbosity, p.fit_params = case["model"], [case["socket"]], 5, False
 p.n_ctx, p.n_parallel, p.n_ubatch = case["context"] * case["parallel"], case["parallel"], case["ubatch"]
+p.flash_attn_type = -1 if case.get("flash_attention", True) else 0
 p.cache_type_k = getattr(x.ggml_type, "GGML_TYPE_" + case["cache_type_k"].upper())
 p.cache_type_v = getattr(x.ggml_type, "GGML_TYPE_" + case["cache_type_v"].upper())
 p.warmup = False

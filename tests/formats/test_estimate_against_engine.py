@@ -45,3 +45,9 @@ def test_an_architecture_takes_what_was_estimated(name: str, bench: ModuleType, 
 @pytest.mark.parametrize("index", range(3))
 def test_smollm2_takes_what_was_estimated(index: int, bench: ModuleType, smollm2: Path) -> None:
     agree(bench, smollm2, bench.QUICK[index])
+
+
+@pytest.mark.parametrize("name", ["llama with wide attention", "gemma2 with windows"])
+def test_without_flash_attention_the_scores_are_counted(name: str, bench: ModuleType, tmp_path: Path) -> None:
+    model = architectures.write(tmp_path / "model.gguf", architectures.MODELS[name]())
+    agree(bench, model, {**bench.case(8192), "flash_attention": False})

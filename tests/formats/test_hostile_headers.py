@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import struct
 import time
 import tracemalloc
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from pierhead.errors import CorruptData, NotFound, PierError
+from pierhead.errors import CorruptData, NotFound, UsageError
 from pierhead.formats import gguf
 
 from .conftest import ARRAY, BOOL, F32, STRING, U8, U32, U64, Maker, TensorSpec, Typed, llama_tensors
@@ -139,8 +140,11 @@ def test_a_file_cut_inside_its_weights_is_refused(smollm2: Path, tmp_path: Path)
 def test_a_path_that_is_not_a_file_is_told_apart(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match="no such file"):
         gguf.read_file(tmp_path / "none.gguf")
-    with pytest.raises(PierError, match="cannot read"):
+    with pytest.raises(UsageError, match="is not a file"):
         gguf.read_file(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UsageError, match="is not a file"):
+        gguf.read_file(tmp_path / "pipe")
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from pierhead.errors import UsageError
@@ -37,6 +37,10 @@ class Estimate:
         """All of it."""
         return self.weights + self.kv_cache + self.compute + self.overhead
 
+    def to_dict(self) -> dict[str, int]:
+        """JSON-safe form: the parts and their ``total``."""
+        return {**asdict(self), "total": self.total}
+
 
 @dataclass(frozen=True)
 class _Plan:
@@ -47,6 +51,7 @@ class _Plan:
     type_v: TensorType
     parallel: int
     ubatch: int
+    flash: bool
 
     def window(self, shape: Shape) -> int:
         """Cells of a windowed layer."""
@@ -63,11 +68,13 @@ def estimate(
     batch: int = 2048,
     ubatch: int = 512,
     extra_weights: int = 0,
+    flash_attention: bool = True,
 ) -> Estimate:
     """Memory for ``parallel`` slots of ``context`` tokens each; ``extra_weights``: adapters, projector, draft model.
 
     ``summary`` is what ``gguf.summary`` made. Cache types are llama.cpp's names (f32, f16, bf16, q8_0, q4_0, q4_1,
-    q5_0, q5_1, iq4_nl); any other is a ``UsageError``.
+    q5_0, q5_1, iq4_nl); any other is a ``UsageError``. Without flash attention the whole matrix of attention scores of
+    a ubatch is materialized.
     """
     if min(context, parallel, batch, ubatch) < 1 or extra_weights < 0:
         raise UsageError("context, parallel, batch and ubatch must be at least 1", hint="pier inspect MODEL")
@@ -78,6 +85,7 @@ def estimate(
         type_v=_cache_type(cache_type_v),
         parallel=parallel,
         ubatch=min(ubatch, batch, cells * parallel),
+        flash=flash_attention,
     )
     shape = Shape.of(summary)
     return Estimate(
@@ -127,15 +135,16 @@ def _cache(shape: Shape, plan: _Plan) -> int:
 def _compute(shape: Shape, plan: _Plan) -> int:
     """Scratch memory of the graph for one ubatch, and the logits that are handed out.
 
-    Fitted to what llama.cpp allocates with flash attention (its default); ``bench/estimate.py`` compares.
+    Fitted to what llama.cpp allocates; ``bench/estimate.py`` and the tests compare.
     """
+    mask = 2 if plan.flash else 4  # bytes
     inputs = sum(
-        2 * plan.ubatch * (plan.window(shape) if windowed else plan.cells) + _rotation(shape, plan)  # the mask in f16
+        mask * plan.ubatch * (plan.window(shape) if windowed else plan.cells) + _rotation(shape, plan)
         for windowed in {layer.windowed for layer in shape.layers if layer.k}
     )
     states = plan.parallel * shape.state // max(shape.state_layers, 1)
     logits = 4 * shape.vocabulary * plan.parallel
-    return max(_per_token(shape) * plan.ubatch + states, logits) + inputs + logits
+    return max(_per_token(shape, plan) * plan.ubatch + states, logits) + inputs + logits
 
 
 def _rotation(shape: Shape, plan: _Plan) -> int:
@@ -144,12 +153,13 @@ def _rotation(shape: Shape, plan: _Plan) -> int:
     return (4 * side * side if plan.type_k.block > 1 else 0) + (4 * 64 * 64 if plan.type_v.block > 1 else 0)
 
 
-def _per_token(shape: Shape) -> int:
+def _per_token(shape: Shape, plan: _Plan) -> int:
     """Bytes that live at once for each token of a ubatch, at the widest point of a layer (all in f32)."""
     width, experts = shape.embedding, shape.experts_used
+    scores = 0 if plan.flash else shape.heads * plan.cells
     steps = (
         5 * width + 3 * shape.ffn,  # gate, up and their product
-        5 * width + shape.heads * (shape.head_dim_k + shape.head_dim_v),
+        5 * width + shape.heads * (shape.head_dim_k + shape.head_dim_v) + scores,
         5 * width + 3 * experts * shape.expert,
         3 * width + experts * (shape.expert + 2 * width) if shape.expert else 0,  # every expert's answer, weighted
         5 * width + 5 * shape.inner,

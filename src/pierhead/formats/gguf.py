@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pierhead.errors import AccessDenied, CorruptData, NotFound, PierError
+from pierhead.errors import AccessDenied, CorruptData, NotFound, PierError, UsageError
 from pierhead.formats.gguf_parser import MAX_HEADER, Header, HeaderParser, Tensor, Value, corrupt
 from pierhead.formats.gguf_summary import summary
 
@@ -23,6 +23,8 @@ MAX_STEP = 16 << 20
 def read_file(path: Path) -> Header:
     """Header of the file at ``path``; ``CorruptData`` also where tensor data lies beyond its end."""
     try:
+        if path.exists() and not path.is_file():  # a pipe would block, a device never end
+            raise UsageError(f"{path} is not a file", hint="name a .gguf file")
         with path.open("rb", buffering=0) as file:
             size = file.seek(0, 2)
             file.seek(0)

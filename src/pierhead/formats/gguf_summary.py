@@ -60,10 +60,12 @@ def summary(header: Header) -> dict[str, Any]:
         "sliding_window": facts.count("attention.sliding_window") or None,
         "experts": facts.count("expert_count") or None,
         "experts_used": facts.count("expert_used_count") or None,
+        "pooling": facts.count("pooling_type"),
+        "causal": facts.count("attention.causal", 1) != 0,
         "chat_template": facts.text("tokenizer.chat_template"),
         "attention": _attention(facts, layers),
         "state": _state(facts, grouped),
-        "cache_layers": _layers_with(grouped, _has_cache),
+        "cache_layers": _cached(grouped) if header.shards == (facts.total("split.count") or 1) else None,
         "per_layer": _layouts(grouped),
         "other": _shapes(other[:MAX_LAYOUTS]),
     }
@@ -215,6 +217,11 @@ def _has_cache(names: list[str]) -> bool:
     """Linear attention has a fused qkv too, but beside its state tensors."""
     wanted = _CACHE_TENSORS[:2] if _has_state(names) else _CACHE_TENSORS
     return any(name.startswith(wanted) for name in names)
+
+
+def _cached(grouped: Mapping[int, list[Tensor]]) -> list[int] | None:
+    """Layers with a KV cache; ``None`` (all of them) where the names of the tensors tell nothing."""
+    return _layers_with(grouped, _has_cache) or (None if not _layers_with(grouped, _has_state) else [])
 
 
 def _layers_with(grouped: Mapping[int, list[Tensor]], test: Any) -> list[int]:

@@ -38,6 +38,7 @@ _PATTERNS: dict[str, tuple[int, bool]] = {  # period, whether the full layer com
     "olmo2": (4, False),
     "exaone4": (4, False),
     "smallthinker": (4, True),
+    "afmoe": (4, False),
 }
 _GEMMA3N_CACHED_LAYERS = 20
 _LLAMA4_CHUNK = 8192
