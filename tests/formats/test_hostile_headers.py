@@ -71,7 +71,8 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "many dimensions": (tensor(TensorSpec("t", (1, 1, 1, 1, 1))), "5 dimensions"),
     "a zero dimension": (tensor(TensorSpec("t", (0,))), "impossible shape"),
     "dimensions that overflow": (tensor(TensorSpec("t", (1 << 32, 1 << 32))), "impossible shape"),
-    "an unknown tensor type": (tensor(TensorSpec("t", (32,), 4)), "unknown type 4"),
+    "an unknown tensor type": (tensor(TensorSpec("t", (32,), 99)), "unknown type 99"),
+    "a tensor type of the past": (tensor(TensorSpec("t", (32,), 31)), "type 31, which llama.cpp removed"),
     "rows that do not fill blocks": (tensor(TensorSpec("t", (33,), 2)), "do not divide"),
     "an unaligned offset": (tensor(TensorSpec("t", (32,), 0, 7)), "not at a multiple"),
     "an offset beyond the file": (tensor(TensorSpec("t", (32,), 0, 1 << 40)), "the file has only"),
@@ -205,3 +206,15 @@ def test_a_remote_file_that_ends_early_is_refused(tiny: Callable[..., bytes]) ->
 def test_llama_tensors_of_the_builder_are_valid(maker: type[Maker], written: Callable[[bytes], Path]) -> None:
     header = gguf.read_file(written(maker(metadata=[ARCH], tensors=llama_tensors()).build()))
     assert [tensor.name for tensor in header.tensors][:2] == ["token_embd.weight", "output_norm.weight"]
+
+
+def test_a_vocabulary_is_stepped_over_without_making_objects(written: Callable[[bytes], Path]) -> None:
+    tokens = Typed(ARRAY, [f"token{number}" for number in range(262_144)], STRING)
+    path = written(Maker(metadata=[ARCH, ("tokenizer.ggml.tokens", tokens)]).build())
+    tracemalloc.start()
+    header = gguf.read_file(path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert header.arrays["tokenizer.ggml.tokens"] == 262_144
+    assert "tokenizer.ggml.tokens" not in header.metadata
+    assert peak < 12 << 20  # the file has 5 MiB

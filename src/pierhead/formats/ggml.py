@@ -13,7 +13,7 @@ class TensorType(NamedTuple):
     size: int
 
 
-# Source: ggml.h (enum ggml_type) and ggml-common.h (block structs). Numbers that ggml removed are left out.
+# Source: ggml.h (enum ggml_type) and ggml-common.h (block structs). The tests compare with the engine.
 TENSOR_TYPES: dict[int, TensorType] = {
     0: TensorType("F32", 1, 4),
     1: TensorType("F16", 1, 2),
@@ -49,7 +49,11 @@ TENSOR_TYPES: dict[int, TensorType] = {
     39: TensorType("MXFP4", 32, 17),
     40: TensorType("NVFP4", 64, 36),
     41: TensorType("Q1_0", 128, 18),
+    42: TensorType("Q2_0", 64, 18),
 }
+
+REMOVED_TYPES = frozenset({4, 5, 31, 32, 33, 36, 37, 38})
+"""Numbers of types that ggml no longer loads (Q4_2, Q4_3 and the pre-packed Q4_0_4_4 family)."""
 
 # Source: llama.h (enum llama_ftype), the value of `general.file_type`.
 FILE_TYPES: dict[int, str] = {
@@ -88,6 +92,7 @@ FILE_TYPES: dict[int, str] = {
     38: "MXFP4_MOE",
     39: "NVFP4",
     40: "Q1_0",
+    41: "Q2_0",
 }
 
 CACHE_TYPES: dict[str, TensorType] = {

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, NoReturn
 
 from pierhead.errors import CorruptData
-from pierhead.formats.ggml import TENSOR_TYPES, TensorType
+from pierhead.formats.ggml import REMOVED_TYPES, TENSOR_TYPES, TensorType
 
 Value = int | float | bool | str | tuple[int | float | bool | str, ...]
 """A metadata value; arrays longer than ``KEEP_ARRAY`` are only counted."""
@@ -294,6 +294,8 @@ class HeaderParser:
         number = yield from self._int(_U32)
         offset = yield from self._int(_U64)
         kind = TENSOR_TYPES.get(number)
+        if number in REMOVED_TYPES:
+            corrupt(f"tensor {name!r} has type {number}, which llama.cpp removed", "look for its Q4_0 file")
         if kind is None:
             corrupt(f"tensor {name!r} has the unknown type {number}", "a newer Pierhead may know it: update")
         if shape[0] % kind.block:
