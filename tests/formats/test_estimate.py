@@ -116,3 +116,21 @@ def test_one_part_of_a_split_model_counts_all_layers(
     whole = gguf.summary(gguf.read_file(written(tiny({"llama.block_count": 9}))))
     assert (found["split_count"], found["shards_read"]) == (3, 1)
     assert estimate(found, context=256).kv_cache == estimate(whole, context=256).kv_cache // 2 * 9
+
+
+@pytest.mark.parametrize(
+    ("state", "floats"),
+    [
+        ({"wkv_head_size": 64}, 2 * 512 + 512 * 64),
+        ({"wkv_head_size": 64, "token_shift_count": 1}, 512 + 512 * 64),
+        ({"shortconv_cache": 3}, 2 * 512),
+        ({"kda_head_dim": 64, "conv_kernel": 4}, 3 * 3 * 64 * 8 + 64 * 64 * 8),
+        ({"conv_kernel": 4, "inner_size": 1024, "state_size": 16}, 3 * (1024 + 0) + 16 * 1024),
+        ({"conv_kernel": 4, "inner_size": 1024, "state_size": 128, "group_count": 2}, 3 * (1024 + 512) + 128 * 1024),
+    ],
+    ids=["rwkv7", "rwkv with one shift", "short convolution", "delta attention", "mamba", "mamba2"],
+)
+def test_recurrent_layers_keep_a_state_per_slot_that_no_context_changes(state: dict[str, int], floats: int) -> None:
+    model = {**MODEL, "cache_layers": [0], "state": {"layers": [1, 2, 3], **state}}
+    attention = estimate({**MODEL, "layers": 1}, context=1024, parallel=2).kv_cache
+    assert estimate(model, context=1024, parallel=2).kv_cache == attention + 2 * 3 * 4 * floats

@@ -98,6 +98,7 @@ def test_a_hostile_file_is_refused_with_its_reason_and_name(case: str, written: 
     ("changes", "reason"),
     [
         ({"general.architecture": None}, "architecture' is missing"),
+        ({"general.architecture": "x" * 100_000}, "or no name"),
         ({"general.architecture": 7}, "not text"),
         ({"general.name": 7}, "not text"),
         ({"general.file_type": "Q4"}, "not a count"),

@@ -133,3 +133,8 @@ def test_absurdly_many_layouts_do_not_bloat_the_summary(written: Callable[[bytes
     metadata = [("general.architecture", "llama"), ("llama.block_count", 4000)]
     found = gguf.summary(gguf.read_file(written(Maker(metadata=metadata, tensors=tensors).build())))
     assert len(json.dumps(found)) < 300_000
+
+
+def test_long_words_of_a_stranger_are_cut(tiny: Callable[..., bytes], written: Callable[[bytes], Path]) -> None:
+    found = gguf.summary(gguf.read_file(written(tiny({"general.license": "x" * 100_000}))))
+    assert len(found["license"]) == 500

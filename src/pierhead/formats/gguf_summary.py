@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -12,6 +11,8 @@ from pierhead.formats.gguf_parser import Header, Tensor, corrupt
 
 MAX_LAYERS = 4096
 MAX_LAYOUTS = 64
+MAX_ARCHITECTURE = 64
+MAX_LINE = 500
 _BLOCK = re.compile(r"(?:[a-z]{1,8}\.)?blk\.(\d{1,5})\.(.+)", re.ASCII)
 _STATE_TENSORS = ("ssm_", "shortconv.", "time_mix_")
 _CACHE_TENSORS = ("attn_k.", "attn_kv_a_mqa.", "attn_qkv.", "attn_kv.")
@@ -35,10 +36,10 @@ def summary(header: Header) -> dict[str, Any]:
         "format": "gguf",
         "version": header.version,
         "architecture": facts.architecture,
-        "name": facts.text("general.name"),
-        "license": facts.text("general.license"),
-        "size_label": facts.text("general.size_label"),
-        "type": facts.text("general.type"),
+        "name": facts.short("general.name"),
+        "license": facts.short("general.license"),
+        "size_label": facts.short("general.size_label"),
+        "type": facts.short("general.type"),
         "parameters": sum(tensor.elements for tensor in header.tensors),
         "quantization": _quantization(header, facts),
         "weights_bytes": sum(tensor.nbytes for tensor in header.tensors),
@@ -56,7 +57,7 @@ def summary(header: Header) -> dict[str, Any]:
         "expert_width": _width(grouped, "ffn_up_exps.", "ffn_gate_exps."),
         "feed_forward_length": facts.per_layer("feed_forward_length", layers),
         "vocab_size": _default(facts.length("tokenizer.ggml.tokens"), facts.count("vocab_size")),
-        "tokenizer": facts.text("tokenizer.ggml.model"),
+        "tokenizer": facts.short("tokenizer.ggml.model"),
         "sliding_window": facts.count("attention.sliding_window") or None,
         "experts": facts.count("expert_count") or None,
         "experts_used": facts.count("expert_used_count") or None,
@@ -77,8 +78,8 @@ class _Facts:
     def __init__(self, header: Header) -> None:
         self._header = header
         architecture = self.text("general.architecture")
-        if not architecture:
-            corrupt("metadata 'general.architecture' is missing")
+        if not architecture or len(architecture) > MAX_ARCHITECTURE:
+            corrupt("metadata 'general.architecture' is missing or no name")
         self.architecture = architecture
 
     def text(self, key: str) -> str | None:
@@ -86,6 +87,11 @@ class _Facts:
         if not (isinstance(value, str) or (value is None and key not in self._header.arrays)):
             corrupt(f"metadata {key!r} is {_shown(value)}, not text")
         return value
+
+    def short(self, key: str) -> str | None:
+        """Text of which a line is enough."""
+        value = self.text(key)
+        return None if value is None else value[:MAX_LINE]
 
     def total(self, key: str, most: int = _LARGE) -> int | None:
         """A count under its full name."""
@@ -109,15 +115,6 @@ class _Facts:
             corrupt(f"metadata {full!r} has {self._header.arrays[full]} values for {layers} layers")
         found = [_count(full, item, _LARGE) for item in value[:layers]]
         return found[0] if found and len(set(found)) == 1 else found
-
-    def real(self, key: str) -> float | None:
-        full = f"{self.architecture}.{key}"
-        value = self._header.metadata.get(full)
-        if value is None:
-            return None
-        if isinstance(value, (str, tuple)) or not math.isfinite(value):
-            corrupt(f"metadata {full!r} is {_shown(value)}, not a number")
-        return float(value)
 
 
 def _count(key: str, value: object, most: int) -> int:
