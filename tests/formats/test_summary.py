@@ -84,6 +84,7 @@ def test_the_parts_of_a_split_model_are_one_in_any_order(
         ([(0, 2), (0, 2)], "parts 1, 1 of 2"),
         ([(0, 2), (1, 3)], "parts 1, 2 of"),
         ([(1, 2)], "parts 2 of 2"),
+        ([(0, 1 << 62)], "parts 1 of 4611686018427387904"),
     ],
 )
 def test_parts_that_do_not_belong_together_are_refused(

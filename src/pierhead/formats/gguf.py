@@ -69,7 +69,8 @@ def merge(headers: Sequence[Header]) -> Header:
     ordered = sorted(headers, key=lambda header: _split(header, "no", 0))
     count = _split(ordered[0], "count", 1)
     numbers = [_split(header, "no", 0) for header in ordered]
-    if any(_split(header, "count", 1) != count for header in ordered) or numbers != list(range(count)):
+    agreed = all(_split(header, "count", 1) == count for header in ordered)
+    if not agreed or count != len(ordered) or numbers != list(range(len(ordered))):
         present = ", ".join(str(number + 1) for number in numbers)
         corrupt(f"parts {present} of {count} do not make one split model", "give all parts of the same model")
     tensors = tuple(tensor for header in ordered for tensor in header.tensors)
