@@ -1,0 +1,259 @@
+"""The composition root of the daemon: makes the parts, joins them, and runs them until told to end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import time
+from collections.abc import Generator, Mapping
+from typing import Any
+
+import msgspec
+import uvicorn
+
+from pierhead import __version__
+from pierhead.config import Loaded, Settings
+from pierhead.daemon.control import Counting, application
+from pierhead.daemon.gateway_link import GatewayLink
+from pierhead.daemon.gateway_process import Spawned
+from pierhead.daemon.keys import Keys
+from pierhead.daemon.lifecycle import Announcer, Held
+from pierhead.daemon.routes import routes
+from pierhead.daemon.watch import FolderWatch
+from pierhead.daemon.wire import GatewayInfo, StatusInfo
+from pierhead.engines.llamacpp import LlamaCpp
+from pierhead.errors import PierError
+from pierhead.events import Listener
+from pierhead.fleet.supervisor import Supervisor
+from pierhead.gateway.link import Activity, Endpoint, Key, Snapshot
+from pierhead.paths import Paths
+from pierhead.runtimes.base import Runtime
+from pierhead.runtimes.process import ProcessRuntime
+from pierhead.store.layout import Store
+from pierhead.store.model import ModelRecord
+
+log = logging.getLogger(__name__)
+
+
+class _Server(uvicorn.Server):
+    """Serves the control API; signals are the daemon's own business."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None]:
+        yield
+
+
+def make_runtimes(paths: Paths, settings: Settings) -> Mapping[str, Runtime]:
+    """Every runtime this version knows."""
+    from pierhead.daemon.docker import LazyDocker
+
+    return {
+        "process": ProcessRuntime(paths.replicas, settings.runtime),
+        "docker": LazyDocker(paths.replicas, settings.runtime),
+    }
+
+
+class Daemon:
+    """The daemon of one installation (see ``daemon.parts.Parts`` for what the control API uses)."""
+
+    def __init__(self, paths: Paths, loaded: Loaded, *, idle_exit: float) -> None:
+        self.paths = paths
+        self.settings = loaded.settings
+        self.started = time.time()
+        self.store = Store.open(paths.store)
+        self.keys = Keys(paths.database, paths.state / "pepper")
+        self.fleet = Supervisor(
+            store=self.store,
+            engines=(LlamaCpp(),),
+            runtimes=make_runtimes(paths, loaded.settings),
+            settings=loaded.settings,
+            replicas_dir=paths.replicas,
+            changed=self._fleet_changed,
+        )
+        self.link = GatewayLink(
+            paths=paths,
+            settings=loaded.settings.gateway,
+            snapshot=self._snapshot,
+            ensure=self._ensure,
+            activity=self._activity,
+            lost=self.fleet.gateway_lost,
+        )
+        self._origins = dict(loaded.origins)
+        self._idle_exit = idle_exit
+        self._idle_timer: asyncio.TimerHandle | None = None
+        self._models: list[ModelRecord] = []
+        self._keys: tuple[Key, ...] = ()
+        self._pepper = ""
+        self._refresh = asyncio.Event()
+        self._end: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._counting = Counting(application(self), self._touch)
+
+    # --- running --------------------------------------------------------------------------------------------------
+
+    async def run(self, held: Held, announcer: Announcer, early: Spawned | None) -> None:
+        """Serve until told to end; raises what kept it from starting."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.shut_down, "stop")
+        server = self._server()
+        serving = asyncio.create_task(server.serve(sockets=[held.socket]))
+        watch = FolderWatch(self.paths.store)
+        loop.add_reader(watch.fd, self._store_event, watch)
+        background = [asyncio.create_task(self.fleet.adopt()), asyncio.create_task(self._refresh_models())]
+        try:
+            self._read_keys()
+            self._models = self.store.models()
+            await self.link.open(early)
+            background.append(asyncio.create_task(self.link.run()))
+            self._touch()
+            log.info("daemon %s ready, pid %d, gateway on %s", __version__, os.getpid(), ", ".join(self.link.listeners))
+            announcer.ready({"pid": os.getpid(), "listeners": self.link.listeners})
+            mode = await self._end
+            log.info("ending: %s", mode)
+            await self._close(mode)
+        finally:
+            loop.remove_reader(watch.fd)
+            watch.close()
+            for task in background:
+                task.cancel()
+            await asyncio.gather(*background, return_exceptions=True)
+            server.should_exit = True
+            await serving
+
+    def _server(self) -> _Server:
+        config = uvicorn.Config(
+            self._counting,
+            loop="none",
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=1,
+        )
+        return _Server(config)
+
+    async def _close(self, mode: str) -> None:
+        drain = mode == "stop"
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+        await self.fleet.close(drain)
+        await self.link.close(drain=drain, grace=self.settings.fleet.drain_timeout)
+
+    # --- for the control API --------------------------------------------------------------------------------------
+
+    async def status(self) -> StatusInfo:
+        """The state of this host."""
+        runtimes = await asyncio.gather(*(r.capabilities() for r in self.fleet.chooser.runtimes.values()))
+        hello = self.link.hello
+        return StatusInfo(
+            version=__version__,
+            pid=os.getpid(),
+            uptime_s=round(time.time() - self.started, 3),
+            listeners=self.link.listeners,
+            runtimes=tuple(runtimes),
+            replicas=len(self.fleet.all()),
+            models=len(self._models),
+            gateway=GatewayInfo(hello.pid if hello else None, self.link.connected, self.link.connections),
+            settings=msgspec.to_builtins(self.settings),
+            origins=self._origins,
+            idle_exit_s=self._idle_exit,
+        )
+
+    async def pull(self, reference: str, name: str | None, listener: Listener) -> Any:
+        """Fetch a model into the store."""
+        from pierhead.sources.pull import pull
+
+        record = await pull(
+            reference,
+            store=self.store,
+            settings=self.settings.sources,
+            paths=self.paths,
+            listener=listener,
+            name=name,
+        )
+        self.models_changed()
+        return record
+
+    def models_changed(self) -> None:
+        """Read the store again soon."""
+        self._refresh.set()
+
+    def keys_changed(self) -> None:
+        """Read the keys again and tell the gateway."""
+        self._read_keys()
+        self.link.push()
+
+    def shut_down(self, mode: str) -> None:
+        """Begin to end: ``stop`` or ``handover``."""
+        if not self._end.done():
+            self._end.set_result(mode)
+
+    # --- for the gateway ------------------------------------------------------------------------------------------
+
+    def _snapshot(self, version: int) -> Snapshot:
+        return Snapshot(
+            version=version,
+            routes=routes(self._models, self.fleet.replicas()),
+            keys=self._keys,
+            pepper=self._pepper,
+            control_socket=str(self.paths.control_socket),
+        )
+
+    async def _ensure(self, model: str, failed: str) -> Endpoint:
+        info = await self.fleet.ensure_ready(model, failed=failed)
+        return Endpoint(replica=info.id, socket=info.socket)
+
+    def _activity(self, activity: Activity) -> None:
+        self.fleet.activity(activity.replica, activity.open, activity.last_used)
+
+    def _read_keys(self) -> None:
+        self._keys = tuple(Key(i, m) for i, m in self.keys.macs())
+        self._pepper = self.keys.pepper().hex() if self._keys else ""
+
+    # --- changes --------------------------------------------------------------------------------------------------
+
+    def _fleet_changed(self) -> None:
+        self.link.push()
+        self._touch()
+
+    def _store_event(self, watch: FolderWatch) -> None:
+        if "index.json" in watch.names():
+            self._refresh.set()
+
+    async def _refresh_models(self) -> None:
+        while True:
+            await self._refresh.wait()
+            self._refresh.clear()
+            try:
+                self._models = await asyncio.to_thread(self.store.models)
+            except (PierError, OSError) as exc:
+                log.warning("cannot read the store: %s", exc)
+            self.link.push()
+
+    def _touch(self) -> None:
+        """Something happened: the idle exit counts from now, unless there is something to stay up for."""
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+            self._idle_timer = None
+        if self._idle_exit > 0 and not self._end.done():
+            self._idle_timer = asyncio.get_running_loop().call_later(self._idle_exit, self._idle)
+
+    def _idle(self) -> None:
+        if self.fleet.busy or self._counting.open or self.link.connections:
+            self._touch()
+        else:
+            log.info("nothing to do for %g s", self._idle_exit)
+            self.shut_down("stop")
+
+
+async def run(
+    paths: Paths, loaded: Loaded, held: Held, announcer: Announcer, early: Spawned | None, *, idle_exit: float
+) -> None:
+    """Make the daemon and run it to its end."""
+    await Daemon(paths, loaded, idle_exit=idle_exit).run(held, announcer, early)

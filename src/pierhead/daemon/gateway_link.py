@@ -1,0 +1,292 @@
+"""The daemon's end of the link to the gateway: keeps one running, tells it what to serve, does what it asks."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import select
+import socket
+from collections.abc import Awaitable, Callable
+
+import msgspec
+
+from pierhead.config import GatewaySettings
+from pierhead.daemon import gateway_process as processes
+from pierhead.errors import PierError, RuntimeUnavailable
+from pierhead.gateway.link import (
+    Activity,
+    Drain,
+    Endpoint,
+    EnsureReady,
+    HandOver,
+    Hello,
+    Report,
+    Snapshot,
+    Sockets,
+    StartResult,
+    ToDaemon,
+    ToGateway,
+)
+from pierhead.gateway.listeners import bind_tcp, parse_address
+from pierhead.paths import Paths
+
+log = logging.getLogger(__name__)
+
+_MAX_LINE = 16 * 1024 * 1024
+_RETRY = (0.0, 0.2, 1.0, 5.0)
+
+Ensure = Callable[[str, str], Awaitable[Endpoint]]
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(ToDaemon).decode
+
+
+class _Wire:
+    """One connection to a gateway: whole messages in and out, and the descriptors that came with them."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.fds: list[int] = []
+        self._data = b""
+        self._sending = asyncio.Lock()
+
+    async def send(self, message: ToGateway) -> None:
+        async with self._sending:
+            await asyncio.get_running_loop().sock_sendall(self.sock, _encode(message) + b"\n")
+
+    async def receive(self) -> ToDaemon | None:
+        """The next message; None when the other end is gone."""
+        while b"\n" not in self._data:
+            await self._readable()
+            try:
+                chunk, fds, _, _ = socket.recv_fds(self.sock, 262144, 64)
+            except BlockingIOError:
+                continue
+            except OSError:
+                return None
+            self.fds += fds
+            if not chunk or len(self._data) > _MAX_LINE:
+                return None
+            self._data += chunk
+        line, _, self._data = self._data.partition(b"\n")
+        return _decode(line)
+
+    async def _readable(self) -> None:
+        loop = asyncio.get_running_loop()
+        readable = asyncio.Event()
+        loop.add_reader(self.sock, readable.set)
+        try:
+            await readable.wait()
+        finally:
+            loop.remove_reader(self.sock)
+
+    def close(self) -> None:
+        for fd in self.fds:
+            os.close(fd)
+        self.fds.clear()
+        self.sock.close()
+
+
+class GatewayLink:
+    """Owns the link; ``snapshot(version)`` says what the gateway must know, ``ensure`` starts a model for it."""
+
+    def __init__(
+        self,
+        *,
+        paths: Paths,
+        settings: GatewaySettings,
+        snapshot: Callable[[int], Snapshot],
+        ensure: Ensure,
+        activity: Callable[[Activity], None],
+        lost: Callable[[], None],
+    ) -> None:
+        self._paths = paths
+        self._settings = settings
+        self._snapshot = snapshot
+        self._ensure = ensure
+        self._activity = activity
+        self._lost = lost
+        self._wire: _Wire | None = None
+        self._dirty = asyncio.Event()
+        self._version = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._spawned: list[processes.Spawned] = []
+        self._closing = False
+        self.hello: Hello | None = None
+        self.connections = 0
+
+    @property
+    def connected(self) -> bool:
+        return self._wire is not None
+
+    @property
+    def listeners(self) -> tuple[str, ...]:
+        """Where clients reach the gateway."""
+        return tuple(a for a in self.hello.listeners if not a.startswith("unix:")) if self.hello else ()
+
+    def push(self) -> None:
+        """Send a new snapshot soon; many calls in a row make one."""
+        self._dirty.set()
+
+    # --- connecting -----------------------------------------------------------------------------------------------
+
+    async def open(self, early: processes.Spawned | None = None) -> None:
+        """Reach a gateway: the one just spawned, one that runs, or a new one. Raises what keeps one from starting."""
+        if early is None:
+            sock = processes.connect(self._paths)
+            if sock is not None:
+                return await self._greet_old(_Wire(sock))
+            early = processes.spawn(self._paths, self._settings, self._snapshot(0))
+        await self._greet_new(early)
+
+    async def _greet_new(self, spawned: processes.Spawned) -> None:
+        self._spawned.append(spawned)
+        await processes.listening(self._paths, spawned)
+        sock = processes.connect(self._paths)
+        if sock is None:
+            raise RuntimeUnavailable("the gateway ended at once", hint=f"See {self._paths.state}/gateway.log.")
+        self._wire = _Wire(sock)
+        self.hello = await self._hello(self._wire)
+        await self._send_snapshot()
+
+    async def _greet_old(self, wire: _Wire) -> None:
+        """Go on with a gateway that runs, or put a new one in its place without losing a connection."""
+        hello = await self._hello(wire)
+        if processes.runs_alike(self._paths, self._settings):
+            self._wire, self.hello = wire, hello
+            await self._send_snapshot()
+            return
+        log.info("replacing gateway %d (version %s)", hello.pid, hello.version)
+        await wire.send(HandOver())
+        while not isinstance(message := await wire.receive(), Sockets):
+            if message is None:
+                wire.close()
+                return await self.open()
+        inherit, own = self._wanted(wire, message)
+        try:
+            spawned = processes.spawn(self._paths, self._settings, self._snapshot(0), inherit)
+        finally:
+            for sock in own:
+                sock.close()
+        await self._greet_new(spawned)
+        await wire.send(Drain(self._settings.request_timeout))
+        wire.close()
+
+    def _wanted(self, wire: _Wire, sockets: Sockets) -> tuple[list[tuple[int, str]], list[socket.socket]]:
+        """What a new gateway takes over of an old one's sockets, and those bound anew for it."""
+        have = dict(zip(sockets.addresses, wire.fds, strict=True))
+        inherit = [(fd, address) for address, fd in have.items() if address.startswith("unix:")]
+        own: list[socket.socket] = []
+        for wanted in self._settings.listen:
+            host, port = parse_address(wanted)
+            name = f"[{host}]" if ":" in host else host
+            match = [a for a in have if (a.startswith(name + ":") if port == 0 else a == f"{name}:{port}")]
+            if match:
+                inherit.append((have[match[0]], match[0]))
+            else:
+                bound = bind_tcp(wanted)
+                own.append(bound.sock)
+                inherit.append((bound.sock.fileno(), bound.address))
+        return inherit, own
+
+    async def _hello(self, wire: _Wire) -> Hello:
+        message = None
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(processes.START_TIMEOUT):
+                message = await wire.receive()
+        if not isinstance(message, Hello):
+            wire.close()
+            raise RuntimeUnavailable(
+                f"what listens on {self._paths.gateway_admin_socket} does not answer as a gateway",
+                hint="End that process, then start the daemon again.",
+            )
+        return message
+
+    # --- serving --------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Serve the link until cancelled; a gateway that dies is started again."""
+        pusher = asyncio.create_task(self._push_all())
+        try:
+            while True:
+                await self._read_all()
+                self._drop()
+                await self._reopen()
+        finally:
+            pusher.cancel()
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(pusher, *self._tasks, return_exceptions=True)
+
+    async def _reopen(self) -> None:
+        attempt = 0
+        while self._wire is None:
+            await asyncio.sleep(_RETRY[min(attempt, len(_RETRY) - 1)])
+            attempt += 1
+            try:
+                await self.open()
+            except (PierError, OSError, TimeoutError) as exc:
+                log.error("cannot start the gateway again: %s", exc)
+        log.warning("the gateway had ended; started it again")
+
+    async def _read_all(self) -> None:
+        while self._wire is not None and (message := await self._wire.receive()) is not None:
+            if isinstance(message, EnsureReady):
+                task = asyncio.create_task(self._serve(message))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+            elif isinstance(message, Report):
+                self.connections = message.connections
+                for activity in message.activity:
+                    self._activity(activity)
+
+    def _drop(self) -> None:
+        if self._wire is not None:
+            self._wire.close()
+        self._wire = None
+        self.connections = 0
+        self._lost()
+
+    async def _serve(self, wish: EnsureReady) -> None:
+        try:
+            result = StartResult(id=wish.id, endpoint=await self._ensure(wish.model, wish.failed))
+        except PierError as exc:
+            result = StartResult(id=wish.id, error=exc.to_dict())
+        except Exception as exc:  # a bug must not leave a client waiting
+            log.exception("ensure_ready(%s)", wish.model)
+            result = StartResult(id=wish.id, error=PierError(f"internal error: {exc!r}").to_dict())
+        if self._wire is not None:
+            with contextlib.suppress(OSError):
+                await self._wire.send(result)
+
+    async def _push_all(self) -> None:
+        while True:
+            await self._dirty.wait()
+            with contextlib.suppress(OSError):
+                await self._send_snapshot()
+
+    async def _send_snapshot(self) -> None:
+        self._dirty.clear()
+        self._version += 1
+        if self._wire is not None:
+            await self._wire.send(self._snapshot(self._version))
+
+    # --- ending ---------------------------------------------------------------------------------------------------
+
+    async def close(self, *, drain: bool, grace: float = 30.0) -> None:
+        """End the link, and with ``drain`` the gateway too once its streams have ended or ``grace`` seconds passed."""
+        wire, self._wire = self._wire, None
+        if wire is None:
+            return
+        if drain and self.hello is not None:
+            with contextlib.suppress(OSError, ProcessLookupError):
+                fd = os.pidfd_open(self.hello.pid)
+                try:
+                    await wire.send(Drain(grace))
+                    await asyncio.to_thread(select.select, [fd], [], [], grace + 5)
+                finally:
+                    os.close(fd)
+        wire.close()
+        for spawned in self._spawned:
+            spawned.process.poll()

@@ -1,0 +1,113 @@
+"""The JSON shapes of the control API that are its own; the others belong to store, fleet and keys."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from pierhead.runtimes.base import Capabilities
+
+API = 1
+
+
+class VersionInfo(msgspec.Struct, frozen=True):
+    """Who answers; ``started`` is ISO 8601 UTC, ``api`` grows with incompatible changes."""
+
+    version: str
+    api: int
+    pid: int
+    started: str
+
+
+class GatewayInfo(msgspec.Struct, frozen=True):
+    """The gateway's process."""
+
+    pid: int | None
+    connected: bool
+    connections: int = 0
+
+
+class StatusInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """The state of this host; ``origins`` says where each setting that was set came from."""
+
+    version: str
+    pid: int
+    uptime_s: float
+    listeners: tuple[str, ...]
+    runtimes: tuple[Capabilities, ...]
+    replicas: int
+    models: int
+    gateway: GatewayInfo
+    settings: dict[str, Any]
+    origins: dict[str, str]
+    idle_exit_s: float
+
+
+class PullRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What to pull, and the name to give it."""
+
+    reference: str
+    name: str | None = None
+
+
+class CopyRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Give the model ``source`` the further name ``target``."""
+
+    source: str
+    target: str
+
+
+class StartRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which model to start and how; ``keep_alive`` in seconds, negative for ever; ``pin`` keeps it from eviction."""
+
+    model: str
+    runtime: str | None = None
+    settings: dict[str, Any] | None = None
+    keep_alive: float | None = None
+    pin: bool | None = None
+
+
+class KeyRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The name of a key to make."""
+
+    name: str
+
+
+class ShutdownRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``stop`` drains and ends everything; ``handover`` leaves replicas and gateway running for the next daemon."""
+
+    mode: Literal["stop", "handover"] = "stop"
+
+
+class Accepted(msgspec.Struct, frozen=True):
+    """The daemon will end in this way."""
+
+    mode: str
+
+
+class Stopped(msgspec.Struct, frozen=True):
+    """The replicas that were stopped."""
+
+    stopped: list[str]
+
+
+class ReplicaStats(msgspec.Struct, frozen=True, kw_only=True):
+    """One reading of one replica; bytes, seconds; ``cpu_percent`` of one core since the reading before."""
+
+    id: str
+    model: str
+    memory: int
+    memory_limit: int
+    cpu_seconds: float
+    cpu_percent: float
+    pids: int
+    read_bytes: int
+    written_bytes: int
+    at: float
+
+
+class StatsLine(msgspec.Struct, frozen=True):
+    """One reading of everything that runs."""
+
+    replicas: list[ReplicaStats]

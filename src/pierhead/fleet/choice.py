@@ -1,0 +1,87 @@
+"""Which runtime a replica gets, and the image builds that ``auto`` starts behind its back; starts no replica."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+import msgspec
+
+from pierhead.engines.base import LaunchSpec
+from pierhead.errors import PierError, RuntimeUnavailable, UsageError
+from pierhead.events import Listener, Note, ignore
+from pierhead.runtimes.base import Runtime
+
+
+class RuntimeChooser:
+    """Knows the runtimes of this machine; ``auto`` means docker when it and the image are there, else process."""
+
+    def __init__(self, runtimes: Mapping[str, Runtime], default: str) -> None:
+        self.runtimes = runtimes
+        self._default = default
+        self._builds: dict[str, asyncio.Task[None]] = {}
+        self._broken: dict[str, str] = {}
+
+    def check(self, name: str | None) -> str:
+        """The name to use for what a user asked for; UsageError when there is no such runtime."""
+        wanted = name or self._default
+        if wanted != "auto" and wanted not in self.runtimes:
+            raise UsageError(
+                f"there is no runtime '{wanted}'", hint=f"Use one of: auto, {', '.join(sorted(self.runtimes))}."
+            )
+        return wanted
+
+    async def choose(self, name: str | None, spec: LaunchSpec, listener: Listener) -> tuple[str, Runtime]:
+        """The runtime for ``spec``; RuntimeUnavailable when the one that was named cannot be used."""
+        wanted = self.check(name)
+        if wanted != "auto":
+            runtime = self.runtimes[wanted]
+            capabilities = await runtime.capabilities()
+            if not capabilities.available:
+                raise RuntimeUnavailable(
+                    f"the {wanted} runtime cannot be used: {capabilities.reason}",
+                    hint="`pier doctor` says what to install; `--runtime auto` takes what works.",
+                )
+            return wanted, runtime
+        return await self._auto(spec, listener)
+
+    async def _auto(self, spec: LaunchSpec, listener: Listener) -> tuple[str, Runtime]:
+        docker = self.runtimes.get("docker")
+        if docker is not None:
+            capabilities = await docker.capabilities(spec)
+            if capabilities.available and capabilities.prepared:
+                return "docker", docker
+            if capabilities.available:
+                listener(Note(message=self._build(docker, spec)))
+        process = self.runtimes.get("process")
+        if process is None:
+            raise RuntimeUnavailable("no runtime can be used", hint="`pier doctor` says what to install.")
+        return "process", process
+
+    def _build(self, docker: Runtime, spec: LaunchSpec) -> str:
+        key = str(hash(spec.image)) if spec.image is not None else spec.image_name
+        if key in self._broken:
+            return f"running as a process; the container image could not be built: {self._broken[key]}"
+        if key not in self._builds:
+            self._builds[key] = asyncio.create_task(self._prepare(key, docker, spec))
+        return "running as a process while the container image is built; later starts will use docker"
+
+    async def _prepare(self, key: str, docker: Runtime, spec: LaunchSpec) -> None:
+        try:
+            await docker.prepare(msgspec.structs.replace(spec), ignore)
+        except PierError as exc:
+            self._broken[key] = exc.message
+        finally:
+            del self._builds[key]
+
+    @property
+    def building(self) -> bool:
+        """Whether an image is being built now."""
+        return bool(self._builds)
+
+    async def close(self) -> None:
+        """Give up the builds that run."""
+        builds = list(self._builds.values())
+        for task in builds:
+            task.cancel()
+        await asyncio.gather(*builds, return_exceptions=True)

@@ -1,0 +1,73 @@
+"""What the outside sees of a replica: one flat JSON-safe record; changes nothing."""
+
+from __future__ import annotations
+
+import datetime
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+if TYPE_CHECKING:
+    from pierhead.fleet.replica import Replica
+
+
+class ReplicaInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """One replica; times are ISO 8601 UTC, ``memory_estimate`` bytes, ``ready_s`` seconds from asked to ready."""
+
+    id: str
+    model: str
+    digest: str
+    engine: str
+    runtime: str
+    state: str
+    context: int
+    parallel: int
+    memory_estimate: int
+    pid: int | None
+    container: str | None
+    started: str
+    ready_s: float
+    last_used: str | None
+    expires_at: str | None
+    pinned: bool
+    restarts: int
+    requests_open: int
+    socket: str
+    error: dict[str, Any] | None
+    sandbox: str
+
+
+def iso(at: float) -> str:
+    """A Unix time as ISO 8601 in UTC, to the millisecond."""
+    return datetime.datetime.fromtimestamp(at, datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def describe_replica(replica: Replica) -> ReplicaInfo:
+    """The record of ``replica`` as it is now."""
+    plan, instance, life = replica.plan, replica.instance, replica.life
+    error = replica.status.error
+    idle_at = replica.idle_at
+    pid: Any = getattr(instance, "pid", None)
+    return ReplicaInfo(
+        id=replica.id,
+        model=life.model.name,
+        digest=life.model.digest,
+        engine=plan.spec.engine if plan else "",
+        runtime=replica.runtime_name,
+        state=replica.state.value,
+        context=plan.context if plan else 0,
+        parallel=life.parallel,
+        memory_estimate=plan.memory if plan else 0,
+        pid=pid if isinstance(pid, int) else None,
+        container=getattr(instance, "container", None),
+        started=iso(replica.started),
+        ready_s=round(replica.ready_s, 4),
+        last_used=iso(replica.last_used) if replica.last_used else None,
+        expires_at=iso(idle_at) if idle_at is not None else None,
+        pinned=life.pinned,
+        restarts=replica.restarts,
+        requests_open=replica.open,
+        socket=instance.socket if instance is not None else "",
+        error=error.to_dict() if error is not None else None,
+        sandbox=str(getattr(instance, "sandbox", "")),
+    )

@@ -1,0 +1,62 @@
+"""What is written down about a replica so that the next daemon can take it over; small, atomic, one file each."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from pierhead.engines.base import LaunchSpec
+
+VERSION = 1
+
+
+class ReplicaRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A replica that was ready; times are Unix times in seconds, ``memory`` bytes, ``keep_alive`` seconds."""
+
+    version: int = VERSION
+    spec: LaunchSpec
+    digest: str
+    engine: str
+    runtime: str
+    context: int
+    memory: int
+    settings: dict[str, Any]
+    keep_alive: float
+    pinned: bool
+    started: float
+    ready_s: float
+    restarts: int = 0
+
+
+def new_id() -> str:
+    """A fresh replica id: a letter and eleven more of ``[a-z0-9]``."""
+    alphabet = "abcdefghijklmnopqrstuvwxyz0123456789"
+    return "r" + "".join(secrets.choice(alphabet) for _ in range(11))
+
+
+def save(folder: Path, record: ReplicaRecord) -> None:
+    """Put ``record`` into the replica's folder, which must exist; readers see the old or the new one, whole."""
+    temporary = folder / f".record.{os.getpid()}"
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "wb") as file:
+        file.write(msgspec.json.encode(record))
+    temporary.replace(folder / "record.json")
+
+
+def load(folder: Path) -> ReplicaRecord | None:
+    """The record in ``folder``; None when there is none, or one this version cannot read."""
+    try:
+        record = msgspec.json.decode((folder / "record.json").read_bytes(), type=ReplicaRecord)
+    except (OSError, msgspec.DecodeError):
+        return None
+    return record if record.version == VERSION and record.spec.replica == folder.name else None
+
+
+def forget(folder: Path) -> None:
+    """Remove what a runtime left of a replica's folder."""
+    shutil.rmtree(folder, ignore_errors=True)

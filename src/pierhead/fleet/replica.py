@@ -1,0 +1,350 @@
+"""One replica from its start to its end: the state machine applied to a runtime; knows no other replica."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from pierhead.engines.base import Plan
+from pierhead.errors import EngineFailed, PierError, Timeout
+from pierhead.events import AnyEvent, Listener, Note, Phase
+from pierhead.fleet import record as records
+from pierhead.fleet.state import COMING, LEAVING, Backoff, State, Status
+from pierhead.runtimes.base import Exit, Instance, Runtime
+from pierhead.runtimes.readiness import wait_ready
+from pierhead.store.model import ModelRecord
+
+log = logging.getLogger(__name__)
+
+LOG_LINES = 20
+IDLE_GRACE = 10.0  # a replica that nobody used yet stays at least this long (seconds)
+
+
+@dataclass
+class Life:
+    """What one replica is given: the model, what the user asked for, and the times that rule its life (seconds)."""
+
+    id: str
+    model: ModelRecord
+    settings: dict[str, Any]
+    runtime: str | None  # as asked for; None: the default
+    keep_alive: float
+    pinned: bool
+    backoff: Backoff
+    folder: Path
+    start_timeout: float
+    parallel: int = 1
+    lease: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+
+
+Admit = Callable[["Replica"], Awaitable[tuple[Plan, str, Runtime]]]
+
+
+class Replica:
+    """Runs one replica in a task of its own; ``changed`` is called after each change that others may care about."""
+
+    def __init__(self, life: Life, admit: Admit, changed: Callable[[Replica], None]) -> None:
+        self.life = life
+        self.id = life.id
+        self.status = Status(State.CREATED, time.time())
+        self.plan: Plan | None = None
+        self.runtime_name = ""
+        self.instance: Instance | None = None
+        self.started = time.time()
+        self.ready_s = 0.0
+        self.ready_at = 0.0
+        self.restarts = 0
+        self.open = 0
+        self.last_used = 0.0
+        self.listeners: list[Listener] = []
+        self._runtime: Runtime | None = None
+        self._admit = admit
+        self._changed = changed
+        self._began = time.monotonic()
+        self._pulse = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._ending: asyncio.Task[None] | None = None
+        self._counted = 0
+
+    # --- seen from outside ----------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> State:
+        return self.status.state
+
+    @property
+    def live(self) -> bool:
+        """Whether it answers or will."""
+        return self.state is State.READY or self.state in COMING
+
+    @property
+    def idle_at(self) -> float | None:
+        """Unix time at which it has been unused for long enough to be stopped; None while that is not in sight."""
+        if self.state is not State.READY or self.open or self.life.pinned or self.life.keep_alive < 0:
+            return None
+        unused = self.ready_at + max(self.life.keep_alive, IDLE_GRACE)
+        return self.last_used + self.life.keep_alive if self.last_used > self.ready_at else unused
+
+    def emit(self, event: AnyEvent) -> None:
+        """Tell everyone who waits for this replica."""
+        for listener in list(self.listeners):
+            listener(event)
+
+    def used(self, open_requests: int, last_used: float) -> None:
+        """Note what the gateway saw."""
+        was = self.open
+        self.open = open_requests
+        self.last_used = max(self.last_used, last_used)
+        if was != open_requests or last_used:
+            self._signal()
+
+    async def until(self, reached: Callable[[], bool], timeout: float | None = None) -> bool:
+        """Wait until ``reached()`` holds, looked at after every change; False when ``timeout`` seconds passed."""
+        try:
+            async with asyncio.timeout(timeout):
+                while not reached():
+                    await self._pulse.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def until_ready(self) -> None:
+        """Return when it answers; raise the error that ended it."""
+        await self.until(lambda: self.state is State.READY or self.state not in COMING)
+        if self.state is not State.READY:
+            raise self.status.error or EngineFailed(
+                f"{self.life.model.name} was stopped while it was starting", hint="Try again."
+            )
+
+    # --- its life -------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin: admission, preparation, start, loading, and then until something ends it."""
+        self._task = asyncio.create_task(self._live(self._first), name=f"replica {self.id}")
+
+    def adopt(self, instance: Instance, runtime: Runtime, saved: records.ReplicaRecord) -> None:
+        """Go on with what an earlier daemon started."""
+        self.instance, self._runtime, self.runtime_name = instance, runtime, saved.runtime
+        self.plan = Plan(spec=saved.spec, context=saved.context, memory=saved.memory)
+        self.started, self.ready_s, self.restarts = saved.started, saved.ready_s, saved.restarts
+        self.ready_at = time.time()
+        self._move(State.READY)
+        self._task = asyncio.create_task(self._live(None), name=f"replica {self.id}")
+
+    async def _live(self, begin: Callable[[], Awaitable[None]] | None) -> None:
+        try:
+            if begin is not None:
+                await begin()
+            while True:
+                await self._serve()
+                await self._again()
+        except PierError as exc:
+            await self._fail(exc)
+        except Exception as exc:  # a bug in one replica's care must not leave its callers waiting
+            log.exception("replica %s", self.id)
+            await self._fail(PierError(f"internal error while running {self.life.model.name}: {exc!r}"))
+
+    async def _first(self) -> None:
+        self._phase(State.CREATED)
+        plan, self.runtime_name, runtime = await self._admit(self)
+        self.plan, self._runtime = plan, runtime
+        for note in plan.notes:
+            self.emit(Note(message=note))
+        self._move(State.PREPARING, self.runtime_name)
+        spec = await runtime.prepare(plan.spec, self.emit)
+        self.plan = msgspec.structs.replace(plan, spec=spec)
+        await self._launch()
+
+    async def _launch(self) -> None:
+        assert self.plan is not None
+        assert self._runtime is not None
+        self._move(State.STARTING)
+        self.instance = await self._runtime.start(self.plan.spec)
+        self._move(State.LOADING)
+        try:
+            await wait_ready(self.instance, timeout=self.life.start_timeout)
+        except PierError as exc:
+            raise await self._with_log(exc) from exc
+        now = time.time()
+        self.ready_s = time.monotonic() - self._began
+        self.ready_at = now
+        self._move(State.READY)
+        self.save()
+
+    async def _serve(self) -> None:
+        """Wait for the end of the program, which nobody asked for."""
+        assert self.instance is not None
+        end = await self.instance.wait()
+        error = await self._with_log(EngineFailed(f"the engine of {self.life.model.name} {describe(end)}"))
+        self._counted = self.life.backoff.count(self._counted, time.time() - self.ready_at)
+        self._move(State.BACKOFF, error.message, error)
+
+    async def _again(self) -> None:
+        """Start it again, after a pause that grows, until it is ready or the limit is reached."""
+        while True:
+            error = self.status.error
+            delay = self.life.backoff.delay(self._counted)
+            if delay is None:
+                assert error is not None
+                raise EngineFailed(
+                    f"{error.message}, and was started again {self._counted} times in vain",
+                    hint=error.hint,
+                    data=error.data,
+                )
+            await self._clear()
+            await asyncio.sleep(delay)
+            self._counted += 1
+            self.restarts += 1
+            self._began = time.monotonic()
+            try:
+                await self._launch()
+            except PierError as exc:
+                await self._clear()
+                self._move(State.BACKOFF, exc.message, exc)
+            else:
+                return
+
+    async def _fail(self, error: PierError) -> None:
+        await self._clear()
+        if self.state not in LEAVING:
+            self._move(State.FAILED, error.message, error)
+        self.life.lease.close()
+
+    async def _clear(self) -> None:
+        """End and remove what there is of the program; a runtime that cannot must not keep us."""
+        instance, self.instance = self.instance, None
+        if instance is not None:
+            with contextlib.suppress(PierError):
+                await instance.stop(0)
+
+    async def examine(self, timeout: float = 5.0) -> None:
+        """Look at a replica that somebody saw break: when it does not answer it is ended, and so started again."""
+        instance = self.instance
+        if instance is None or self.state is not State.READY:
+            return
+        try:
+            await wait_ready(instance, timeout=timeout)
+        except PierError:
+            if not await self.until(lambda: self.state is not State.READY, 0.5):
+                log.warning("replica %s does not answer: ending it", self.id)
+                await instance.stop(0)
+                await self.until(lambda: self.state is not State.READY, timeout)
+
+    # --- its end --------------------------------------------------------------------------------------------------
+
+    async def stop(self, drain: float = 0.0) -> None:
+        """End it: no new requests, then up to ``drain`` seconds for those it has, then the program. Shared by callers.
+
+        Returns when it is gone; a caller that gives up does not interrupt it.
+        """
+        if self._ending is None:
+            self._ending = asyncio.create_task(self._end(drain), name=f"stop {self.id}")
+        await asyncio.shield(self._ending)
+
+    async def _end(self, drain: float) -> None:
+        await self._cancel()
+        if self.state is State.READY and drain > 0 and self.instance is not None:
+            self._move(State.DRAINING)
+            await self._drained(self.instance, drain)
+        if self.state is not State.STOPPED:
+            if self.state is not State.STOPPING:
+                self._move(State.STOPPING)
+            instance, self.instance = self.instance, None
+            try:
+                if instance is not None:
+                    await instance.stop()
+            finally:
+                self._move(State.STOPPED)
+                self.life.lease.close()
+
+    async def _drained(self, instance: Instance, drain: float) -> None:
+        idle = asyncio.create_task(self.until(lambda: not self.open))
+        gone = asyncio.create_task(instance.wait())
+        try:
+            await asyncio.wait({idle, gone}, timeout=drain, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            idle.cancel()
+            gone.cancel()
+            await asyncio.gather(idle, gone, return_exceptions=True)
+
+    async def detach(self) -> None:
+        """Stop looking after it and leave its program running, for the next daemon."""
+        await self._cancel()
+
+    async def _cancel(self) -> None:
+        if self._task is not None and self._task is not asyncio.current_task():
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    # --- small things ---------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Write down what the next daemon must know."""
+        if self.plan is None or self.state is not State.READY:
+            return
+        with contextlib.suppress(FileNotFoundError):
+            records.save(
+                self.life.folder,
+                records.ReplicaRecord(
+                    spec=self.plan.spec,
+                    digest=self.life.model.digest,
+                    engine=self.plan.spec.engine,
+                    runtime=self.runtime_name,
+                    context=self.plan.context,
+                    memory=self.plan.memory,
+                    settings=self.life.settings,
+                    keep_alive=self.life.keep_alive,
+                    pinned=self.life.pinned,
+                    started=self.started,
+                    ready_s=self.ready_s,
+                    restarts=self.restarts,
+                ),
+            )
+
+    def _move(self, state: State, detail: str = "", error: PierError | None = None) -> None:
+        self.status = self.status.to(state, time.time(), error)
+        self._phase(state, detail)
+        self._signal()
+
+    def _phase(self, state: State, detail: str = "") -> None:
+        self.emit(Phase(replica=self.id, state=state, detail=detail, elapsed_s=time.monotonic() - self._began))
+
+    def _signal(self) -> None:
+        pulse, self._pulse = self._pulse, asyncio.Event()
+        pulse.set()
+        self._changed(self)
+
+    async def _with_log(self, error: PierError) -> PierError:
+        """The same error with the engine's last lines in ``data["log"]``."""
+        if error.data.get("log") or self.instance is None:
+            return error
+        lines = await last_lines(self.instance)
+        kind = type(error) if isinstance(error, (EngineFailed, Timeout)) else EngineFailed
+        hint = error.hint or f"`pier logs {self.life.model.name}` shows what the engine wrote."
+        return kind(error.message, hint=hint, data={**error.data, "log": lines})
+
+
+async def last_lines(instance: Instance, count: int = LOG_LINES) -> list[str]:
+    """The last lines an engine wrote; empty when they cannot be read any more."""
+    lines: list[str] = []
+    with contextlib.suppress(PierError, OSError, TimeoutError):
+        async with asyncio.timeout(2):
+            lines += [line.decode("utf-8", "replace").rstrip() async for line in instance.logs(tail=count)]
+    return lines[-count:]
+
+
+def describe(end: Exit) -> str:
+    """How a program ended, as the rest of a sentence."""
+    if end.oom:
+        return "was killed because memory ran out"
+    if end.signal:
+        return f"was killed by signal {end.signal}"
+    return f"ended with status {end.code}" + (f" ({end.reason})" if end.reason else "")
