@@ -1,0 +1,125 @@
+"""Durable file operations that the store is built on: locks, atomic replacement, reflinks; knows nothing of OCI."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Generator
+from pathlib import Path
+
+from pierhead.errors import AccessDenied, OutOfSpace, PierError
+
+FICLONE = 0x40049409
+
+
+@contextlib.contextmanager
+def os_errors(doing: str) -> Generator[None]:
+    """Map the operating system's refusals to errors a person can act on."""
+    try:
+        yield
+    except OSError as exc:
+        raise mapped(exc, doing) from exc
+
+
+def mapped(exc: OSError, doing: str) -> PierError:
+    """The PierError for one OSError."""
+    if exc.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return OutOfSpace(
+            f"{doing}: the disk is full", hint="Free some space (`pier df`, `pier rm NAME`), then try again."
+        )
+    if exc.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        where = exc.filename or "the store"
+        return AccessDenied(f"{doing}: no permission for {where}", hint="Check who owns it, or set PIERHEAD_HOME.")
+    return PierError(f"{doing}: {exc.strerror or exc}")
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, waiting: Callable[[], None] | None = None, shared: bool = False) -> Generator[None]:
+    """Hold the lock file ``path``, which dies with the process; ``waiting`` is called when it is taken."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    mode = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    try:
+        try:
+            fcntl.flock(fd, mode | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if waiting is not None:
+                waiting()
+            fcntl.flock(fd, mode)
+        yield
+    finally:
+        os.close(fd)
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a live process holds the lock file."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def sync_folder(path: Path) -> None:
+    """Make renames and removals in ``path`` survive a power cut."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def replace(path: Path, data: bytes, mode: int = 0o644) -> None:
+    """Write ``data`` to ``path`` so that a reader sees the old or the new content, whatever happens."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def reflink(source: Path, target: Path) -> bool:
+    """Share the blocks of ``source`` with a new file ``target``; False where the filesystem cannot."""
+    with source.open("rb") as old, target.open("wb") as new:
+        try:
+            fcntl.ioctl(new.fileno(), FICLONE, old.fileno())
+        except OSError:
+            pass
+        else:
+            return True
+    target.unlink()
+    return False
+
+
+def disk_bytes(path: Path, seen: set[tuple[int, int]]) -> int:
+    """Allocated bytes below ``path``, each inode counted once across calls that share ``seen``."""
+    total = 0
+    for folder, _, names in os.walk(path):
+        for name in names:
+            with contextlib.suppress(OSError):
+                found = os.lstat(os.path.join(folder, name))
+                if (found.st_dev, found.st_ino) not in seen:
+                    seen.add((found.st_dev, found.st_ino))
+                    total += found.st_blocks * 512
+    return total
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a folder and what is in it; nothing happens when it is gone already."""
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(path)

@@ -1,0 +1,389 @@
+"""The store: models as OCI artifacts in an image layout that other tools read; all calls block and are crash-safe.
+
+Content becomes visible in one step: blobs by a rename, names by replacing ``index.json`` under a lock. What no name
+reaches is garbage, and ``collect`` reclaims it unless a pin or a live lease may still need it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import difflib
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from pierhead.errors import Conflict, CorruptData, NotFound, UsageError
+from pierhead.store import manifest as oci
+from pierhead.store.blobs import Blobs, Ingest
+from pierhead.store.files import (
+    disk_bytes,
+    is_locked,
+    locked,
+    mapped,
+    os_errors,
+    remove_tree,
+    replace,
+    sync_folder,
+)
+from pierhead.store.files import reflink as clone
+from pierhead.store.link import LinkRecord, adopt, hash_file
+from pierhead.store.model import Blob, Layer, ModelRecord, Removed, Usage
+
+NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._@:/+-]{0,253}[A-Za-z0-9_])?")
+
+
+def _nothing(step: str) -> None:
+    """Where tests stop a process; production does nothing."""
+
+
+class Store:
+    """The content-addressed OCI image layout below ``root``. Safe to use from many threads and processes."""
+
+    def __init__(self, root: Path, step: Callable[[str], None] = _nothing) -> None:
+        self.root = root
+        self.step = step
+        self.blobs = Blobs(root, step)
+
+    @classmethod
+    def open(cls, root: Path, step: Callable[[str], None] = _nothing) -> Store:
+        """The store at ``root``, made if it is not there; a store that can only be read opens too."""
+        store = cls(root, step)
+        if (root / "index.json").exists() and store.blobs.folder.is_dir():
+            return store
+        with os_errors(f"cannot create the store in {root}"):
+            for folder in (store.blobs.folder, store.blobs.ingests, *(root / n for n in ("models", "pins", "leases"))):
+                folder.mkdir(parents=True, exist_ok=True, mode=0o755)
+            replace(root / "oci-layout", b'{"imageLayoutVersion":"1.0.0"}')
+            with locked(root / "index.lock"):
+                if not (root / "index.json").exists():
+                    replace(root / "index.json", msgspec.json.encode(oci.Index()))
+        return store
+
+    # --- blobs ----------------------------------------------------------------------------------------------------
+
+    def ingest(
+        self,
+        key: str,
+        *,
+        size: int | None = None,
+        digest: str | None = None,
+        waiting: Callable[[Path], None] | None = None,
+    ) -> Ingest:
+        """A blob on its way in, one process at a time per ``key``.
+
+        ``waiting`` is called with the partial file, whose size shows the progress, when another process has the lock.
+        """
+        return Ingest(self.blobs, key, size=size, digest=digest, waiting=waiting)
+
+    def adopt_file(self, path: Path, *, link: bool = False) -> Blob:
+        """Take a user's file in: by reflink, else a copy; with ``link`` a hard link that ``recheck`` watches."""
+        with os_errors(f"cannot take {path} into the store"), locked(self.blobs.ingests / "adopt.lock"):
+            return adopt(self.blobs, self.root / "links", path, link=link)
+
+    def has(self, digest: str) -> bool:
+        return self.blobs.has(digest)
+
+    def blob_path(self, digest: str) -> Path:
+        """Where the blob is; NotFound when it is not there."""
+        path = self.blobs.path(digest)
+        if not path.is_file():
+            raise NotFound(f"the store has no blob {digest}", hint="Pull the model again.")
+        return path
+
+    # --- models ---------------------------------------------------------------------------------------------------
+
+    def commit_model(
+        self,
+        name: str,
+        *,
+        layers: Sequence[Layer],
+        metadata: dict[str, Any],
+        annotations: dict[str, str] | None = None,
+    ) -> ModelRecord:
+        """Give a set of blobs a name, in one step. NotFound when a layer's blob is missing."""
+        self._check_name(name)
+        for layer in layers:
+            oci.check_filepath(layer.filepath)
+            self.blob_path(layer.digest)
+        config = self.blobs.put(oci.config_bytes(layers, metadata))
+        self.step("model:config")
+        created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        body = oci.manifest_bytes(layers, config, {"org.opencontainers.image.created": created, **(annotations or {})})
+        with os_errors("cannot commit the model"):
+            stored = self.blobs.put(body)
+            self.step("model:manifest")
+            with self._index() as index:
+                index.set(name, stored)
+                self.step("model:index")
+        return self.get(name)
+
+    def models(self) -> list[ModelRecord]:
+        """All models, each once, by first name."""
+        index = self._read_index()
+        names: dict[str, list[str]] = {}
+        for entry in index.manifests:
+            names.setdefault(entry.digest, []).append(entry.name)
+        return sorted((self._record(d, sorted(n)) for d, n in names.items()), key=lambda r: r.name)
+
+    def get(self, name: str) -> ModelRecord:
+        """The model by name, ``name:latest`` or digest (``sha256:`` and eight hex digits or more)."""
+        index = self._read_index()
+        digest = index.find(name)
+        if digest is None:
+            known = sorted({e.name for e in index.manifests})
+            close = difflib.get_close_matches(name, known, 1)
+            hint = f"Did you mean '{close[0]}'? " if close else ""
+            raise NotFound(
+                f"there is no model '{name}' in the store",
+                hint=f"{hint}Type `pier pull {name}`.",
+                data={"known": known[:50]},
+            )
+        names = sorted(e.name for e in index.manifests if e.digest == digest)
+        if name in names:
+            names.remove(name)
+            names.insert(0, name)
+        return self._record(digest, names)
+
+    def tag(self, old: str, new: str) -> ModelRecord:
+        """Give a model one more name; a name that pointed elsewhere moves."""
+        self._check_name(new)
+        record = self.get(old)
+        with os_errors("cannot name the model"), self._index() as index:
+            size = self.blobs.path(record.digest).stat().st_size
+            index.set(new, Blob(record.digest, size))
+        return self.get(new)
+
+    def remove(self, name: str) -> Removed:
+        """Remove a name and, when it was the last one, the bytes that nothing else needs. Conflict while pinned."""
+        record = self.get(name)
+        gone = list(record.names) if oci.is_digest_like(name) else [record.name]
+        before = self._used()
+        before_linked = LinkRecord.total(self.root / "links", self.blobs)
+        with os_errors("cannot remove the model"):
+            with self._index() as index:
+                left = [e for e in index.manifests if e.digest == record.digest and e.name not in gone]
+                owners = self._pins().get(record.digest)
+                if owners and not left:
+                    raise Conflict(
+                        f"'{name}' is in use by {', '.join(sorted(owners))}",
+                        hint=f"Type `pier stop {record.name}` first.",
+                    )
+                index.manifests = [e for e in index.manifests if e.name not in gone]
+                self.step("remove:index")
+            self.collect()
+        linked = before_linked - LinkRecord.total(self.root / "links", self.blobs)
+        freed = max(0, before - self._used() - linked)
+        return Removed(tuple(gone), freed, kept=record.size if left else 0, user_linked=linked)
+
+    def materialize(self, record: ModelRecord) -> Path:
+        """A read-only folder with the model's files under their own names, sharing the blobs' bytes."""
+        target = self.root / "models" / record.digest.removeprefix("sha256:")
+        if target.is_dir():
+            return target
+        temporary = target.with_name(f".{uuid.uuid4().hex}")
+        with os_errors("cannot lay out the model's files"):
+            try:
+                for file in record.files:
+                    oci.check_filepath(file.name)
+                    place = temporary / file.name
+                    place.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
+                    _share(self.blob_path(file.digest), place)
+                self.step("materialize:filled")
+                os.rename(temporary, target)
+            except OSError:
+                if not target.is_dir():  # somebody else was first
+                    raise
+            finally:
+                remove_tree(temporary)
+        return target
+
+    def recheck(self, record: ModelRecord) -> None:
+        """CorruptData when a file that was linked, not copied, changed since; checked before each start."""
+        for file in record.files:
+            LinkRecord.check(self.root / "links", file.digest)
+
+    def verify(self, name: str) -> list[str]:
+        """Hash every file of a model again; the names of those that do not match."""
+        record = self.get(name)
+        return [f.name for f in record.files if hash_file(self.blob_path(f.digest)) != f.digest]
+
+    # --- what must stay -------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def lease(self) -> Generator[None]:
+        """While held by a live process, ``collect`` keeps everything that appeared since it was taken."""
+        path = self.root / "leases" / f"{uuid.uuid4().hex}.lock"
+        with os_errors("cannot write to the store"):
+            path.parent.mkdir(exist_ok=True)
+            holder = locked(path)
+            holder.__enter__()
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+            holder.__exit__(None, None, None)
+
+    def pin(self, digest: str, owner: str) -> None:
+        """Keep a model for ``owner`` (a replica) until ``unpin``, across daemons."""
+        replace(self.root / "pins" / _owner(owner), self.blobs.path(digest).name.encode())
+
+    def unpin(self, owner: str) -> None:
+        (self.root / "pins" / _owner(owner)).unlink(missing_ok=True)
+
+    def pinned(self) -> dict[str, tuple[str, ...]]:
+        """Owners by model digest."""
+        return {digest: tuple(sorted(owners)) for digest, owners in self._pins().items()}
+
+    def collect(self) -> int:
+        """Remove what nothing needs: unnamed blobs, dead ingests, folders of models that are gone. Bytes freed."""
+        before = self._used()
+        with os_errors("cannot clean up the store"), locked(self.root / "index.lock"):
+            horizon = self._oldest_lease()
+            for path in self._garbage(horizon):
+                remove_tree(path) if path.is_dir() else path.unlink(missing_ok=True)
+                self.step("collect:removed")
+        return max(0, before - self._used())
+
+    def usage(self) -> Usage:
+        """Where the bytes are."""
+        seen: set[tuple[int, int]] = set()
+        blobs = disk_bytes(self.blobs.folder, seen)
+        ingests = disk_bytes(self.blobs.ingests, seen)
+        materialized = disk_bytes(self.root / "models", seen)
+        rest = disk_bytes(self.root, seen)
+        disk = shutil.disk_usage(self.root)
+        return Usage(
+            total=blobs + ingests + materialized + rest,
+            blobs=blobs,
+            ingests=ingests,
+            materialized=materialized,
+            reclaimable=sum(_size(p) for p in self._garbage(self._oldest_lease())),
+            linked_outside=LinkRecord.total(self.root / "links", self.blobs),
+            free=disk.free,
+            models={r.name: r.size for r in self.models()},
+        )
+
+    # --- inside ---------------------------------------------------------------------------------------------------
+
+    def _used(self) -> int:
+        return disk_bytes(self.root, set())
+
+    def _check_name(self, name: str) -> None:
+        if not NAME.fullmatch(name) or ".." in name or "//" in name or name.startswith("sha256:"):
+            raise UsageError(
+                f"'{name[:100]}' cannot name a model", hint="Use letters, digits and . _ - : / @, up to 255 of them."
+            )
+
+    def _read_index(self) -> oci.Index:
+        path = self.root / "index.json"
+        try:
+            return oci.decode_index(path.read_bytes())
+        except msgspec.DecodeError as exc:
+            raise CorruptData(
+                f"the store's {path} cannot be read: {exc}",
+                hint=f"Restore it from a backup, or move {self.root} away and pull again.",
+            ) from exc
+        except OSError as exc:
+            raise mapped(exc, f"cannot read the store in {self.root}") from exc
+
+    @contextlib.contextmanager
+    def _index(self) -> Generator[oci.Index]:
+        with locked(self.root / "index.lock"):
+            index = self._read_index()
+            yield index
+            replace(self.root / "index.json", msgspec.json.encode(index))
+
+    def _record(self, digest: str, names: list[str]) -> ModelRecord:
+        with os_errors(f"cannot read the model {names[0]}"):
+            return oci.record(digest, tuple(names), self.blob_path)
+
+    def _pins(self) -> dict[str, set[str]]:
+        found: dict[str, set[str]] = {}
+        with contextlib.suppress(FileNotFoundError):
+            for path in (self.root / "pins").iterdir():
+                if not path.name.startswith("."):
+                    with contextlib.suppress(FileNotFoundError):
+                        found.setdefault(f"sha256:{path.read_text().strip()}", set()).add(path.name)
+        return found
+
+    def _oldest_lease(self) -> float:
+        """Unix time; what appeared later may be needed. Infinity without live leases; dead ones are removed."""
+        oldest = float("inf")
+        for path in (self.root / "leases").glob("*.lock"):
+            if is_locked(path):
+                with contextlib.suppress(FileNotFoundError):
+                    oldest = min(oldest, path.stat().st_mtime - 1)
+            else:
+                with contextlib.suppress(OSError):
+                    path.unlink(missing_ok=True)
+        return oldest
+
+    def _garbage(self, horizon: float) -> list[Path]:
+        roots = {e.digest for e in self._read_index().manifests} | set(self._pins())
+        keep = {d.removeprefix("sha256:") for d in roots}
+        for digest in roots:
+            keep |= oci.reachable(self.blobs.path(digest))
+        old = [p for p in self.blobs.folder.iterdir() if p.name not in keep and _changed(p) < horizon]
+        models = {d.removeprefix("sha256:") for d in roots}
+        old += [p for p in (self.root / "models").iterdir() if p.name not in models and _changed(p) < horizon]
+        old += [p for p in _children(self.root / "links") if p.name not in keep and _changed(p) < horizon]
+        for part in self.blobs.ingests.glob("*.lock"):
+            if not is_locked(part) and _changed(part) < horizon:
+                # a partial stays for a later pull to go on with, unless nothing has landed
+                data = part.with_suffix(".part")
+                if not data.exists():
+                    old += [p for p in (part.with_suffix(".mark"), part.with_suffix(".done"), part) if p.exists()]
+        return old
+
+    def discard_partials(self) -> int:
+        """Remove what interrupted pulls left; bytes freed. Pulls in progress keep theirs."""
+        before = self._used()
+        with os_errors("cannot clean up the store"):
+            for lock in list(self.blobs.ingests.glob("*.lock")):
+                if not is_locked(lock):
+                    for suffix in (".part", ".mark", ".done", ".lock"):
+                        lock.with_suffix(suffix).unlink(missing_ok=True)
+            sync_folder(self.blobs.ingests)
+        return max(0, before - self._used())
+
+
+def _owner(owner: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", owner):
+        raise UsageError(f"not an owner's name: {owner[:80]!r}")
+    return owner
+
+
+def _share(blob: Path, place: Path) -> None:
+    try:
+        os.link(blob, place)
+    except OSError:
+        if not clone(blob, place):
+            shutil.copyfile(blob, place)
+        place.chmod(0o444)
+
+
+def _changed(path: Path) -> float:
+    try:
+        return path.lstat().st_ctime
+    except FileNotFoundError:
+        return float("inf")
+
+
+def _children(path: Path) -> list[Path]:
+    return list(path.iterdir()) if path.is_dir() else []
+
+
+def _size(path: Path) -> int:
+    if path.is_dir():
+        return 0  # hard links of blobs, which are counted themselves
+    try:
+        return path.lstat().st_blocks * 512
+    except FileNotFoundError:
+        return 0
