@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import resource
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,16 @@ def test_a_stored_summary_of_any_shape_never_surprises(
     }
     with contextlib.suppress(PierError):
         assert estimate(found, context=512).total >= 0
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bounded_memory() -> Iterator[None]:
+    """Two GiB more than now: whoever builds from a claimed count gets a MemoryError, not the machine's last page."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (2 << 30), before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 @pytest.fixture(scope="session")
