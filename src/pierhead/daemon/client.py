@@ -108,6 +108,32 @@ class Client:
                 if text := line.rstrip(b"\r\n"):
                     yield text
 
+    def get(self, path: str, **query: Any) -> Any:
+        """``request("GET", …)``."""
+        return self.request("GET", path, query=query or None)
+
+    def wait_ready(self, timeout: float = START_TIMEOUT) -> dict[str, Any]:
+        """Wait until a daemon that somebody else starts answers; its ``/version``.
+
+        Raises DaemonUnavailable after ``timeout`` seconds.
+        """
+        from pierhead.daemon.watch import watched
+
+        folder = self.paths.runtime
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found: dict[str, Any] | None = None
+
+        def answers() -> bool:
+            nonlocal found
+            found = self.version()
+            return found is not None
+
+        with watched(folder) as watch:
+            watch.wait(answers, timeout)
+        if found is None:
+            raise DaemonUnavailable(f"no daemon answered within {timeout:g} s", hint=f"See {self.paths.daemon_log}.")
+        return found
+
     def version(self) -> dict[str, Any] | None:
         """What ``GET /version`` says, or None when no daemon answers."""
         try:

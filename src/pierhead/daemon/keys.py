@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hmac
 import os
 import secrets
@@ -108,7 +109,7 @@ class Keys:
         """The secret that the hashes are made with; made on first use, readable by its owner only."""
         with contextlib.suppress(FileNotFoundError):
             return self._read_pepper()
-        temporary = self._pepper_file.with_name(f".{self._pepper_file.name}.{os.getpid()}")
+        temporary = self._pepper_file.with_name(f".{self._pepper_file.name}.{secrets.token_hex(4)}")
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         with os.fdopen(fd, "wb") as file:
             file.write(secrets.token_bytes(32))
@@ -130,7 +131,10 @@ class Keys:
 
     @contextlib.contextmanager
     def _open(self) -> Generator[sqlite3.Connection]:
+        # SQLite's own waiting does not cover the switch to WAL, so one user at a time gets in.
+        guard = os.open(self._database.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
+            fcntl.flock(guard, fcntl.LOCK_EX)
             os.close(os.open(self._database, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
             with contextlib.closing(sqlite3.connect(self._database, timeout=10)) as database:
                 database.execute("PRAGMA journal_mode = WAL")
@@ -144,3 +148,5 @@ class Keys:
                 f"cannot use the database {self._database}: {exc}",
                 hint=f"Restore {self._database} from a backup, or move it away to start with no keys.",
             ) from exc
+        finally:
+            os.close(guard)

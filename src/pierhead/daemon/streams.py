@@ -7,6 +7,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import msgspec
 
@@ -59,7 +60,7 @@ async def log_lines(replica: Replica, tail: int | None, follow: bool) -> AsyncIt
     """The engine's log lines; of a replica that has ended, the last ones that were kept."""
     instance = replica.instance
     if instance is None:
-        kept = replica.status.error.data.get("log", []) if replica.status.error else []
+        kept: list[Any] = replica.status.error.data.get("log", []) if replica.status.error else []
         for line in kept[-tail:] if tail else kept:
             yield str(line).encode() + b"\n"
         return

@@ -34,7 +34,13 @@ class Models(Protocol):
 
     def materialize(self, record: ModelRecord) -> Path: ...
 
-    def lease(self, digest: str) -> contextlib.AbstractContextManager[Any]: ...
+    def recheck(self, record: ModelRecord) -> None: ...
+
+    def pin(self, digest: str, owner: str) -> None: ...
+
+    def unpin(self, owner: str) -> None: ...
+
+    def pinned(self) -> dict[str, tuple[str, ...]]: ...
 
 
 class Supervisor:
@@ -206,7 +212,6 @@ class Supervisor:
         self, record: ModelRecord, runtime: str | None, settings: dict[str, Any], keep_alive: float | None, pin: bool
     ) -> Replica:
         life = self._life(records.new_id(), record, settings, runtime, keep_alive, pin)
-        life.lease.enter_context(self._store.lease(record.digest))
         replica = Replica(life, self._admit, self._replica_changed)
         self._keep(replica)
         replica.start()
@@ -238,7 +243,7 @@ class Supervisor:
     async def _admit(self, replica: Replica) -> tuple[Plan, str, Runtime]:
         """Find memory for a new replica, stopping idle ones for it, and choose where it runs."""
         engine = self._engine(replica.life.model)
-        folder = self._store.materialize(replica.life.model)
+        folder = await asyncio.to_thread(self._hold, replica)
         async with self._admission:
             claims = [_claim(r) for r in self._replicas.values() if r is not replica]
             reserve = self._settings.engine.memory_reserve
@@ -252,6 +257,14 @@ class Supervisor:
             replica.plan = decision.plan
         name, runtime = await self.chooser.choose(replica.life.runtime, decision.plan.spec, replica.emit)
         return decision.plan, name, runtime
+
+    def _hold(self, replica: Replica) -> Path:
+        """Keep the store from removing the model while it runs; its folder."""
+        record = replica.life.model
+        self._store.pin(record.digest, replica.id)
+        replica.life.lease.callback(self._store.unpin, replica.id)
+        self._store.recheck(record)
+        return self._store.materialize(record)
 
     def _ask(self, replica: Replica, folder: Path, free: int) -> PlanRequest:
         engine = self._settings.engine
@@ -344,6 +357,8 @@ class Supervisor:
                         await self._adopt_one(name, runtime, replica)
                 except PierError as exc:
                     log.warning("cannot adopt from the %s runtime: %s", name, exc)
+            for owner in {o for owners in self._store.pinned().values() for o in owners} - set(self._replicas):
+                self._store.unpin(owner)
         finally:
             self._adopted.set()
             self._replica_changed(None)
@@ -362,7 +377,7 @@ class Supervisor:
             await instance.stop(0)
             return
         life = self._life(replica, record, saved.settings, None, saved.keep_alive, saved.pinned)
-        life.lease.enter_context(self._store.lease(record.digest))
+        life.lease.callback(self._store.unpin, replica)
         kept = Replica(life, self._admit, self._replica_changed)
         self._keep(kept)
         kept.adopt(instance, runtime, saved)
