@@ -224,7 +224,8 @@ class Gate:
         self.process.stdin.close()
         async with asyncio.timeout(DEADLINE):
             line = await self.process.stdout.readline()
-        if not line:
+        if not line:  # it refused to start
+            await self.process.wait()
             return
         self.addresses = json.loads(line)["listening"]
 

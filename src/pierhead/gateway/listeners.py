@@ -37,7 +37,7 @@ class Listening:
 
 def parse_address(text: str) -> tuple[str, int]:
     """``HOST:PORT`` with an IP literal, ``localhost``, ``*`` or ``docker`` (the Docker bridge) as the host."""
-    host, _, port = text.rpartition(":")
+    host, colon, port = text.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     if host == "localhost":
         host = "127.0.0.1"
@@ -48,7 +48,7 @@ def parse_address(text: str) -> tuple[str, int]:
     try:
         ip_address(host)
         number = int(port)
-        if not 0 <= number < 65536:
+        if not colon or not 0 <= number < 65536:
             raise ValueError
     except ValueError as exc:
         raise ConfigError(

@@ -115,8 +115,11 @@ class ClientConnection(asyncio.Protocol):
             self._refuse(Fault(503, "too_many_connections", "too many connections are open."))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._services.connections.discard(self)
-        self._services.metrics.open -= 1
+        services = self._services
+        services.connections.discard(self)
+        if services.draining and not services.connections:
+            services.emptied()
+        services.metrics.open -= 1
         self._state = LINGER
         self._uncharge()
         self._buffer = b""

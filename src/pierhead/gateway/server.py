@@ -70,6 +70,7 @@ class Gateway:
             Doorkeeper(settings, [host_of(address) for address in settings.listen]),
             self._link.ensure_ready,
             self._link.poke,
+            self._drained.set,
             self._log,
         )
 
@@ -144,12 +145,14 @@ class Gateway:
             item.sock.close()
         for connection in list(services.connections):
             connection.drain()
+        if not services.connections:
+            self._drained.set()
 
     async def _sweep(self) -> None:
         """Deadlines, idle upstream connections, reports and the end of a drain, twice a second."""
         services = self._services
         while True:
-            await asyncio.sleep(0.05 if services.draining else _SWEEP)
+            await asyncio.sleep(_SWEEP)
             services.now = now = time.monotonic()
             for count, connection in enumerate(list(services.connections), 1):
                 connection.sweep(now)
@@ -157,7 +160,7 @@ class Gateway:
                     await asyncio.sleep(0)
             services.routes.sweep(now)
             self._link.send_report()
-            if services.draining and (not services.connections or now > self._drain_by):
+            if services.draining and now > self._drain_by:
                 for connection in list(services.connections):
                     connection.abort()
                 self._drained.set()

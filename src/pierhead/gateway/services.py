@@ -25,7 +25,9 @@ BUFFERED_MAX = 1 << 30  # bytes of request bodies held at once, all connections 
 
 
 class Services:
-    """One per gateway; ``ensure`` asks the daemon for an endpoint and ``idle`` tells it that a replica rests."""
+    """One per gateway; ``ensure`` asks the daemon for an endpoint and ``idle`` tells it that a replica rests;
+    ``emptied`` hears when the last connection of a drain is gone.
+    """
 
     def __init__(
         self,
@@ -33,6 +35,7 @@ class Services:
         doorkeeper: Doorkeeper,
         ensure: Callable[[str, str], Awaitable[Endpoint]],
         idle: Callable[[], None],
+        emptied: Callable[[], None],
         access_log: AccessLog | None = None,
     ) -> None:
         self.settings = settings
@@ -45,6 +48,7 @@ class Services:
         self.buffered = 0
         self.generation = 0
         self.replica_idle = idle
+        self.emptied = emptied
         self._ensure = ensure
         self._access_log = access_log
         self._id_prefix = f"req_{os.urandom(6).hex()}".encode()

@@ -53,10 +53,6 @@ class Head(NamedTuple):
                 return value
         return None
 
-    def count(self, name: bytes) -> int:
-        """How often ``name`` occurs."""
-        return sum(1 for key, _ in self.headers if key == name)
-
 
 class _Collector:
     """The callbacks httptools wants."""
@@ -119,6 +115,9 @@ def parse_request(raw: bytes) -> Head:
         raise BadMessage("the request target must be a path that begins with '/'")
     length, chunked, close, keep, named = _framing(collector.headers)
     http10 = version == "1.0"
+    hosts = sum(1 for name, _ in collector.headers if name == b"host")
+    if hosts > 1 or (not hosts and not http10):
+        raise BadMessage("exactly one Host header is needed")
     if chunked and http10:
         raise BadMessage("HTTP/1.0 has no Transfer-Encoding")
     return Head(
