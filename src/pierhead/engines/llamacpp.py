@@ -1,0 +1,165 @@
+"""The llama.cpp engine: turns a GGUF model and settings into a launch plan; pure, starts nothing."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pierhead.engines.base import ImageRecipe, LaunchSpec, Limits, Plan, PlanRequest
+from pierhead.engines.llamacpp_params import canonical
+from pierhead.errors import OutOfMemory, UsageError
+from pierhead.formats.estimate import Estimate, estimate, fit_context
+from pierhead.store.model import ModelFile
+
+ENTRY = Path(__file__).with_name("llamacpp_entry.py")
+SMALLEST = 512  # tokens: no default context is chosen below this
+MIB = 1 << 20
+
+
+@functools.cache
+def engine_version() -> str:
+    """The installed wheel's version, which the container image is pinned to as well."""
+    return importlib.metadata.version("xllamacpp")
+
+
+@functools.cache
+def entry_text() -> str:
+    return ENTRY.read_text(encoding="utf-8")
+
+
+class LlamaCpp:
+    """Serves GGUF through llama.cpp's own server."""
+
+    name = "llamacpp"
+
+    def __init__(self, base_image: str = "", max_context: int = 8192) -> None:
+        self._base_image = base_image
+        self._max_context = max_context
+
+    def accepts(self, files: tuple[ModelFile, ...]) -> bool:
+        """Whether there are GGUF weights."""
+        return any(f.role == "weights" for f in files)
+
+    def validate(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings under llama.cpp's names; UsageError names an unknown one with its closest match."""
+        return canonical(settings)
+
+    def plan(self, request: PlanRequest) -> Plan:
+        """The launch plan; see ``Engine.plan``."""
+        settings = canonical(request.settings)
+        parallel = int(settings.pop("parallel", 0)) or 1
+        asked = int(settings.pop("context", 0))
+        mode = self._mode(settings, request)
+        extra = sum(f.size for f in request.files if f.role in ("mmproj", "lora", "draft"))
+        sizing: dict[str, Any] = {
+            "cache_type_k": _cache(settings.get("cache_type_k")),
+            "cache_type_v": _cache(settings.get("cache_type_v")),
+            "parallel": parallel,
+            "batch": int(settings.get("n_batch", 2048)),
+            "ubatch": int(settings.get("n_ubatch", 512)),
+            "extra_weights": extra,
+        }
+        context = self._context(request, asked, sizing)
+        needed = estimate(request.metadata, context=context, **sizing)
+        if request.free_memory and needed.total > request.free_memory:
+            raise too_large(request.model, needed, context, request.free_memory)
+        engine: dict[str, Any] = {
+            "model": _weights(request.files),
+            "alias": request.model,
+            "n_ctx": -(-context // 256) * 256 * parallel,  # the engine rounds up itself; so does the estimate
+            "cache_ram_mib": 0,  # outside the estimate unless asked for
+            "n_ctx_checkpoints": 4,
+            "n_parallel": parallel,
+            "cpuparams.n_threads": max(1, request.cpus),
+            **mode,
+            **settings,
+        }
+        return Plan(spec=self._spec(request, engine, needed), context=context, memory=needed.total)
+
+    def _mode(self, settings: dict[str, Any], request: PlanRequest) -> dict[str, Any]:
+        """Embeddings are always offered beside chat; rerank is a mode of its own."""
+        mode: dict[str, Any] = {}
+        if settings.pop("rerank", False):
+            mode |= {"embedding": True, "pooling_type": "LLAMA_POOLING_TYPE_RANK"}
+        elif settings.get("embedding", True) and not request.metadata.get("pooling"):
+            mode |= {"embedding": True, "pooling_type": "LLAMA_POOLING_TYPE_MEAN"}
+        elif settings.get("embedding", True):
+            mode |= {"embedding": True}
+        names = {f.name for f in request.files}
+        projector = next((f.name for f in request.files if f.role == "mmproj"), None)
+        if projector and "mmproj" not in settings:
+            mode["mmproj"] = projector
+        adapters = [{"file": f.name, "scale": 1.0} for f in request.files if f.role == "lora"]
+        if adapters and "lora" not in settings:
+            mode["lora"] = adapters
+        wanted = [settings["mmproj"]] if "mmproj" in settings else []
+        wanted += [a["file"] for a in settings.get("lora", ())]
+        for file in wanted:
+            if file not in names:
+                raise UsageError(
+                    f"the model '{request.model}' has no file '{file}'", hint=f"It has: {', '.join(sorted(names))}."
+                )
+        return mode
+
+    def _context(self, request: PlanRequest, asked: int, sizing: dict[str, Any]) -> int:
+        trained = int(request.metadata.get("context_length") or 0) or self._max_context
+        if asked:
+            return asked
+        limit = min(trained, self._max_context)
+        if not request.free_memory:
+            return limit
+        fits = fit_context(request.metadata, free=request.free_memory, limit=limit, **sizing)
+        if fits < min(SMALLEST, limit):
+            smallest = min(SMALLEST, limit)
+            needed = estimate(request.metadata, context=smallest, **sizing)
+            raise too_large(request.model, needed, smallest, request.free_memory)
+        return fits
+
+    def _spec(self, request: PlanRequest, engine: dict[str, Any], needed: Estimate) -> LaunchSpec:
+        settings = json.dumps(engine, separators=(",", ":")).replace("$(", "$$(")
+        places = ("--socket", "$(SOCKET)", "--model-dir", "$(MODEL_DIR)")
+        pins = (f"xllamacpp=={engine_version()}",)
+        return LaunchSpec(
+            replica=request.replica,
+            model=request.model,
+            engine=self.name,
+            argv=("$(PYTHON)", "-I", "$(ENTRY)", *places, "--settings", settings),
+            model_dir=str(request.model_dir),
+            entry=str(ENTRY),
+            image=ImageRecipe(self.name, self._base_image, pins, (("/opt/engine/entry.py", entry_text()),)),
+            limits=Limits(memory=needed.total * 5 // 4 + 512 * MIB),
+        )
+
+
+def too_large(model: str, needed: Estimate, context: int, free: int) -> OutOfMemory:
+    """The refusal with its numbers."""
+
+    def mib(value: int) -> str:
+        return f"{value / MIB:,.0f} MiB"
+
+    return OutOfMemory(
+        f"'{model}' with a context of {context} tokens needs {mib(needed.total)} (weights {mib(needed.weights)}, "
+        f"KV cache {mib(needed.kv_cache)}, compute {mib(needed.compute)}); {mib(free)} are free",
+        hint="Try a smaller --context, a smaller quantization, --option cache-type-k=q8_0, or stop another model.",
+        data={
+            "needed": needed.total,
+            "weights": needed.weights,
+            "kv_cache": needed.kv_cache,
+            "compute": needed.compute,
+            "free": free,
+            "context": context,
+        },
+    )
+
+
+def _cache(member: str | None) -> str:
+    return (member or "GGML_TYPE_F16").removeprefix("GGML_TYPE_").lower()
+
+
+def _weights(files: tuple[ModelFile, ...]) -> str:
+    """The weights' file, of several shards the first."""
+    return min(f.name for f in files if f.role == "weights")

@@ -1,0 +1,104 @@
+"""The program that runs inside a replica: llama.cpp's own server on one unix socket; knows nothing of Pierhead.
+
+Standalone on purpose (standard library and xllamacpp only): the same text runs in a sandbox and in a container.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+from typing import Any, cast
+
+
+def main() -> int:
+    """Load the model, say so, serve until told to end."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--socket", required=True)
+    parser.add_argument("--model-dir", required=True)
+    parser.add_argument("--settings", required=True)
+    args = parser.parse_args()
+    signal.signal(signal.SIGTERM, end)
+    settings: dict[str, Any] = json.loads(args.settings)
+    xllamacpp: Any = importlib.import_module("xllamacpp")
+    try:
+        params = parameters(xllamacpp, args.model_dir, settings)
+        params.hostnames = [args.socket]
+        server = xllamacpp.Server(params)
+    except Exception as exc:  # the last stop of this program: the reason goes to its log
+        print(f"engine: {exc}", file=sys.stderr, flush=True)  # noqa: T201
+        return 1
+    notify(args.socket)
+    threading.Event().wait()
+    del server
+    return 0
+
+
+def end(_signal: int, _frame: object) -> None:
+    """Leave at once: the gateway has drained what mattered."""
+    os._exit(0)
+
+
+def parameters(xllamacpp: Any, folder: str, settings: dict[str, Any]) -> Any:
+    """llama.cpp's parameters with every setting applied; names with dots reach into nested groups."""
+    params = xllamacpp.CommonParams()
+    params.endpoint_metrics = True
+    params.ui = False
+    params.ctx_shift = False
+    params.fit_params = False
+    params.cors_origins = "http://localhost"
+    for name, value in settings.items():
+        if name == "model":
+            params.model.path = os.path.join(folder, value)
+        elif name == "mmproj":
+            params.mmproj.path = os.path.join(folder, value)
+        elif name == "alias":
+            params.model_alias = {value}
+        elif name == "lora":
+            params.lora_adapters = [lora(xllamacpp, folder, entry) for entry in value]
+        else:
+            owner, leaf = reach(params, name)
+            setattr(owner, leaf, typed(xllamacpp, getattr(owner, leaf), value))
+    return params
+
+
+def lora(xllamacpp: Any, folder: str, entry: dict[str, Any]) -> Any:
+    """One adapter: a file of the model's folder and its scale."""
+    made = xllamacpp.CommonAdapterLoraInfo()
+    made.path = os.path.join(folder, entry["file"])
+    made.scale = float(entry.get("scale", 1.0))
+    return made
+
+
+def reach(owner: Any, name: str) -> tuple[Any, str]:
+    """The object that holds a dotted name, and the last part of the name."""
+    *path, leaf = name.split(".")
+    for part in path:
+        owner = getattr(owner, part)
+    return owner, leaf
+
+
+def typed(xllamacpp: Any, now: Any, value: Any) -> Any:
+    """An enumeration's member by name; everything else as it is."""
+    members: Any = getattr(cast("Any", type(now)), "__members__", None)
+    return members[value] if isinstance(value, str) and members is not None else value
+
+
+def notify(path: str) -> None:
+    """Tell whoever started this that the model is loaded and the socket listens (as systemd's services do)."""
+    place = os.path.join(os.path.dirname(path), "notify.sock")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as out:
+        try:
+            out.connect(place)
+            out.send(b"READY=1")
+        except OSError:
+            pass  # nobody waits: an engine started by hand
+
+
+if __name__ == "__main__":
+    sys.exit(main())
