@@ -37,6 +37,8 @@ from pierhead.store.model import ModelRecord
 
 log = logging.getLogger(__name__)
 
+ADOPTION_WAIT = 2.0
+
 
 class _Server(uvicorn.Server):
     """Serves the control API; signals are the daemon's own business."""
@@ -67,7 +69,7 @@ class Daemon:
         self.keys = Keys(paths.database, paths.state / "pepper")
         self.fleet = Supervisor(
             store=self.store,
-            engines=(LlamaCpp(),),
+            engines=(LlamaCpp(loaded.settings.runtime.base_image, loaded.settings.engine.max_context),),
             runtimes=make_runtimes(paths, loaded.settings),
             settings=loaded.settings,
             replicas_dir=paths.replicas,
@@ -99,15 +101,17 @@ class Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.shut_down, "stop")
         server = self._server()
-        serving = asyncio.create_task(server.serve(sockets=[held.socket]))
         watch = FolderWatch(self.paths.store)
         loop.add_reader(watch.fd, self._store_event, watch)
-        background = [asyncio.create_task(self.fleet.adopt()), asyncio.create_task(self._refresh_models())]
+        adoption = asyncio.create_task(self.fleet.adopt())
+        background = [adoption, asyncio.create_task(self._refresh_models())]
         try:
             self._read_keys()
             self._models = self.store.models()
+            await asyncio.wait({adoption}, timeout=ADOPTION_WAIT)  # so that the first snapshot names what runs
             await self.link.open(early)
             background.append(asyncio.create_task(self.link.run()))
+            background.append(asyncio.create_task(self._serve(server, held)))
             self._touch()
             log.info("daemon %s ready, pid %d, gateway on %s", __version__, os.getpid(), ", ".join(self.link.listeners))
             announcer.ready({"pid": os.getpid(), "listeners": self.link.listeners})
@@ -120,6 +124,13 @@ class Daemon:
             for task in background:
                 task.cancel()
             await asyncio.gather(*background, return_exceptions=True)
+
+    async def _serve(self, server: _Server, held: Held) -> None:
+        """Serve the control API until cancelled; what it is answering then gets a moment to end."""
+        serving = asyncio.create_task(server.serve(sockets=[held.socket]))
+        try:
+            await asyncio.shield(serving)
+        finally:
             server.should_exit = True
             await serving
 

@@ -268,16 +268,15 @@ class Supervisor:
 
     def _ask(self, replica: Replica, folder: Path, free: int) -> PlanRequest:
         engine = self._settings.engine
-        defaults: dict[str, Any] = {"context": engine.context, "parallel": engine.parallel, "threads": engine.threads}
-        defaults["max_context"] = engine.max_context
+        defaults = {"context": engine.context, "parallel": engine.parallel, "threads": engine.threads}
         return PlanRequest(
             replica=replica.id,
             model=replica.life.model.name,
             model_dir=folder,
             files=replica.life.model.files,
             metadata=replica.life.model.metadata,
-            settings={**defaults, **engine.options, **replica.life.settings},
-            free_memory=free,
+            settings={**{k: v for k, v in defaults.items() if v}, **engine.options, **replica.life.settings},
+            free_memory=max(1, free),  # 0 would mean: not known
             cpus=_cpus(),
         )
 
