@@ -25,30 +25,23 @@ _TAIL = 4096
 class Relay:
     """Answers one request for a model, or one for the control API."""
 
-    __slots__ = (
-        "_answer",
-        "_body",
-        "_chunked",
-        "_client",
-        "_collected",
-        "_conn",
-        "_events",
-        "_last",
-        "_pooled",
-        "_request",
-        "_retried",
-        "_revived",
-        "_services",
-        "_stats",
-        "_tail",
-        "_target",
-        "_task",
-        "id",
-        "model",
-        "sent",
-        "started",
-        "status",
-    )
+    # Defaults live on the class: a request that takes the usual way sets few of them.
+    model = ""
+    status = 0
+    sent = 0
+    _last = 0.0
+    _stats: ModelStats | None = None
+    _target: Target | None = None
+    _conn: UpstreamConnection | None = None
+    _task: asyncio.Task[None] | None = None
+    _answer: Answer | None = None
+    _events: EventSplitter | None = None
+    _collected: list[bytes] | None = None
+    _tail = b""
+    _chunked = False
+    _pooled = False
+    _retried = False
+    _revived = False
 
     def __init__(
         self, services: Services, client: ClientConnection, request: Admitted, body: list[bytes], request_id: bytes
@@ -58,23 +51,7 @@ class Relay:
         self._request = request
         self._body = body
         self.id = request_id
-        self.model = ""
-        self.status = 0
-        self.sent = 0
         self.started = time.monotonic()
-        self._last = 0.0
-        self._stats: ModelStats | None = None
-        self._target: Target | None = None
-        self._conn: UpstreamConnection | None = None
-        self._task: asyncio.Task[None] | None = None
-        self._answer: Answer | None = None
-        self._events: EventSplitter | None = None
-        self._collected: list[bytes] | None = None
-        self._tail = b""
-        self._chunked = False
-        self._pooled = False
-        self._retried = False
-        self._revived = False
 
     @property
     def replica(self) -> str:
@@ -89,7 +66,8 @@ class Relay:
             if self._request.control:
                 self._claim(self._services.control())
             else:
-                text = skeleton if skeleton is not None else b"".join(self._body)
+                body = self._body
+                text = skeleton if skeleton is not None else body[0] if body else b""
                 if len(text) > INLINE:
                     self._spawn(text)
                     return
@@ -164,10 +142,11 @@ class Relay:
     def _send(self, conn: UpstreamConnection) -> None:
         self._conn = conn
         request = self._request
-        size = sum(map(len, self._body))
+        body = self._body
+        size = len(body[0]) if len(body) == 1 else sum(map(len, body))
         framing = b"content-length: %d\r\n" % size if size or request.sends_body else b""
         head = b"%bx-request-id: %b\r\n%b\r\n" % (request.forward, self.id, framing)
-        conn.begin(self, head, self._body or (b"",), request.method == "HEAD")
+        conn.begin(self, head, body or (b"",), request.method == "HEAD")
         if self._client.writing_paused:
             conn.pause()
 

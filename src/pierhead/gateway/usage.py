@@ -26,14 +26,11 @@ def _object(text: bytes, member: bytes) -> bytes:
     if start < 0:
         return b""
     start += len(member)
-    depth = 0
-    for i in range(start, min(len(text), start + 1024)):
-        if text[i] == 0x7B:
-            depth += 1
-        elif text[i] == 0x7D:
-            depth -= 1
-            if not depth:
-                return text[start : i + 1]
+    end = start
+    while 0 <= (end := text.find(b"}", end)) < start + 1024:
+        end += 1
+        if text.count(b"{", start, end) == text.count(b"}", start, end):
+            return text[start:end]
     return b""
 
 
