@@ -1,0 +1,110 @@
+"""The command line that confines an engine process: bubblewrap where it works, else what the system offers."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from pierhead.runtimes.base import Places
+
+MODEL_DIR = "/model"
+ENTRY = "/engine/entry.py"
+SOCKET_DIR = "/run/pierhead"
+UID = 65532
+TMP_SIZE = 64 << 20
+
+_SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64")
+_FILES = ("/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/etc/alternatives", "/etc/localtime")
+
+INSTALL = (
+    "bubblewrap does not work here: no network or filesystem isolation for processes. "
+    "Install it (`apt install bubblewrap`); on Ubuntu 23.10 and newer also allow it unprivileged user namespaces "
+    "(an AppArmor profile for bwrap, or `sysctl kernel.apparmor_restrict_unprivileged_userns=0`)."
+)
+
+
+def inside(socket_name: str = "engine.sock") -> Places:
+    """Where things are inside the sandbox."""
+    return Places(sys.executable, ENTRY, MODEL_DIR, f"{SOCKET_DIR}/{socket_name}")
+
+
+def bwrap_works() -> bool:
+    """Whether a sandbox like ours can be made here; tried for real."""
+    program = shutil.which("bwrap")
+    if program is None:
+        return False
+    argv = [program, *_confine(), "--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc", "--", "/bin/true"]
+    try:
+        return subprocess.run(argv, capture_output=True, timeout=10, check=False).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+
+
+def _confine() -> list[str]:
+    return [
+        "--unshare-user",
+        "--unshare-ipc",
+        "--unshare-pid",
+        "--unshare-net",
+        "--unshare-uts",
+        "--unshare-cgroup-try",
+        "--die-with-parent",
+        "--new-session",
+        "--cap-drop",
+        "ALL",
+        "--uid",
+        str(UID),
+        "--gid",
+        str(UID),
+        "--hostname",
+        "engine",
+    ]
+
+
+def bwrap(argv: tuple[str, ...], env: dict[str, str], *, model_dir: str, entry: str, sockets: str) -> list[str]:
+    """``argv`` in a sandbox: no network, read-only system and model, private /tmp, no capabilities, not root."""
+    command = [shutil.which("bwrap") or "bwrap", *_confine(), "--clearenv"]
+    for name, value in {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8", **env}.items():  # noqa: S108
+        command += ["--setenv", name, value]
+    for folder in _SYSTEM:
+        if os.path.islink(folder):
+            command += ["--symlink", os.readlink(folder), folder]
+        elif os.path.isdir(folder):
+            command += ["--ro-bind", folder, folder]
+    for file in _FILES:
+        command += ["--ro-bind-try", file, file]
+    for prefix in _interpreter():
+        command += ["--ro-bind", prefix, prefix]
+    command += [
+        "--proc",
+        "/proc",
+        "--dev",
+        "/dev",
+        "--ro-bind-try",
+        "/sys/devices/system/cpu",
+        "/sys/devices/system/cpu",
+    ]
+    command += ["--size", str(TMP_SIZE), "--tmpfs", "/tmp"]  # noqa: S108
+    command += ["--ro-bind", model_dir, MODEL_DIR, "--bind", sockets, SOCKET_DIR]
+    if entry:
+        command += ["--ro-bind", entry, ENTRY]
+    return [*command, "--remount-ro", "/", "--chdir", "/", "--", *argv]
+
+
+def _interpreter() -> list[str]:
+    """The folders of this Python and its packages that are not below a system folder."""
+    found: list[str] = []
+    for prefix in (sys.base_prefix, sys.prefix, str(Path(sys.executable).resolve().parent.parent)):
+        inside_system = any(prefix == s or prefix.startswith(f"{s}/") for s in _SYSTEM)
+        if not inside_system and not any(prefix == f or prefix.startswith(f"{f}/") for f in found):
+            found.append(prefix)
+    return found
+
+
+def plain(argv: tuple[str, ...]) -> list[str]:
+    """``argv`` that dies with its keeper and gains no privileges, without namespaces."""
+    setpriv = shutil.which("setpriv")
+    return [setpriv, "--pdeathsig", "KILL", "--no-new-privs", "--", *argv] if setpriv else list(argv)
