@@ -74,6 +74,7 @@ class Daemon:
             settings=loaded.settings,
             replicas_dir=paths.replicas,
             changed=self._fleet_changed,
+            withdrawn=self._withdrawn,
         )
         self.link = GatewayLink(
             paths=paths,
@@ -195,10 +196,11 @@ class Daemon:
         """Read the store again soon."""
         self._refresh.set()
 
-    def keys_changed(self) -> None:
-        """Read the keys again and tell the gateway."""
+    async def keys_changed(self) -> None:
+        """Read the keys again; returns once the gateway acts on them."""
         self._read_keys()
         self.link.push()
+        await self.link.settled()
 
     def shut_down(self, mode: str) -> None:
         """Begin to end: ``stop`` or ``handover``."""
@@ -215,6 +217,9 @@ class Daemon:
             pepper=self._pepper,
             control_socket=str(self.paths.control_socket),
         )
+
+    async def _withdrawn(self) -> None:
+        await self.link.settled()
 
     async def _ensure(self, model: str, failed: str) -> Endpoint:
         info = await self.fleet.ensure_ready(model, failed=failed)

@@ -112,12 +112,12 @@ class Control:
     async def create_key(self, request: Request) -> Response:
         body = await _body(request, wire.KeyRequest)
         new = await asyncio.to_thread(self.parts.keys.create, body.name)
-        self.parts.keys_changed()
+        await self.parts.keys_changed()
         return _json(new, 201)
 
     async def revoke_key(self, request: Request) -> Response:
         gone = await asyncio.to_thread(self.parts.keys.revoke, _name(request))
-        self.parts.keys_changed()
+        await self.parts.keys_changed()
         return _json(gone)
 
     async def shutdown(self, request: Request) -> Response:

@@ -110,6 +110,8 @@ class GatewayLink:
         self._wire: _Wire | None = None
         self._dirty = asyncio.Event()
         self._version = 0
+        self._applied = -1
+        self._told = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._spawned: list[processes.Spawned] = []
         self._closing = False
@@ -237,14 +239,29 @@ class GatewayLink:
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
             elif isinstance(message, Report):
-                self.connections = message.connections
-                for activity in message.activity:
-                    self._activity(activity)
+                self._take(message)
+
+    def _take(self, report: Report) -> None:
+        self.connections = report.connections
+        for activity in report.activity:
+            self._activity(activity)
+        self._applied = report.snapshot
+        told, self._told = self._told, asyncio.Event()
+        told.set()
+
+    async def settled(self, timeout: float = 1.0) -> None:
+        """Return once the gateway acts on what holds now, as its report says, or after ``timeout`` seconds."""
+        wanted = self._version + 1 if self._dirty.is_set() else self._version
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                while self._wire is not None and self._applied < wanted:
+                    await self._told.wait()
 
     def _drop(self) -> None:
         if self._wire is not None:
             self._wire.close()
         self._wire = None
+        self._applied = -1
         self.connections = 0
         self._lost()
 

@@ -29,8 +29,8 @@ class Parts(Protocol):
         """The store's contents are others now."""
         ...
 
-    def keys_changed(self) -> None:
-        """The set of keys that hold is another now."""
+    async def keys_changed(self) -> None:
+        """The set of keys that hold is another now; returns once that is in force."""
         ...
 
     def shut_down(self, mode: str) -> None:

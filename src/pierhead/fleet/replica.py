@@ -14,17 +14,16 @@ from typing import Any
 import msgspec
 
 from pierhead.engines.base import Plan
-from pierhead.errors import EngineFailed, PierError, Timeout
+from pierhead.errors import EngineFailed, PierError
 from pierhead.events import AnyEvent, Listener, Note, Phase
 from pierhead.fleet import record as records
 from pierhead.fleet.state import COMING, LEAVING, Backoff, State, Status
-from pierhead.runtimes.base import Exit, Instance, Runtime
-from pierhead.runtimes.readiness import wait_ready
+from pierhead.runtimes.base import Instance, Runtime
+from pierhead.runtimes.readiness import failure, healthy, wait_ready
 from pierhead.store.model import ModelRecord
 
 log = logging.getLogger(__name__)
 
-LOG_LINES = 20
 IDLE_GRACE = 10.0  # a replica that nobody used yet stays at least this long (seconds)
 
 
@@ -41,6 +40,7 @@ class Life:
     backoff: Backoff
     folder: Path
     start_timeout: float
+    withdrawn: Callable[[], Awaitable[None]]  # returns once nobody sends it new requests and ``open`` is exact
     parallel: int = 1
     lease: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
@@ -169,10 +169,7 @@ class Replica:
         self._move(State.STARTING)
         self.instance = await self._runtime.start(self.plan.spec)
         self._move(State.LOADING)
-        try:
-            await wait_ready(self.instance, timeout=self.life.start_timeout)
-        except PierError as exc:
-            raise await self._with_log(exc) from exc
+        await wait_ready(self.instance, timeout=self.life.start_timeout)
         now = time.time()
         self.ready_s = time.monotonic() - self._began
         self.ready_at = now
@@ -183,7 +180,7 @@ class Replica:
         """Wait for the end of the program, which nobody asked for."""
         assert self.instance is not None
         end = await self.instance.wait()
-        error = await self._with_log(EngineFailed(f"the engine of {self.life.model.name} {describe(end)}"))
+        error = await failure(self.instance, end)
         self._counted = self.life.backoff.count(self._counted, time.time() - self.ready_at)
         self._move(State.BACKOFF, error.message, error)
 
@@ -230,9 +227,7 @@ class Replica:
         instance = self.instance
         if instance is None or self.state is not State.READY:
             return
-        try:
-            await wait_ready(instance, timeout=timeout)
-        except PierError:
+        if not await healthy(instance.socket, instance.spec.readiness.path, timeout):
             if not await self.until(lambda: self.state is not State.READY, 0.5):
                 log.warning("replica %s does not answer: ending it", self.id)
                 await instance.stop(0)
@@ -253,6 +248,7 @@ class Replica:
         await self._cancel()
         if self.state is State.READY and drain > 0 and self.instance is not None:
             self._move(State.DRAINING)
+            await self.life.withdrawn()
             await self._drained(self.instance, drain)
         if self.state is not State.STOPPED:
             if self.state is not State.STOPPING:
@@ -321,30 +317,3 @@ class Replica:
         pulse, self._pulse = self._pulse, asyncio.Event()
         pulse.set()
         self._changed(self)
-
-    async def _with_log(self, error: PierError) -> PierError:
-        """The same error with the engine's last lines in ``data["log"]``."""
-        if error.data.get("log") or self.instance is None:
-            return error
-        lines = await last_lines(self.instance)
-        kind = type(error) if isinstance(error, (EngineFailed, Timeout)) else EngineFailed
-        hint = error.hint or f"`pier logs {self.life.model.name}` shows what the engine wrote."
-        return kind(error.message, hint=hint, data={**error.data, "log": lines})
-
-
-async def last_lines(instance: Instance, count: int = LOG_LINES) -> list[str]:
-    """The last lines an engine wrote; empty when they cannot be read any more."""
-    lines: list[str] = []
-    with contextlib.suppress(PierError, OSError, TimeoutError):
-        async with asyncio.timeout(2):
-            lines += [line.decode("utf-8", "replace").rstrip() async for line in instance.logs(tail=count)]
-    return lines[-count:]
-
-
-def describe(end: Exit) -> str:
-    """How a program ended, as the rest of a sentence."""
-    if end.oom:
-        return "was killed because memory ran out"
-    if end.signal:
-        return f"was killed by signal {end.signal}"
-    return f"ended with status {end.code}" + (f" ({end.reason})" if end.reason else "")

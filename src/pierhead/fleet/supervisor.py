@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -55,7 +55,7 @@ class Supervisor:
         settings: Settings,
         replicas_dir: Path,
         changed: Callable[[], None] = lambda: None,
-        routes_pushed: Callable[[], Coroutine[Any, Any, None]] | None = None,
+        withdrawn: Callable[[], Awaitable[None]] | None = None,
         memory: Callable[[], Memory] = read_memory,
     ) -> None:
         self._store = store
@@ -64,6 +64,7 @@ class Supervisor:
         self._dir = replicas_dir
         self._changed = changed
         self._memory = memory
+        self._withdrawn = withdrawn or _at_once
         self.chooser = RuntimeChooser(runtimes, settings.runtime.default)
         self._replicas: dict[str, Replica] = {}
         self._current: dict[str, Replica] = {}  # by model digest
@@ -237,6 +238,7 @@ class Supervisor:
             backoff=Backoff(fleet.backoff_initial, fleet.backoff_max, fleet.max_restarts),
             folder=self._dir / replica,
             start_timeout=fleet.start_timeout,
+            withdrawn=self._withdrawn,
             parallel=int(settings.get("parallel", self._settings.engine.parallel)),
         )
 
@@ -443,6 +445,10 @@ async def _ended(instance: Instance) -> bool:
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
     return bool(done)
+
+
+async def _at_once() -> None:
+    """Nobody sends requests."""
 
 
 def _cpus() -> int:

@@ -102,9 +102,14 @@ class Activity(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct, frozen=True, tag="report", kw_only=True):
-    """Sent about once a second while something changed, and at once when a replica goes from busy to idle."""
+    """Sent about once a second while something changed, and soon after a replica went from busy to idle.
+
+    Also sent after each snapshot, whose version is ``snapshot``, with every replica that has requests open: so the
+    daemon knows that a route it withdrew gets no new request, and what is still open there.
+    """
 
     connections: int
+    snapshot: int = -1
     activity: tuple[Activity, ...] = ()
 
 

@@ -74,6 +74,8 @@ class RouteTable:
         if self.control is None or self.control.path != path:
             self.control = Target("", path) if path else None
         self.version = snapshot.version
+        for target in (*self._targets.values(), *self._leaving):
+            target.changed = target.changed or bool(target.open)
 
     def find(self, name: str) -> Entry:
         """The entry for a name or alias; Fault 404 says which command brings the model."""

@@ -59,7 +59,7 @@ class Gateway:
         self._admin_inode = 0
         self._drained = asyncio.Event()
         self._drain_by = 0.0
-        self._connections_reported = 0
+        self._reported = (0, -1)  # connections and snapshot version
         settings = config.settings
         self._log = AccessLog() if settings.access_log else None
         self._link = LinkServer(
@@ -182,11 +182,13 @@ class Gateway:
 
     def _apply(self, snapshot: Snapshot) -> None:
         self._services.apply(snapshot)
+        self._link.poke()
 
     def _report(self) -> Report | None:
         activity = self._services.routes.activity()
         count = len(self._services.connections)
-        if not activity and count == self._connections_reported:
+        version = self._services.routes.version
+        if not activity and (count, version) == self._reported:
             return None
-        self._connections_reported = count
-        return Report(connections=count, activity=activity)
+        self._reported = (count, version)
+        return Report(connections=count, snapshot=version, activity=activity)

@@ -1,0 +1,389 @@
+"""A daemon, its gateway and the real model: starts, crashes, adoption and upgrades."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pierhead.daemon.client import Client
+from pierhead.errors import Conflict, DaemonUnavailable, EngineFailed, NotFound
+from pierhead.events import Note, Phase, Ready
+
+if TYPE_CHECKING:
+    from tests.daemon.conftest import House
+
+pytestmark = pytest.mark.model
+
+
+def replica(house: House) -> dict[str, Any]:
+    (only,) = house.client.get("/replicas")
+    return only
+
+
+def start(house: House, **extra: Any) -> Ready:
+    *_, last = house.client.events("POST", "/replicas", {"model": "smollm2", **extra})
+    assert isinstance(last, Ready)
+    return last
+
+
+def gone(pid: int, timeout: float = 15) -> bool:
+    """Whether the process ends in time; told by the kernel."""
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool(select.select([fd], [], [], timeout)[0])
+    finally:
+        os.close(fd)
+
+
+class Stream:
+    """A long answer, read one event at a time."""
+
+    def __init__(self, house: House, tokens: int = 300) -> None:
+        self.connection, self.response = house.ask(tokens=tokens, stream=True)
+        assert self.response.status == 200, self.response.read()
+
+    def next(self) -> dict[str, Any] | None:
+        while line := self.response.readline():
+            if line.startswith(b"data: "):
+                return None if line.strip() == b"data: [DONE]" else json.loads(line[6:])
+        raise AssertionError("the stream ended without [DONE]")
+
+    def rest(self) -> int:
+        """Read to the proper end; how many events came."""
+        count = 0
+        while (event := self.next()) is not None:
+            assert "error" not in event, event
+            count += 1
+        self.connection.close()
+        return count
+
+
+# --- starting a model ---------------------------------------------------------------------------------------------
+
+
+def test_a_model_starts_on_its_first_request_and_then_stays(running: House) -> None:
+    status, answer = running.chat()
+    assert status == 200, answer
+    assert answer["choices"][0]["message"]["content"]
+    first = replica(running)
+    assert (first["state"], first["model"], first["context"]) == ("ready", "smollm2", 1024)
+    assert running.chat()[0] == 200
+    assert replica(running)["id"] == first["id"]
+
+
+def test_many_first_requests_share_one_start(running: House) -> None:
+    answers: list[int] = []
+    threads = [threading.Thread(target=lambda: answers.append(running.chat()[0])) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert answers == [200] * 6
+    assert replica(running)["restarts"] == 0
+
+
+def test_the_phases_of_a_start_are_told_with_their_times(running: House) -> None:
+    events = list(running.client.events("POST", "/replicas", {"model": "smollm2"}))
+    phases = [e for e in events if isinstance(e, Phase)]
+    assert [p.state for p in phases] == ["created", "preparing", "starting", "loading", "ready"]
+    times = [p.elapsed_s for p in phases]
+    assert times == sorted(times)
+    assert isinstance(events[-1], Ready)
+
+
+def test_settings_that_differ_restart_the_model_and_say_so(running: House) -> None:
+    before = start(running)
+    assert start(running, settings={}).replica == before.replica
+    events = list(running.client.events("POST", "/replicas", {"model": "smollm2", "settings": {"context": 512}}))
+    assert any(isinstance(e, Note) and "restarting" in e.message for e in events)
+    assert isinstance(events[-1], Ready)
+    assert events[-1].context == 512
+    assert start(running).replica == events[-1].replica
+
+
+def test_what_is_not_in_the_store_gives_the_command_to_type(running: House) -> None:
+    with pytest.raises(NotFound, match="nosuch") as caught:
+        list(running.client.events("POST", "/replicas", {"model": "nosuch"}))
+    assert "pier pull nosuch" in (caught.value.hint or "")
+    status, answer = running.chat("nosuch")
+    assert status == 404
+    assert "pier pull nosuch" in json.dumps(answer)
+
+
+def test_a_model_that_was_named_after_the_daemon_started_is_served(running: House) -> None:
+    running.client.request("POST", "/models/copy", {"source": "smollm2", "target": "other"})
+    deadline = time.monotonic() + 10
+    while running.chat("other")[0] == 404:
+        assert time.monotonic() < deadline
+    assert len(running.client.get("/replicas")) == 1
+
+
+def test_a_running_model_is_not_removed(running: House) -> None:
+    start(running)
+    with pytest.raises(Conflict) as caught:
+        running.client.request("DELETE", "/models/smollm2")
+    assert "pier stop smollm2" in (caught.value.hint or "")
+    running.client.request("DELETE", "/replicas/smollm2")
+    assert running.client.request("DELETE", "/models/smollm2")["names"] == ["smollm2"]
+
+
+def test_an_engine_that_cannot_load_says_why_in_its_own_words(running: House) -> None:
+    with pytest.raises(EngineFailed) as caught:
+        start(running, settings={"rope_freq_base": -1, "override_tensor": "x"})
+    assert caught.value.data["log"]
+
+
+def test_an_idle_model_is_unloaded(running: House) -> None:
+    start(running, keep_alive=0)
+    pid = replica(running)["pid"]
+    assert running.chat()[0] == 200
+    assert gone(pid)
+    assert running.chat()[0] == 200
+
+
+def test_a_pinned_model_stays(running: House) -> None:
+    start(running, keep_alive=0, pin=True)
+    assert replica(running)["expires_at"] is None
+
+
+def test_stopping_lets_running_answers_finish(running: House) -> None:
+    stream = Stream(running, tokens=200)
+    assert stream.next()
+    stopped: list[Any] = []
+    thread = threading.Thread(target=lambda: stopped.append(running.client.request("DELETE", "/replicas/smollm2")))
+    thread.start()
+    assert stream.rest() > 100
+    thread.join(30)
+    assert stopped[0]["stopped"]
+    assert running.client.get("/replicas") == []
+
+
+def test_logs_and_readings_of_what_runs(running: House) -> None:
+    start(running)
+    lines = list(running.client.lines("GET", "/replicas/smollm2/logs", query={"tail": 5}))
+    assert 0 < len(lines) <= 5
+    (reading,) = running.client.stream("GET", "/replicas/stats", query={"once": True})
+    assert reading["replicas"][0]["model"] == "smollm2"
+    assert reading["replicas"][0]["memory"] > 1 << 20
+
+
+# --- what dies ----------------------------------------------------------------------------------------------------
+
+
+def test_a_killed_engine_is_started_again(running: House) -> None:
+    start(running)
+    before = replica(running)
+    os.kill(engine_pid(running), signal.SIGKILL)
+    status, answer = running.chat()
+    assert status == 200, answer
+    after = replica(running)
+    assert (after["id"], after["restarts"]) == (before["id"], 1)
+
+
+def engine_pid(house: House) -> int:
+    """The program that answers, below whatever wraps it."""
+    import psutil
+
+    top = psutil.Process(replica(house)["pid"])
+    family = [top, *top.children(recursive=True)]
+    return max(family, key=lambda p: p.memory_info().rss).pid
+
+
+def test_a_killed_daemon_breaks_no_stream_and_the_next_one_adopts_what_runs(running: House) -> None:
+    start(running, keep_alive=1234, pin=True)
+    before = replica(running)
+    stream = Stream(running)
+    assert stream.next()
+    running.kill()
+    assert running.chat()[0] == 200
+    assert "error" not in running.start()
+    after = replica(running)
+    for key in ("id", "pid", "digest", "context", "started", "pinned", "memory_estimate", "socket"):
+        assert after[key] == before[key], key
+    assert after["state"] == "ready"
+    assert stream.rest() > 200
+    os.kill(engine_pid(running), signal.SIGKILL)
+    assert running.chat()[0] == 200
+    assert replica(running)["restarts"] == 1
+
+
+@pytest.mark.parametrize("moment", ["created", "preparing", "starting", "loading", "ready"])
+def test_a_daemon_killed_in_the_middle_of_a_start_leaves_nothing_in_the_way(running: House, moment: str) -> None:
+    with contextlib.suppress(DaemonUnavailable):
+        for event in running.client.events("POST", "/replicas", {"model": "smollm2"}):
+            if isinstance(event, Phase) and event.state == moment:
+                running.kill()
+    assert "error" not in running.start()
+    assert running.chat()[0] == 200
+    assert len(running.client.get("/replicas")) == 1
+    assert len(list(running.paths.replicas.iterdir())) == 1
+    running.client.shutdown()
+    assert running.processes() == []
+    assert list(running.paths.replicas.iterdir()) == []
+
+
+def test_a_request_that_waits_while_the_daemon_dies_is_answered_by_the_next(running: House) -> None:
+    answers: list[int] = []
+    thread = threading.Thread(target=lambda: answers.append(running.chat()[0]))
+    for event in running.client.events("POST", "/replicas", {"model": "smollm2"}):
+        if isinstance(event, Phase) and event.state == "loading":
+            thread.start()
+            os.kill(running.daemons[-1].pid, signal.SIGSTOP)
+            running.kill()
+            break
+    assert "error" not in running.start()
+    thread.join(30)
+    assert answers == [200]
+
+
+def test_a_killed_gateway_is_started_again(running: House) -> None:
+    start(running)
+    pid = running.client.get("/status")["gateway"]["pid"]
+    os.kill(pid, signal.SIGKILL)
+    deadline = time.monotonic() + 15
+    while True:
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            if running.chat()[0] == 200:
+                break
+        assert time.monotonic() < deadline
+    assert running.client.get("/status")["gateway"]["pid"] != pid
+
+
+# --- daemons among themselves -------------------------------------------------------------------------------------
+
+
+def test_of_two_daemons_one_wins(house: House) -> None:
+    pipes = [house.launch("--background")[1] for _ in range(3)]
+    said = [house.heard(fd) for fd in pipes]
+    assert sorted(bool(s.get("already")) for s in said) == [False, True, True]
+    (pid,) = {s["pid"] for s in said if "pid" in s}
+    assert house.client.get("/version")["pid"] == pid
+    house.client.shutdown()
+
+
+def test_a_second_daemon_in_the_foreground_says_that_one_runs(running: House) -> None:
+    daemon, _ = running.launch()
+    assert daemon.wait(30) == Conflict.exit_code
+
+
+def test_commands_at_the_same_moment_start_one_daemon(house: House) -> None:
+    code = (
+        "from pierhead.daemon.client import Client; from pierhead.paths import resolve;"
+        "print(Client(resolve()).ensure_daemon()['pid'])"
+    )
+    programs = [
+        subprocess.Popen([sys.executable, "-c", code], env=house.env, stdout=subprocess.PIPE, text=True)
+        for _ in range(4)
+    ]
+    pids = {p.communicate(timeout=60)[0].strip() for p in programs}
+    assert len(pids) == 1, pids
+    house.client.shutdown()
+    assert house.processes() == []
+
+
+def test_a_newer_command_upgrades_an_older_daemon_and_its_gateway_without_dropping_a_stream(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in house.env.items():
+        monkeypatch.setenv(name, value)
+    assert "error" not in house.start(version="0.0.9")
+    start(house)
+    before = replica(house)
+    old = house.client.get("/status")
+    stream = Stream(house)
+    assert stream.next()
+    assert old["version"] == "0.0.9"
+    info = Client(house.paths).ensure_daemon()
+    new = house.client.get("/status")
+    assert info["version"] == new["version"] != "0.0.9"
+    assert new["listeners"] == old["listeners"]
+    assert new["gateway"]["pid"] != old["gateway"]["pid"]
+    assert replica(house)["id"] == before["id"]
+    assert house.chat()[0] == 200
+    assert stream.rest() > 200
+    assert gone(old["gateway"]["pid"])
+    house.client.shutdown()
+
+
+def test_a_newer_daemon_is_left_alone_with_a_clear_message(house: House) -> None:
+    house.start(version="99.0.0")
+    with pytest.raises(DaemonUnavailable, match=r"99\.0\.0, newer than this pier"):
+        house.client.ensure_daemon()
+    assert house.client.get("/version")["version"] == "99.0.0"
+
+
+def test_a_daemon_with_nothing_to_do_leaves(house: House) -> None:
+    daemon, read = house.launch("--idle-exit", "0.3")
+    house.heard(read)
+    assert daemon.wait(20) == 0
+    assert house.processes() == []
+
+
+def test_sigterm_drains_and_ends_everything(running: House) -> None:
+    stream = Stream(running, tokens=150)
+    assert stream.next()
+    running.daemons[-1].send_signal(signal.SIGTERM)
+    assert stream.rest() > 50
+    assert running.daemons[-1].wait(30) == 0
+    assert running.processes() == []
+    assert not running.paths.control_socket.exists()
+
+
+# --- addresses and keys -------------------------------------------------------------------------------------------
+
+
+def test_a_port_in_use_is_named_with_the_way_out(house: House) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        said = house.start("--listen", f"127.0.0.1:{port}")
+    assert said["error"]["code"] == "address_in_use"
+    assert str(port) in said["error"]["message"]
+    assert "--listen" in said["error"]["hint"]
+    assert house.daemons[-1].wait(10) != 0
+    assert house.processes() == []
+
+
+def test_listening_beyond_this_machine_takes_a_key(house: House) -> None:
+    said = house.start("--listen", "0.0.0.0:0")
+    assert "pier key create" in said["error"]["hint"]
+    assert "error" not in house.start()
+    house.client.request("POST", "/keys", {"name": "lan"})
+    house.client.shutdown()
+    said = house.start("--listen", "0.0.0.0:0", "--listen", "127.0.0.1:0")
+    assert len(said["listeners"]) == 2
+
+
+def test_a_key_opens_the_gateway_until_it_is_revoked(house: House) -> None:
+    (address,) = house.start(PIERHEAD_GATEWAY__REQUIRE_KEY="true")["listeners"]
+    host, _, port = address.rpartition(":")
+
+    def models(key: str = "") -> int:
+        connection = http.client.HTTPConnection(host, int(port), timeout=10)
+        with contextlib.closing(connection):
+            connection.request("GET", "/v1/models", headers={"Authorization": f"Bearer {key}"} if key else {})
+            return connection.getresponse().status
+
+    assert models() == 401
+    new = house.client.request("POST", "/keys", {"name": "ci"})
+    deadline = time.monotonic() + 10
+    while models(new["key"]) != 200:
+        assert time.monotonic() < deadline
+    assert new["key"] not in json.dumps(house.client.get("/keys"))
+    house.client.request("DELETE", f"/keys/{new['id']}")
+    while models(new["key"]) != 401:
+        assert time.monotonic() < deadline
