@@ -73,7 +73,7 @@ class Setup:
 @contextlib.contextmanager
 def running(argv: list[str], core: int, ready: Callable[[], bool], **popen: Any) -> Iterator[subprocess.Popen[bytes]]:
     """A pinned process (and its children), up and answering inside the block and gone after it."""
-    log = tempfile.TemporaryFile()
+    log = tempfile.TemporaryFile()  # noqa: SIM115  # closed below
     process = subprocess.Popen(
         ["taskset", "-c", str(core), *argv], stdout=log, stderr=log, start_new_session=True, **popen
     )
@@ -371,8 +371,8 @@ def show(out: dict[str, Any]) -> None:
         print(f"\n{title}\n{'proxy':<10}{'req/s':>10}{'p50 ms':>9}{'p99 ms':>9}{'idle':>7}{'pierhead is':>13}")
         for name, row in out[f"rps{suffix}"].items():
             ratio = out.get(f"rps_vs_{name}{suffix}")
-            line = f"{name:<10}{row['rps']:>10.0f}{row['p50_us'] / 1e3:>9.2f}{row['p99_us'] / 1e3:>9.2f}{row['idle']:>7.0%}"
-            print(line + (f"{ratio:>12.2f}x" if ratio else ""))
+            line = f"{name:<10}{row['rps']:>10.0f}{row['p50_us'] / 1e3:>9.2f}{row['p99_us'] / 1e3:>9.2f}"
+            print(f"{line}{row['idle']:>7.0%}" + (f"{ratio:>12.2f}x" if ratio else ""))
         for name, row in out.get(f"sse{suffix}", {}).items():
             print(f"{name:<10} events: added p99 {row['added_p99_us']} us, greatest rate {row['max_events']}/s")
         for key in ("sse_added_p99_vs_nginx", "sse_max_vs_nginx"):

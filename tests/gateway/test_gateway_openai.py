@@ -65,7 +65,7 @@ async def client(gate, real_engine) -> AsyncIterator[openai.AsyncOpenAI]:
         yield made
 
 
-async def test_models_chat_stream_schema_tools_and_logprobs_work(client):
+async def test_models_chat_stream_schema_and_logprobs_work(client):
     assert "smollm2" in [m.id async for m in client.models.list()]
     chat = client.chat.completions
     whole = await chat.create(model="smollm2", messages=ASK, max_tokens=8, temperature=0, seed=1)
@@ -88,24 +88,41 @@ async def test_models_chat_stream_schema_tools_and_logprobs_work(client):
     )
     assert json.loads(answer.choices[0].message.content or "")["colour"] in ("red", "blue")
 
-    tool = {"name": "paint", "parameters": {"type": "object", "properties": {"x": {"enum": ["a"]}}, "required": ["x"]}}
-    called = await chat.create(
-        model="smollm2",
-        messages=ASK,
-        max_tokens=80,
-        tools=[{"type": "function", "function": tool}],
-        tool_choice="required",
-    )
-    calls = called.choices[0].message.tool_calls
-    assert calls
-    assert calls[0].function.name == "paint"
-
     scored = await chat.create(model="smollm2", messages=ASK, max_tokens=2, logprobs=True, top_logprobs=3)
     assert scored.choices[0].logprobs is not None
     assert len(scored.choices[0].logprobs.content[0].top_logprobs) == 3
 
     plain = await client.completions.create(model="smollm2", prompt="The sky is", max_tokens=4)
     assert plain.choices[0].text
+
+
+async def test_tool_calls_pass_both_ways(gate, new_engine):
+    # SmolLM2's own chat template knows no tools, so the engine is scripted here.
+    tool = {"type": "function", "function": {"name": "paint", "parameters": {"type": "object", "properties": {}}}}
+    call = {"id": "c1", "type": "function", "function": {"name": "paint", "arguments": '{"x":"a"}'}}
+
+    async def answer(request):
+        asked = json.loads(request.body)
+        assert (asked["tools"], asked["tool_choice"]) == ([tool], "required")
+        base = {"id": "x", "created": 1, "model": "m"}
+        if not asked.get("stream"):
+            choice = {"index": 0, "finish_reason": "tool_calls", "message": {"role": "assistant", "tool_calls": [call]}}
+            await request.json(base | {"object": "chat.completion", "choices": [choice]})
+            return
+        await request.sse()
+        delta = {"index": 0, "finish_reason": None, "delta": {"tool_calls": [call | {"index": 0}]}}
+        await request.event(base | {"object": "chat.completion.chunk", "choices": [delta]})
+        await request.event(b"[DONE]")
+        await request.end()
+
+    engine = await new_engine(answer)
+    await gate.serve(link.Route(name="m", endpoints=(engine.endpoint,)))
+    async with openai.AsyncOpenAI(base_url=f"http://127.0.0.1:{gate.port}/v1", api_key="none") as client:
+        given = {"model": "m", "messages": ASK, "tools": [tool], "tool_choice": "required"}
+        whole = await client.chat.completions.create(**given)
+        assert whole.choices[0].message.tool_calls[0].function.name == "paint"
+        chunks = [c async for c in await client.chat.completions.create(**given, stream=True)]
+        assert chunks[0].choices[0].delta.tool_calls[0].function.arguments == '{"x":"a"}'
 
 
 async def test_a_prompt_longer_than_the_context_is_refused_with_the_numbers(client):
