@@ -7,18 +7,19 @@ from typing import Protocol, cast
 
 from pierhead.gateway.admission import Admitted, Door
 from pierhead.gateway.faults import REASONS, Fault
+from pierhead.gateway.incoming import Incoming
 from pierhead.gateway.liveness import peer_state
 from pierhead.gateway.local import LocalAnswer, Locals
 from pierhead.gateway.model_name import INLINE, Skeleton
 from pierhead.gateway.relay import Relay
 from pierhead.gateway.services import BUFFERED_MAX, Services
-from pierhead.gateway.wire import HEAD_END, BadMessage, ChunkedDecoder, parse_request
+from pierhead.gateway.wire import HEAD_END, BadMessage, parse_request
 
 HEAD, BODY, BUSY, LINGER = range(4)
 _BACKLOG = 65536  # bytes of pipelined requests kept while one is answered
 _SKIP_BODY = 262144  # a refused request's body up to this size is read, to keep the connection
 _LINGER_SECONDS = 2.0
-_MIN_RATE = 16384  # bytes a second that a body must reach after its first ``body_timeout``
+_DRAIN_IDLE = 1.0  # a connection just accepted may have its request under way: a drain does not cut it
 _HIGH_WATER = 262144
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -39,16 +40,13 @@ class ClientConnection(asyncio.Protocol):
     """The state of one connection; ``door`` says what its listener demands."""
 
     __slots__ = (
-        "_body",
         "_buffer",
         "_charged",
         "_close_after",
-        "_decoder",
         "_door",
         "_eof",
         "_generation",
-        "_have",
-        "_left",
+        "_incoming",
         "_local_ip",
         "_locals",
         "_memo",
@@ -59,7 +57,6 @@ class ClientConnection(asyncio.Protocol):
         "_request",
         "_services",
         "_since",
-        "_skeleton",
         "_state",
         "_transport",
         "_work",
@@ -74,12 +71,8 @@ class ClientConnection(asyncio.Protocol):
         self._transport: asyncio.Transport = cast("asyncio.Transport", None)
         self._state = HEAD
         self._buffer = b""
-        self._body: list[bytes] = []
-        self._have = 0
-        self._left = 0
+        self._incoming: Incoming | None = None
         self._charged = 0
-        self._decoder: ChunkedDecoder | None = None
-        self._skeleton: Skeleton | None = None
         self._request: Admitted | None = None
         self._memo_raw = b""
         self._memo: Admitted | None = None
@@ -123,7 +116,7 @@ class ClientConnection(asyncio.Protocol):
         self._state = LINGER
         self._uncharge()
         self._buffer = b""
-        self._body = []
+        self._incoming = None
         work, self._work = self._work, None
         if work is not None:
             work.cancel()
@@ -212,7 +205,7 @@ class ClientConnection(asyncio.Protocol):
         self._close_after = not request.keep_alive
         if request.length or request.chunked:
             return self._expect_body(request)
-        self._dispatch(request)
+        self._dispatch(request, [], None)
         return True
 
     def _check_partial(self, data: bytes) -> None:
@@ -243,14 +236,20 @@ class ClientConnection(asyncio.Protocol):
         if request.fault is not None and (request.chunked or length > _SKIP_BODY or request.expect):
             self._refuse(request.fault)
             return False
+        if not request.chunked and length <= INLINE and length <= len(self._buffer):  # the usual case: it is all here
+            body, self._buffer = [self._buffer[:length]], self._buffer[length:]
+            self._dispatch(request, body, None)
+            return True
         self._charge(length)
         self._state = BODY
         self._since = self._services.now
-        self._left = length
-        self._have = 0
-        self._decoder = ChunkedDecoder(self._services.settings.max_header) if request.chunked else None
-        big = (length > INLINE or request.chunked) and not request.control and request.fault is None
-        self._skeleton = Skeleton() if big else None
+        settings = self._services.settings
+        self._incoming = Incoming(
+            None if request.chunked else length,
+            limit=settings.max_body,
+            max_trailer=settings.max_header,
+            skeleton=(length > INLINE or request.chunked) and not request.control and request.fault is None,
+        )
         if request.expect and not self._buffer:
             self._transport.write(_CONTINUE)
         return True
@@ -267,38 +266,19 @@ class ClientConnection(asyncio.Protocol):
         self._charged = 0
 
     def _take_body(self) -> bool:
-        data = self._buffer
-        decoder = self._decoder
-        if decoder is not None:
-            pieces = decoder.feed(data)
-            self._buffer = decoder.rest if decoder.done else b""
-            done = decoder.done
-            self._grow(sum(map(len, pieces)))
-        else:
-            pieces = [data[: self._left]]
-            self._buffer = data[self._left :]
-            self._left -= len(pieces[0])
-            self._have += len(pieces[0])
-            done = not self._left
-        self._body += pieces
-        if self._skeleton is not None:
-            for piece in pieces:
-                self._skeleton.feed(piece)
-        if done:
-            assert self._request is not None
-            self._dispatch(self._request)
+        incoming, request = self._incoming, self._request
+        assert incoming is not None
+        assert request is not None
+        before = incoming.size
+        self._buffer = incoming.feed(self._buffer)
+        if request.chunked:
+            self._charge(incoming.size - before)
+        if incoming.done:
+            self._incoming = None
+            self._dispatch(request, incoming.pieces, incoming.skeleton)
         return True
 
-    def _grow(self, size: int) -> None:
-        """A chunked body got longer."""
-        self._have += size
-        if self._have > self._services.settings.max_body:
-            raise BadMessage(f"the body is longer than {self._services.settings.max_body} bytes", 413)
-        self._charge(size)
-
-    def _dispatch(self, request: Admitted) -> None:
-        body, self._body = self._body, []
-        skeleton, self._skeleton = self._skeleton, None
+    def _dispatch(self, request: Admitted, body: list[bytes], skeleton: Skeleton | None) -> None:
         request_id = request.request_id or self._services.new_id()
         self._state = BUSY
         if request.fault is not None:
@@ -378,7 +358,7 @@ class ClientConnection(asyncio.Protocol):
         self._close_after = True
         if self._state != BODY:
             self._request = None
-        self._body = []
+        self._incoming = None
         self.send_fault(fault, self._services.new_id())
         self._end()
 
@@ -414,11 +394,12 @@ class ClientConnection(asyncio.Protocol):
         settings = self._services.settings
         if self._buffer and not self.writing_paused and age > settings.header_timeout:
             self._refuse(Fault(408, "header_timeout", "the request's headers took too long."))
-        elif not self._buffer and age > settings.idle_timeout:
+        elif not self._buffer and age > (_DRAIN_IDLE if self._services.draining else settings.idle_timeout):
             self._transport.close()
 
     def _sweep_body(self, now: float, age: float) -> None:
-        if age > self._services.settings.body_timeout + self._have / _MIN_RATE:
+        earned = self._incoming.allowance if self._incoming is not None else 0.0
+        if age > self._services.settings.body_timeout + earned:
             self._refuse(Fault(408, "body_timeout", "the request's body took too long."))
 
     def _sweep_busy(self, now: float, age: float) -> None:
@@ -446,11 +427,6 @@ class ClientConnection(asyncio.Protocol):
 
     def _http10(self) -> bool:
         return self._request is None or self._request.http10
-
-    def drain(self) -> None:
-        """Close when nothing is under way; else after the current answer."""
-        if self._state == HEAD and not self._buffer:
-            self._transport.close()
 
 
 _SWEEPS = (

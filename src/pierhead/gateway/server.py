@@ -143,8 +143,6 @@ class Gateway:
             server.close()
         for item in self._listening:
             item.sock.close()
-        for connection in list(services.connections):
-            connection.drain()
         if not services.connections:
             self._drained.set()
 
