@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from harness import ROOT, UnixConnection, arguments, deltas, report, until
 
+from harness import ROOT, UnixConnection, arguments, deltas, report, until
 from pierhead.engines.base import LaunchSpec
 from pierhead.paths import Paths, resolve
 from pierhead.runtimes.base import Places, expand

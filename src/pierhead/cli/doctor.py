@@ -1,0 +1,145 @@
+"""The verb doctor: what of this machine can be used, and what to install for more; changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+import shutil
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from pierhead.cli.output import here, json_option, print_json, settings, size
+from pierhead.errors import PierError
+from pierhead.paths import Paths
+
+CPU_FEATURES = (
+    "avx",
+    "avx2",
+    "avx512f",
+    "avx512_vnni",
+    "avx512_bf16",
+    "amx_int8",
+    "fma",
+    "f16c",
+    "neon",
+    "asimd",
+    "sve",
+)
+
+
+class Check(msgspec.Struct, frozen=True):
+    """One finding: ``ok`` works, ``warn`` works less than it could, ``fail`` does not; ``fix`` is what to do."""
+
+    name: str
+    state: str
+    text: str
+    fix: str = ""
+
+
+@click.command()
+@json_option
+def doctor(as_json: bool) -> None:
+    """Say what of this machine can be used, and what to install for more."""
+    paths = here()
+    checks = [*machine(), *gpus(), *disk(paths), *asyncio.run(runtimes(paths)), *configuration(paths)]
+    if as_json:
+        print_json({"checks": checks, "ok": all(c.state != "fail" for c in checks)})
+        return
+    marks = {
+        "ok": click.style("✓", fg="green"),
+        "warn": click.style("!", fg="yellow"),
+        "fail": click.style("✗", fg="red"),
+    }
+    width = max(len(c.name) for c in checks)
+    for check in checks:
+        click.echo(f"{marks[check.state]} {check.name.ljust(width)}  {check.text}")
+        if check.fix:
+            click.echo(f"  {' ' * width}  → {check.fix}")
+
+
+def machine() -> list[Check]:
+    """Processor and memory."""
+    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    flags = set(
+        next((x.split(":", 1)[1] for x in info.splitlines() if x.startswith(("flags", "Features"))), "").split()
+    )
+    have = [f for f in CPU_FEATURES if f in flags]
+    model = next((x.split(":", 1)[1].strip() for x in info.splitlines() if "model name" in x), platform.machine())
+    cores = len(os.sched_getaffinity(0))
+    cpu = Check("CPU", "ok" if have else "warn", f"{model}, {cores} cores; {', '.join(have) or 'no vector features'}")
+    from pierhead.fleet.memory import read_memory
+
+    memory = read_memory()
+    free, total = memory.available, memory.total
+    state = "ok" if free > 2 << 30 else "warn"
+    fix = "" if state == "ok" else "Close something, or use small models and a small --context."
+    return [cpu, Check("Memory", state, f"{size(free)} free of {size(total)}", fix)]
+
+
+def gpus() -> list[Check]:
+    """Graphics processors that the kernel shows, and whether containers can be given them."""
+    nvidia = sorted(Path("/proc/driver/nvidia/gpus").glob("*")) if Path("/proc/driver/nvidia/gpus").is_dir() else []
+    render = sorted(p.name for p in Path("/dev/dri").glob("renderD*")) if Path("/dev/dri").is_dir() else []
+    if not nvidia and not render:
+        return [Check("GPU", "ok", "none found; models run on the CPU")]
+    specs = [p for folder in ("/etc/cdi", "/var/run/cdi") for p in Path(folder).glob("*") if Path(folder).is_dir()]
+    text = ", ".join([*(f"NVIDIA {p.name}" for p in nvidia), *render])
+    fix = "" if specs else "Containers need CDI: install nvidia-container-toolkit and run `nvidia-ctk cdi generate`."
+    return [Check("GPU", "warn", f"{text}; the engine's default build uses the CPU", fix)]
+
+
+def disk(paths: Paths) -> list[Check]:
+    """Room for models."""
+    place = paths.state
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    low = free < 5 << 30
+    return [
+        Check(
+            "Disk",
+            "warn" if low else "ok",
+            f"{size(free)} free for models in {paths.store}",
+            "Free some space." if low else "",
+        )
+    ]
+
+
+async def runtimes(paths: Paths) -> list[Check]:
+    """Where engines can run."""
+    from pierhead.daemon.docker import LazyDocker
+    from pierhead.runtimes.process import ProcessRuntime
+
+    wanted = settings(paths).settings.runtime
+    found = {"process": ProcessRuntime(paths.replicas, wanted), "docker": LazyDocker(paths.replicas, wanted)}
+    checks: list[Check] = []
+    for name, runtime in found.items():
+        can: Any = await runtime.capabilities()
+        title = f"Runtime {name}"
+        if not can.available:
+            state = "fail" if name == "process" else "warn"
+            checks.append(Check(title, state, f"not available: {can.reason}", " ".join(can.missing)))
+            continue
+        missing = " ".join(can.missing)
+        checks.append(
+            Check(title, "warn" if missing else "ok", f"isolates {', '.join(can.isolation) or 'nothing'}", missing)
+        )
+    return checks
+
+
+def configuration(paths: Paths) -> list[Check]:
+    """Settings that can be read, an engine that is installed."""
+    from pierhead.engines.llamacpp import engine_version
+
+    checks: list[Check] = []
+    try:
+        origins = settings(paths).origins
+        checks.append(Check("Settings", "ok", f"{len(origins)} set; file {paths.config / 'config.toml'}"))
+    except PierError as exc:
+        checks.append(Check("Settings", "fail", exc.message, exc.hint or ""))
+    checks.append(Check("Engine", "ok", f"llama.cpp (xllamacpp {engine_version()})"))
+    return checks

@@ -1,0 +1,93 @@
+"""The verb inspect: what a model is, in the store or at its source, and what memory it needs."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import click
+
+from pierhead.cli.completion import complete_model
+from pierhead.cli.models import open_store
+from pierhead.cli.output import here, json_option, number, pairs, print_json, settings, size
+from pierhead.errors import NotFound, PierError
+from pierhead.formats.estimate import estimate
+from pierhead.paths import Paths
+from pierhead.refs import parse
+
+
+@click.command()
+@click.argument("model", shell_complete=complete_model)
+@click.option("--context", type=click.IntRange(1), metavar="TOKENS", help="Estimate for this context length.")
+@click.option("--parallel", type=click.IntRange(1), default=1, show_default=True, help="… and so many slots.")
+@click.option("--cache-type", default="f16", show_default=True, help="… and this type of KV cache.")
+@click.option("--remote", is_flag=True, help="Look at the source even if the model is in the store.")
+@json_option
+def inspect(model: str, context: int | None, parallel: int, cache_type: str, remote: bool, as_json: bool) -> None:
+    """Show what a model is and what memory it needs.
+
+    A reference that is not in the store is read at its source by range requests; nothing is pulled.
+
+    \b
+    Examples:
+      pier inspect smollm2 --context 8192
+      pier inspect hf:Qwen/Qwen3-0.6B-GGUF:Q8_0
+    """
+    paths = here()
+    found = _remote(paths, model) if remote else _local(paths, model)
+    summary: dict[str, Any] = found["metadata"]
+    tokens = context or min(int(summary.get("context_length") or 4096), 8192)
+    need: dict[str, Any] = {}
+    if summary.get("layers"):
+        sizing = estimate(summary, context=tokens, parallel=parallel, cache_type_k=cache_type, cache_type_v=cache_type)
+        need = {"context": tokens, "parallel": parallel, "cache_type": cache_type, **sizing.to_dict()}
+    if as_json:
+        print_json({**found, "estimate": need})
+        return
+    _show(found, summary, need)
+
+
+def _local(paths: Paths, model: str) -> dict[str, Any]:
+    try:
+        import msgspec
+
+        made: dict[str, Any] = msgspec.to_builtins(open_store(paths).get(model))
+        return made
+    except NotFound as missing:
+        try:
+            reference = parse(model)
+            return _remote(paths, str(reference))
+        except NotFound:
+            raise
+        except PierError as exc:
+            raise exc from missing
+
+
+def _remote(paths: Paths, model: str) -> dict[str, Any]:
+    from pierhead.sources.pull import inspect_remote
+
+    return asyncio.run(inspect_remote(model, settings=settings(paths).settings.sources, paths=paths))
+
+
+def _show(found: dict[str, Any], summary: dict[str, Any], need: dict[str, Any]) -> None:
+    rows = [("Name", ", ".join(found.get("names") or [found.get("name", "")]))]
+    if found.get("digest"):
+        rows.append(("Digest", found["digest"]))
+    rows += [
+        ("Source", found.get("source", "")),
+        ("Format", f"{summary.get('format', '')} {summary.get('version') or ''}".strip()),
+        ("Architecture", str(summary.get("architecture") or "")),
+        ("Parameters", number(summary.get("parameters"))),
+        ("Quantization", str(summary.get("quantization") or "")),
+        ("Context length", f"{summary.get('context_length') or 0:,} tokens"),
+        ("Layers", f"{summary.get('layers') or 0}, embedding {summary.get('embedding_length') or 0}"),
+        ("Licence", str(summary.get("license") or "not stated")),
+        ("Chat template", "yes" if summary.get("chat_template") else "no"),
+    ]
+    files = [f"{f['name']}  {size(f['size'])}  {f.get('role', '')}" for f in found.get("files", ())]
+    rows.append(("Files", "\n".join(files)))
+    if need:
+        head = f"{size(need['total'])} at {need['context']:,} tokens × {need['parallel']}, {need['cache_type']} cache"
+        parts = f"weights {size(need['weights'])}, KV cache {size(need['kv_cache'])}, compute {size(need['compute'])}"
+        rows.append(("Memory", f"{head}\n{parts}"))
+    pairs([(name, value) for name, value in rows if value])

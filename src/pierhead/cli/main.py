@@ -1,0 +1,134 @@
+"""The `pier` command: finds the verb, imports only its module, and turns every failure into one message."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Any
+
+import click
+
+from pierhead import __version__
+from pierhead.errors import PierError, UsageError
+
+# Section → verb → (where it is, what it does). Help needs no import of any verb.
+VERBS: dict[str, dict[str, tuple[str, str]]] = {
+    "Run": {
+        "run": ("pierhead.cli.run:run", "Ask a model once, or chat with it."),
+        "ps": ("pierhead.cli.operate:ps", "Show what runs."),
+        "logs": ("pierhead.cli.operate:logs", "Print an engine's log."),
+        "stats": ("pierhead.cli.operate:stats", "Watch memory, CPU and processes of what runs."),
+        "stop": ("pierhead.cli.operate:stop", "Stop models, gracefully."),
+    },
+    "Models": {
+        "pull": ("pierhead.cli.models:pull", "Fetch a model into the store."),
+        "list": ("pierhead.cli.models:list_models", "List the models in the store."),
+        "inspect": ("pierhead.cli.inspect:inspect", "Show what a model is and what memory it needs."),
+        "cp": ("pierhead.cli.models:cp", "Give a model a further name."),
+        "rm": ("pierhead.cli.models:rm", "Remove models from the store."),
+        "df": ("pierhead.cli.models:df", "Show where the disk space goes."),
+    },
+    "Operate": {
+        "serve": ("pierhead.cli.serve:serve", "Run the daemon and its gateway in the foreground."),
+        "status": ("pierhead.cli.operate:status", "Show the state of daemon, gateway and settings."),
+        "key": ("pierhead.cli.key:key", "Create, list and revoke API keys."),
+        "service": ("pierhead.cli.service:service", "Start Pierhead with the machine (systemd)."),
+    },
+    "Setup": {
+        "doctor": ("pierhead.cli.doctor:doctor", "Say what this machine can do, and what to install for more."),
+        "completion": ("pierhead.cli.completion:completion", "Print the completion script of a shell."),
+        "version": ("pierhead.cli.operate:version", "Print the versions of command and daemon."),
+    },
+}
+_FLAT = {name: found for section in VERBS.values() for name, found in section.items()}
+_HIDDEN = {"ls": "list", "images": "list", "remove": "rm", "tag": "cp"}
+
+
+class Verbs(click.Group):
+    """A group whose verbs are imported when they are used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_FLAT)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        found = _FLAT.get(_HIDDEN.get(cmd_name, cmd_name))
+        if found is None:
+            return None
+        module, _, name = found[0].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), name)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and not args[0].startswith("-") and args[0] not in _FLAT and args[0] not in _HIDDEN:
+            import difflib
+
+            close = difflib.get_close_matches(args[0], _FLAT, 1)
+            hint = f"Did you mean `pier {close[0]}`?" if close else "`pier --help` lists what there is."
+            raise UsageError(f"there is no command '{args[0][:60]}'", hint=hint)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for section, verbs in VERBS.items():
+            with formatter.section(section):
+                formatter.write_dl([(name, text) for name, (_, text) in verbs.items()])
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Examples"):
+            formatter.write_dl(
+                [
+                    ('pier run smollm2 "Say hello."', "pull if need be, start, answer"),
+                    ("pier run smollm2", "open a chat"),
+                    ("pier inspect hf:org/repo:Q4_K_M", "look before pulling"),
+                    ("pier serve --listen 127.0.0.1:12434", "serve every pulled model, OpenAI-compatible"),
+                ]
+            )
+        formatter.write_text("`pier VERB --help` explains each verb. --json prints data for programs.")
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, "-V", "--version", prog_name="pier")
+def cli() -> None:
+    """Run, serve and manage generative models, in a sandbox or a container."""
+
+
+def fail(error: PierError, as_json: bool) -> int:
+    """Print one error, for a person on stderr or for a program on stdout; its exit status."""
+    from pierhead.cli.output import print_error
+
+    print_error(error, as_json)
+    return error.exit_code
+
+
+def entry(argv: list[str] | None = None) -> None:
+    """What the ``pier`` script calls; exits with the verb's status."""
+    args = sys.argv[1:] if argv is None else argv
+    as_json = "--json" in args
+    try:
+        code: Any = cli.main(args, prog_name="pier", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as exc:
+        click.echo(exc.format_message(), err=False)
+        code = 0 if not args else 2
+    except click.ClickException as exc:
+        code = fail(UsageError(exc.format_message(), hint=_usage_hint(exc)), as_json)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("", err=True)
+        code = 130
+    except PierError as exc:
+        code = fail(exc, as_json)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        code = 141
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _usage_hint(exc: click.ClickException) -> str:
+    context = getattr(exc, "ctx", None)
+    path = context.command_path if isinstance(context, click.Context) else "pier"
+    return f"`{path} --help` shows how."
+
+
+if __name__ == "__main__":
+    entry()

@@ -1,0 +1,179 @@
+"""Verbs about what runs: ps, logs, stats, stop, status, version."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from pierhead import __version__
+from pierhead.cli.completion import complete_model
+from pierhead.cli.output import age, duration, here, json_option, pairs, print_json, say, size, table, warn
+from pierhead.daemon.client import Client
+from pierhead.errors import DaemonUnavailable, UsageError
+
+
+def running(client: Client) -> list[dict[str, Any]]:
+    """All replicas; none without a daemon."""
+    try:
+        found: list[dict[str, Any]] = client.request("GET", "/replicas")
+    except DaemonUnavailable:
+        if client.version() is not None:
+            raise
+        return []
+    return found
+
+
+@click.command()
+@json_option
+def ps(as_json: bool) -> None:
+    """Show what runs."""
+    found = running(Client(here()))
+    if as_json:
+        print_json(found)
+        return
+    rows = [
+        (
+            r["id"],
+            r["model"],
+            r["state"],
+            r["runtime"],
+            str(r["context"]),
+            size(r["memory_estimate"]),
+            str(r["requests_open"]),
+            age(r["started"]),
+            "pinned" if r["pinned"] else age(r["expires_at"]) if r["expires_at"] else "-",
+        )
+        for r in found
+    ]
+    head = ("ID", "MODEL", "STATE", "RUNTIME", "CONTEXT", "MEMORY", "OPEN", "STARTED", "UNLOADS")
+    table(head, rows, right=(4, 5, 6))
+    for r in found:
+        if r["error"]:
+            warn(f"{r['model']}: {r['error']['message']}")
+
+
+@click.command()
+@click.argument("model", shell_complete=complete_model)
+@click.option("-f", "--follow", is_flag=True, help="Go on as the log grows.")
+@click.option("--tail", type=click.IntRange(0), metavar="N", help="Only the last N lines.")
+def logs(model: str, follow: bool, tail: int | None) -> None:
+    """Print the log of MODEL's engine (a model's name or a replica's id)."""
+    query = {"follow": follow or None, "tail": tail}
+    for line in Client(here()).lines("GET", f"/replicas/{model}/logs", query=query):
+        sys.stdout.buffer.write(line + b"\n")
+        sys.stdout.buffer.flush()
+
+
+@click.command()
+@click.argument("models", nargs=-1, shell_complete=complete_model)
+@click.option("-a", "--all", "everything", is_flag=True, help="Stop every model.")
+@click.option("--daemon", is_flag=True, help="With --all: end the daemon and its gateway too.")
+@click.option("--timeout", type=float, metavar="SECONDS", help="How long requests may still take.")
+@json_option
+def stop(models: tuple[str, ...], everything: bool, daemon: bool, timeout: float | None, as_json: bool) -> None:
+    """Stop models, gracefully: requests that run are finished first."""
+    if not models and not everything:
+        raise UsageError("name what to stop", hint="`pier ps` shows what runs; `pier stop --all` stops all of it.")
+    if daemon and not everything:
+        raise UsageError("--daemon goes with --all", hint="Type `pier stop --all --daemon`.")
+    client = Client(here(), timeout=600)
+    targets = [r["id"] for r in running(client)] if everything else list(models)
+    stopped: list[str] = []
+    for target in targets:
+        query = {"timeout": timeout} if timeout is not None else None
+        stopped += client.request("DELETE", f"/replicas/{target}", query=query)["stopped"]
+    if daemon:
+        client.shutdown("stop")
+    if as_json:
+        print_json({"stopped": stopped})
+        return
+    say(f"Stopped {len(stopped)} replica{'s' if len(stopped) != 1 else ''}." + (" The daemon ended." if daemon else ""))
+
+
+@click.command()
+@json_option
+def status(as_json: bool) -> None:
+    """Show the state of daemon, gateway and settings."""
+    client = Client(here())
+    try:
+        found = client.request("GET", "/status")
+    except DaemonUnavailable:
+        if client.version() is not None:
+            raise
+        if as_json:
+            print_json({"running": False, "version": __version__})
+        else:
+            click.echo("No daemon is running; `pier run` and `pier serve` start one.")
+        return
+    if as_json:
+        print_json({"running": True, **found})
+        return
+    rows = [
+        ("Daemon", f"version {found['version']}, pid {found['pid']}, up {duration(found['uptime_s'])}"),
+        ("Gateway", f"pid {found['gateway']['pid']}, {found['gateway']['connections']} connections"),
+        ("Address", "\n".join(f"http://{a}/v1" for a in found["listeners"]) or "unix socket only"),
+        ("Models", f"{found['models']} in the store, {found['replicas']} running"),
+    ]
+    for runtime in found["runtimes"]:
+        text = ", ".join(runtime["isolation"]) if runtime["available"] else f"not available: {runtime['reason']}"
+        rows.append((f"Runtime {runtime['name']}", text))
+    rows += [(f"Setting {name}", f"from {origin}") for name, origin in sorted(found["origins"].items())]
+    pairs(rows)
+
+
+@click.command()
+@json_option
+def version(as_json: bool) -> None:
+    """Print the versions of command and daemon."""
+    found = Client(here()).version()
+    daemon = found["version"] if found else None
+    if as_json:
+        print_json({"client": __version__, "daemon": daemon})
+        return
+    pairs([("pier", __version__), ("daemon", daemon or "not running")])
+
+
+@click.command()
+@click.option("--no-stream", is_flag=True, help="One reading only.")
+@click.option(
+    "--interval", type=click.FloatRange(0.1), default=1.0, show_default=True, help="Seconds between readings."
+)
+@json_option
+def stats(no_stream: bool, interval: float, as_json: bool) -> None:
+    """Watch memory, CPU and processes of what runs."""
+    query = {"interval": interval, "once": no_stream or None}
+    readings = Client(here()).stream("GET", "/replicas/stats", query=query)
+    if as_json:
+        import json
+
+        for reading in readings:
+            sys.stdout.write(json.dumps(reading) + "\n")
+            sys.stdout.flush()
+        return
+    if no_stream or not sys.stdout.isatty():
+        for reading in readings:
+            table(_STATS, _stat_rows(reading), right=(2, 3, 4, 5, 6))
+        return
+    for reading in readings:
+        click.clear()
+        table(_STATS, _stat_rows(reading), right=(2, 3, 4, 5, 6))
+
+
+_STATS = ("ID", "MODEL", "CPU %", "MEMORY", "LIMIT", "PIDS", "CPU TIME")
+
+
+def _stat_rows(reading: dict[str, Any]) -> list[tuple[str, ...]]:
+    return [
+        (
+            r["id"],
+            r["model"],
+            f"{r['cpu_percent']:.0f}",
+            size(r["memory"]),
+            size(r["memory_limit"]) if r["memory_limit"] else "-",
+            str(r["pids"]),
+            f"{r['cpu_seconds']:.1f} s",
+        )
+        for r in reading["replicas"]
+    ]
