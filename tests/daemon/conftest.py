@@ -38,9 +38,14 @@ class UnixConnection(http.client.HTTPConnection):
         self.path = path
 
     def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(str(self.path))
+        sock = socket.socket(socket.AF_UNIX)
+        try:
+            sock.settimeout(self.timeout)
+            sock.connect(str(self.path))
+        except BaseException:
+            sock.close()
+            raise
+        self.sock = sock
 
 
 @dataclass
@@ -85,6 +90,10 @@ class House:
             line = pipe.readline()
         return json.loads(line) if line else {}
 
+    def stock(self, name: str, file: Path, like: Path) -> None:
+        """Put one more model into the store."""
+        commit(self.paths.store, name, file, like)
+
     def kill(self) -> None:
         """``kill -9`` of the daemon that was started last."""
         self.daemons[-1].kill()
@@ -100,10 +109,14 @@ class House:
         self, model: str = "smollm2", tokens: int = 4, headers: dict[str, str] | None = None, **extra: Any
     ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
         connection = UnixConnection(self.paths.gateway_socket)
-        body = {"model": model, "max_tokens": tokens, "temperature": 0, **extra}
+        body = {"model": model, "max_tokens": tokens, "temperature": 0, "ignore_eos": True, **extra}
         body["messages"] = [{"role": "user", "content": "Count from one to one hundred."}]
-        connection.request("POST", "/v1/chat/completions", json.dumps(body), headers or {})
-        return connection, connection.getresponse()
+        try:
+            connection.request("POST", "/v1/chat/completions", json.dumps(body), headers or {})
+            return connection, connection.getresponse()
+        except BaseException:
+            connection.close()
+            raise
 
     def processes(self) -> list[psutil.Process]:
         """Everything of this installation that runs."""
@@ -117,6 +130,11 @@ class House:
                 ):
                     found.append(process)
         return found
+
+    @property
+    def left(self) -> list[str]:
+        """The command lines of what runs."""
+        return [" ".join(p.cmdline()) for p in self.processes()]
 
     def clear(self) -> None:
         """End everything."""
@@ -136,12 +154,17 @@ class House:
 def stocked(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store that has SmolLM2, to be copied by hard links."""
     root = tmp_path_factory.mktemp("stocked") / "store"
-    store = Store.open(root)
-    blob = store.adopt_file(smollm2)
-    summary = gguf.summary(gguf.read_file(smollm2))
-    layer = Layer(blob.digest, blob.size, GGUF, smollm2.name)
-    store.materialize(store.commit_model("smollm2", layers=[layer], metadata=summary, annotations={}))
+    commit(root, "smollm2", smollm2, smollm2)
     return root
+
+
+def commit(root: Path, name: str, file: Path, like: Path) -> None:
+    """Put ``file`` into the store at ``root`` with the header of ``like``."""
+    store = Store.open(root)
+    blob = store.adopt_file(file)
+    layer = Layer(blob.digest, blob.size, GGUF, file.name)
+    summary = gguf.summary(gguf.read_file(like))
+    store.materialize(store.commit_model(name, layers=[layer], metadata=summary, annotations={}))
 
 
 @pytest.fixture
@@ -155,7 +178,7 @@ def house(stocked: Path) -> Iterator[House]:
         "PIERHEAD_ENGINE__CONTEXT": "1024",
         "PIERHEAD_RUNTIME__DEFAULT": "process",
         "PIERHEAD_FLEET__BACKOFF_INITIAL": "0.05",
-        "PIERHEAD_FLEET__DRAIN_TIMEOUT": "10",
+        "PIERHEAD_FLEET__DRAIN_TIMEOUT": "60",
     }
     paths = resolve(env)
     paths.state.mkdir(parents=True)

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -142,10 +143,23 @@ def test_a_running_model_is_not_removed(running: House) -> None:
     assert running.client.request("DELETE", "/models/smollm2")["names"] == ["smollm2"]
 
 
-def test_an_engine_that_cannot_load_says_why_in_its_own_words(running: House) -> None:
-    with pytest.raises(EngineFailed) as caught:
-        start(running, settings={"rope_freq_base": -1, "override_tensor": "x"})
-    assert caught.value.data["log"]
+def test_an_engine_that_cannot_load_says_why_in_its_own_words(house: House, smollm2: Path, tmp_path: Path) -> None:
+    half = tmp_path / "half.gguf"
+    with smollm2.open("rb") as whole:
+        half.write_bytes(whole.read(20_000_000))
+    house.stock("broken", half, like=smollm2)
+    house.start()
+    with pytest.raises(EngineFailed, match="broken") as caught:
+        list(house.client.events("POST", "/replicas", {"model": "broken"}))
+    assert any("tensor" in line for line in caught.value.data["log"]), caught.value.data
+    failed = replica(house)
+    assert (failed["state"], failed["error"]["code"]) == ("failed", "engine_failed")
+    log = list(house.client.lines("GET", "/replicas/broken/logs"))
+    assert [line.decode() for line in log] == caught.value.data["log"]
+    status, answer = house.chat("broken")
+    assert status == 502
+    assert "broken" in answer["error"]["message"]
+    assert house.client.request("DELETE", "/replicas/broken")["stopped"]
 
 
 def test_an_idle_model_is_unloaded(running: House) -> None:
@@ -188,7 +202,9 @@ def test_logs_and_readings_of_what_runs(running: House) -> None:
 def test_a_killed_engine_is_started_again(running: House) -> None:
     start(running)
     before = replica(running)
-    os.kill(engine_pid(running), signal.SIGKILL)
+    pid = engine_pid(running)
+    os.kill(pid, signal.SIGKILL)
+    assert gone(pid)
     status, answer = running.chat()
     assert status == 200, answer
     after = replica(running)
@@ -217,7 +233,9 @@ def test_a_killed_daemon_breaks_no_stream_and_the_next_one_adopts_what_runs(runn
         assert after[key] == before[key], key
     assert after["state"] == "ready"
     assert stream.rest() > 200
-    os.kill(engine_pid(running), signal.SIGKILL)
+    pid = engine_pid(running)
+    os.kill(pid, signal.SIGKILL)
+    assert gone(pid)
     assert running.chat()[0] == 200
     assert replica(running)["restarts"] == 1
 
@@ -233,7 +251,7 @@ def test_a_daemon_killed_in_the_middle_of_a_start_leaves_nothing_in_the_way(runn
     assert len(running.client.get("/replicas")) == 1
     assert len(list(running.paths.replicas.iterdir())) == 1
     running.client.shutdown()
-    assert running.processes() == []
+    assert running.left == []
     assert list(running.paths.replicas.iterdir()) == []
 
 
@@ -293,7 +311,7 @@ def test_commands_at_the_same_moment_start_one_daemon(house: House) -> None:
     pids = {p.communicate(timeout=60)[0].strip() for p in programs}
     assert len(pids) == 1, pids
     house.client.shutdown()
-    assert house.processes() == []
+    assert house.left == []
 
 
 def test_a_newer_command_upgrades_an_older_daemon_and_its_gateway_without_dropping_a_stream(
@@ -331,7 +349,7 @@ def test_a_daemon_with_nothing_to_do_leaves(house: House) -> None:
     daemon, read = house.launch("--idle-exit", "0.3")
     house.heard(read)
     assert daemon.wait(20) == 0
-    assert house.processes() == []
+    assert house.left == []
 
 
 def test_sigterm_drains_and_ends_everything(running: House) -> None:
@@ -340,7 +358,7 @@ def test_sigterm_drains_and_ends_everything(running: House) -> None:
     running.daemons[-1].send_signal(signal.SIGTERM)
     assert stream.rest() > 50
     assert running.daemons[-1].wait(30) == 0
-    assert running.processes() == []
+    assert running.left == []
     assert not running.paths.control_socket.exists()
 
 
@@ -355,7 +373,7 @@ def test_a_port_in_use_is_named_with_the_way_out(house: House) -> None:
     assert str(port) in said["error"]["message"]
     assert "--listen" in said["error"]["hint"]
     assert house.daemons[-1].wait(10) != 0
-    assert house.processes() == []
+    assert house.left == []
 
 
 def test_listening_beyond_this_machine_takes_a_key(house: House) -> None:

@@ -211,12 +211,15 @@ class GatewayLink:
         """Serve the link until cancelled; a gateway that dies is started again."""
         pusher = asyncio.create_task(self._push_all())
         try:
-            while True:
-                await self._read_all()
+            await self._read_all()
+            while not self._closing:
                 self._drop()
                 await self._reopen()
+                await self._read_all()
         finally:
             pusher.cancel()
+            if self._wire is not None:
+                self._wire.close()
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(pusher, *self._tasks, return_exceptions=True)
@@ -293,7 +296,8 @@ class GatewayLink:
 
     async def close(self, *, drain: bool, grace: float = 30.0) -> None:
         """End the link, and with ``drain`` the gateway too once its streams have ended or ``grace`` seconds passed."""
-        wire, self._wire = self._wire, None
+        self._closing = True
+        wire = self._wire
         if wire is None:
             return
         if drain and self.hello is not None:
@@ -304,6 +308,5 @@ class GatewayLink:
                     await asyncio.to_thread(select.select, [fd], [], [], grace + 5)
                 finally:
                     os.close(fd)
-        wire.close()
         for spawned in self._spawned:
             spawned.process.poll()

@@ -227,11 +227,12 @@ class Replica:
         instance = self.instance
         if instance is None or self.state is not State.READY:
             return
-        if not await healthy(instance.socket, instance.spec.readiness.path, timeout):
-            if not await self.until(lambda: self.state is not State.READY, 0.5):
-                log.warning("replica %s does not answer: ending it", self.id)
-                await instance.stop(0)
-                await self.until(lambda: self.state is not State.READY, timeout)
+        if await healthy(instance.socket, instance.spec.readiness.path, timeout):
+            return
+        if not await self.until(lambda: self.state is not State.READY, 0.5):
+            log.warning("replica %s does not answer: ending it", self.id)
+            await instance.stop(0)
+            await self.until(lambda: self.state is not State.READY, timeout)
 
     # --- its end --------------------------------------------------------------------------------------------------
 
