@@ -207,7 +207,7 @@ def wrk(setup: Setup, seconds: float, connections: int, auth: bool) -> dict[str,
     """One load run; adds how much of the time the proxy's core idled."""
     env = os.environ | ({"BENCH_KEY": KEY} if auth else {})
     argv = ["taskset", "-c", str(setup.load_core), "wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s"]
-    argv += ["-s", str(HERE / "request.lua"), f"http://127.0.0.1:{PORT}"]
+    argv += ["--timeout", "30s", "-s", str(HERE / "request.lua"), f"http://127.0.0.1:{PORT}"]
     idle, total = core_times(setup.proxy_core)
     done = subprocess.run(argv, capture_output=True, text=True, env=env, check=True)
     idle2, total2 = core_times(setup.proxy_core)
