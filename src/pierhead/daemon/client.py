@@ -161,7 +161,7 @@ class Client:
             if order > 0:
                 raise DaemonUnavailable(
                     f"the running daemon is version {info['version']}, newer than this pier ({__version__})",
-                    hint="Use the pier of that version, or stop the daemon with it (`pier stop --daemon`) first.",
+                    hint="Use the pier of that version, or stop the daemon with it (`pier stop --all --daemon`) first.",
                     data={"daemon": info["version"], "client": __version__},
                 )
             if not start:

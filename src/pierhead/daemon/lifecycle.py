@@ -76,7 +76,7 @@ def become_daemon(paths: Paths) -> Held:
         except BlockingIOError as exc:
             os.close(lock)
             raise AlreadyRunning(
-                "a daemon runs already", hint="`pier status` shows it; `pier stop --daemon` ends it."
+                "a daemon runs already", hint="`pier status` shows it; `pier stop --all --daemon` ends it."
             ) from exc
         except BaseException:
             os.close(lock)

@@ -75,6 +75,11 @@ class RuntimeChooser:
             del self._builds[key]
 
     @property
+    def builds(self) -> tuple[asyncio.Task[None], ...]:
+        """The image builds that run now."""
+        return tuple(self._builds.values())
+
+    @property
     def building(self) -> bool:
         """Whether an image is being built now."""
         return bool(self._builds)

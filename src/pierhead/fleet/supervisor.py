@@ -315,13 +315,15 @@ class Supervisor:
 
     async def _stop(self, replica: Replica, drain: float) -> None:
         await replica.stop(drain)
-        self._forget(replica)
 
     def _forget(self, replica: Replica) -> None:
+        self._drop(replica)
+        self._changed()
+
+    def _drop(self, replica: Replica) -> None:
         self._replicas.pop(replica.id, None)
         if self._current.get(replica.life.model.digest) is replica:
             del self._current[replica.life.model.digest]
-        self._changed()
 
     async def close(self, drain: bool) -> None:
         """End: with ``drain`` every replica is stopped; else what runs goes on, for the next daemon."""
@@ -390,7 +392,9 @@ class Supervisor:
         self._replicas[replica.id] = replica
         self._current[replica.life.model.digest] = replica
 
-    def _replica_changed(self, _replica: Replica | None) -> None:
+    def _replica_changed(self, replica: Replica | None) -> None:
+        if replica is not None and replica.state is State.STOPPED:
+            self._drop(replica)
         self._arm()
         self._changed()
 
