@@ -112,7 +112,7 @@ class Ingest:
             try:
                 self._open()
             except BaseException:
-                self._lock.__exit__(None, None, None)
+                self.__exit__(None, None, None)
                 raise
         return self
 

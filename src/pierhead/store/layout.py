@@ -135,8 +135,8 @@ class Store:
     def get(self, name: str) -> ModelRecord:
         """The model by name, ``name:latest`` or digest (``sha256:`` and eight hex digits or more)."""
         index = self._read_index()
-        digest = index.find(name)
-        if digest is None:
+        found = index.find(name)
+        if found is None:
             known = sorted({e.name for e in index.manifests})
             close = difflib.get_close_matches(name, known, 1)
             hint = f"Did you mean '{close[0]}'? " if close else ""
@@ -145,10 +145,8 @@ class Store:
                 hint=f"{hint}Type `pier pull {name}`.",
                 data={"known": known[:50]},
             )
-        names = sorted(e.name for e in index.manifests if e.digest == digest)
-        if name in names:
-            names.remove(name)
-            names.insert(0, name)
+        digest, exact = found
+        names = sorted((e.name for e in index.manifests if e.digest == digest), key=lambda n: (n != exact, n))
         return self._record(digest, names)
 
     def tag(self, old: str, new: str) -> ModelRecord:

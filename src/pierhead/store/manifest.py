@@ -66,16 +66,16 @@ class Index(msgspec.Struct, rename="camel"):
         self.manifests = [e for e in self.manifests if e.name != name]
         self.manifests.append(Descriptor(MANIFEST, blob.digest, blob.size, CONFIG, {REF_NAME: name}))
 
-    def find(self, name: str) -> str | None:
-        """The digest that a name, ``name:latest`` or an unambiguous digest prefix points to."""
+    def find(self, name: str) -> tuple[str, str] | None:
+        """The digest that a name, ``name:latest`` or an unambiguous digest prefix points to, and the exact name."""
         by_name = {e.name: e.digest for e in self.manifests}
         for wanted in (name, f"{name}:latest", name.removesuffix(":latest")):
             if wanted in by_name:
-                return by_name[wanted]
+                return by_name[wanted], wanted
         if is_digest_like(name):
             wanted = name if name.startswith("sha256:") else f"sha256:{name}"
             found = {e.digest for e in self.manifests if e.digest.startswith(wanted)}
-            return found.pop() if len(found) == 1 else None
+            return (found.pop(), "") if len(found) == 1 else None
         return None
 
 

