@@ -198,6 +198,7 @@ async def test_busy_and_pinned_models_stay_and_the_refusal_has_numbers(yard: Yar
         await fleet.ensure_ready("c")
     assert {h["model"] for h in caught.value.data["holders"]} == {"a", "b"}
     assert sorted(r.model for r in fleet.replicas() if r.state == "ready") == ["a", "b"]
+    fleet.activity(busy.id, 0, 0)
 
 
 async def test_two_starts_at_once_do_not_promise_the_same_memory_twice(yard: Yard) -> None:
