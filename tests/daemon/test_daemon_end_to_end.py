@@ -362,6 +362,43 @@ def test_sigterm_drains_and_ends_everything(running: House) -> None:
     assert not running.paths.control_socket.exists()
 
 
+def test_a_second_signal_does_not_wait_for_streams(running: House) -> None:
+    stream = Stream(running, tokens=900)
+    assert stream.next()
+    running.daemons[-1].send_signal(signal.SIGTERM)
+    while replica(running)["state"] != "draining":
+        pass
+    running.daemons[-1].send_signal(signal.SIGINT)
+    assert running.daemons[-1].wait(20) == 0
+    stream.connection.close()
+    assert running.left == []
+
+
+def test_a_gateway_that_a_killed_daemon_left_half_way_is_put_away(running: House) -> None:
+    status = running.client.get("/status")
+    notes = running.paths.runtime / "gateways"
+    stray = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
+    birth = Path(f"/proc/{stray.pid}/stat").read_text().rpartition(")")[2].split()[19]
+    (notes / str(stray.pid)).write_text(f"{birth} other")
+    (notes / "1").write_text("not-its-birth other")
+    running.kill()
+    assert "error" not in running.start()
+    assert stray.wait(10) == -signal.SIGTERM
+    assert running.client.get("/status")["gateway"]["pid"] == status["gateway"]["pid"]
+    assert [p.name for p in notes.iterdir()] == [str(status["gateway"]["pid"])]
+
+
+def test_other_addresses_replace_the_gateway_and_keep_its_streams(running: House) -> None:
+    start(running)
+    stream = Stream(running)
+    assert stream.next()
+    running.kill()
+    said = running.start("--listen", "127.0.0.1:0", "--listen", "[::1]:0")
+    assert len(said["listeners"]) == 2
+    assert running.chat()[0] == 200
+    assert stream.rest() > 200
+
+
 # --- addresses and keys -------------------------------------------------------------------------------------------
 
 

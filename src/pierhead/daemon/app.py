@@ -92,6 +92,7 @@ class Daemon:
         self._pepper = ""
         self._refresh = asyncio.Event()
         self._end: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._hurry: asyncio.Task[None] | None = None
         self._counting = Counting(application(self), self._touch)
 
     # --- running --------------------------------------------------------------------------------------------------
@@ -100,7 +101,7 @@ class Daemon:
         """Serve until told to end; raises what kept it from starting."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.shut_down, "stop")
+            loop.add_signal_handler(number, self._signalled)
         server = self._server()
         watch = FolderWatch(self.paths.store)
         loop.add_reader(watch.fd, self._store_event, watch)
@@ -134,6 +135,13 @@ class Daemon:
         finally:
             server.should_exit = True
             await serving
+
+    def _signalled(self) -> None:
+        """The first signal drains; a second one stops waiting for streams."""
+        if self._end.done():
+            self.fleet.gateway_lost()
+            self._hurry = asyncio.create_task(self.link.hurry())
+        self.shut_down("stop")
 
     def _server(self) -> _Server:
         config = uvicorn.Config(

@@ -139,6 +139,7 @@ class GatewayLink:
             sock = processes.connect(self._paths)
             if sock is not None:
                 return await self._greet_old(_Wire(sock))
+            processes.retire_strays(self._paths)
             early = processes.spawn(self._paths, self._settings, self._snapshot(0))
         await self._greet_new(early)
 
@@ -155,7 +156,8 @@ class GatewayLink:
     async def _greet_old(self, wire: _Wire) -> None:
         """Go on with a gateway that runs, or put a new one in its place without losing a connection."""
         hello = await self._hello(wire)
-        if processes.runs_alike(self._paths, self._settings):
+        if processes.runs_alike(self._paths, self._settings, hello.pid):
+            processes.retire_strays(self._paths, hello.pid)
             self._wire, self.hello = wire, hello
             await self._send_snapshot()
             return
@@ -174,6 +176,7 @@ class GatewayLink:
         await self._greet_new(spawned)
         await wire.send(Drain(self._settings.request_timeout))
         wire.close()
+        processes.retire_strays(self._paths, spawned.process.pid)
 
     def _wanted(self, wire: _Wire, sockets: Sockets) -> tuple[list[tuple[int, str]], list[socket.socket]]:
         """What a new gateway takes over of an old one's sockets, and those bound anew for it."""
@@ -293,6 +296,12 @@ class GatewayLink:
             await self._wire.send(self._snapshot(self._version))
 
     # --- ending ---------------------------------------------------------------------------------------------------
+
+    async def hurry(self) -> None:
+        """End the gateway without waiting for its streams."""
+        if self._wire is not None:
+            with contextlib.suppress(OSError):
+                await self._wire.send(Drain(0))
 
     async def close(self, *, drain: bool, grace: float = 30.0) -> None:
         """End the link, and with ``drain`` the gateway too once its streams have ended or ``grace`` seconds passed."""

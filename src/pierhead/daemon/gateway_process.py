@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -84,20 +85,48 @@ def spawn(
     finally:
         os.close(write)
         os.close(log)
+    _notes(paths).mkdir(mode=0o700, exist_ok=True)
+    (_notes(paths) / str(process.pid)).write_text(f"{_birth(process.pid)} {fingerprint(settings)}")
     assert process.stdin is not None
     with contextlib.suppress(BrokenPipeError):
         process.stdin.write(msgspec.json.encode(config))
         process.stdin.close()
-    (paths.runtime / "gateway.fingerprint").write_text(fingerprint(settings))
     return Spawned(process, read, start)
 
 
-def runs_alike(paths: Paths, settings: GatewaySettings) -> bool:
-    """Whether the gateway that was started last has these settings and this version."""
+def runs_alike(paths: Paths, settings: GatewaySettings, pid: int) -> bool:
+    """Whether the gateway ``pid`` was started with these settings by this version."""
+    note = _notes(paths) / str(pid)
+    with contextlib.suppress(OSError):
+        return note.read_text() == f"{_birth(pid)} {fingerprint(settings)}"
+    return False
+
+
+def retire_strays(paths: Paths, keep: int = 0) -> None:
+    """Let every gateway but ``keep`` drain and end: a daemon that was killed in the middle of a change leaves some."""
+    with contextlib.suppress(FileNotFoundError):
+        for note in _notes(paths).iterdir():
+            pid = int(note.name)
+            if pid == keep:
+                continue
+            with contextlib.suppress(OSError):
+                birth, _, _ = note.read_text().partition(" ")
+                if birth and birth == _birth(pid):
+                    os.kill(pid, signal.SIGTERM)
+                note.unlink()
+
+
+def _notes(paths: Paths) -> Path:
+    """One file per gateway that was started, named by its pid: when it was born and its fingerprint."""
+    return paths.runtime / "gateways"
+
+
+def _birth(pid: int) -> str:
+    """When a process started, in ticks since boot; empty when there is none."""
     try:
-        return (paths.runtime / "gateway.fingerprint").read_text() == fingerprint(settings)
-    except OSError:
-        return False
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
 
 
 async def listening(paths: Paths, spawned: Spawned) -> None:

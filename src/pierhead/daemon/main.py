@@ -94,6 +94,7 @@ def _early_gateway(paths: Paths, loaded: Loaded) -> gateway_process.Spawned | No
     if running is not None:
         running.close()
         return None
+    gateway_process.retire_strays(paths)
     gateway = loaded.settings.gateway
     snapshot = None
     if gateway.require_key or not all(is_loopback(parse_address(a)[0]) for a in gateway.listen):
