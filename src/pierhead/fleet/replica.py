@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from pierhead.engines.base import Plan
 from pierhead.errors import EngineFailed, PierError
 from pierhead.events import AnyEvent, Listener, Note, Phase
 from pierhead.fleet import record as records
+from pierhead.fleet.scheduler import Claim
 from pierhead.fleet.state import COMING, LEAVING, Backoff, State, Status
 from pierhead.runtimes.base import Instance, Runtime
 from pierhead.runtimes.readiness import failure, healthy, wait_ready
@@ -123,6 +124,26 @@ class Replica:
             raise self.status.error or EngineFailed(
                 f"{self.life.model.name} was stopped while it was starting", hint="Try again."
             )
+
+    def claim(self) -> Claim:
+        """Its line in the ledger of memory."""
+        return Claim(
+            replica=self.id,
+            model=self.life.model.name,
+            memory=0 if self.plan is None else self.plan.memory,
+            state=self.state,
+            open=self.open,
+            pinned=self.life.pinned,
+            last_used=max(self.last_used, self.ready_at),
+        )
+
+    def differences(self, runtime: str | None, settings: Mapping[str, Any]) -> list[str]:
+        """The names of what is asked for and is not what runs."""
+        found = [key for key, value in settings.items() if self.life.settings.get(key) != value]
+        running = self.runtime_name or self.life.runtime
+        if runtime not in (None, "auto") and running is not None and runtime != running:
+            found.append("runtime")
+        return found
 
     # --- its life -------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from pierhead.config import Settings
 from pierhead.engines.base import Engine, Plan, PlanRequest
@@ -16,31 +16,16 @@ from pierhead.errors import DaemonUnavailable, NotFound, PierError, UsageError
 from pierhead.events import Listener, Note, Ready, ignore
 from pierhead.fleet import record as records
 from pierhead.fleet.choice import RuntimeChooser
+from pierhead.fleet.holdings import Models
 from pierhead.fleet.info import ReplicaInfo, describe_replica
 from pierhead.fleet.memory import Memory, read_memory
 from pierhead.fleet.replica import Life, Replica
-from pierhead.fleet.scheduler import Claim, decide
+from pierhead.fleet.scheduler import decide
 from pierhead.fleet.state import COMING, LEAVING, Backoff, State
 from pierhead.runtimes.base import Instance, Runtime
 from pierhead.store.model import ModelRecord
 
 log = logging.getLogger(__name__)
-
-
-class Models(Protocol):
-    """What the fleet needs of the store."""
-
-    def get(self, name: str) -> ModelRecord: ...
-
-    def materialize(self, record: ModelRecord) -> Path: ...
-
-    def recheck(self, record: ModelRecord) -> None: ...
-
-    def pin(self, digest: str, owner: str) -> None: ...
-
-    def unpin(self, owner: str) -> None: ...
-
-    def pinned(self) -> dict[str, tuple[str, ...]]: ...
 
 
 class Supervisor:
@@ -198,7 +183,7 @@ class Supervisor:
             if current.state in LEAVING:
                 await current.until(lambda c=current: c.state is State.STOPPED)
                 continue
-            differs = _differences(current, runtime, settings)
+            differs = current.differences(runtime, settings)
             if not differs:
                 self._retime(current, keep_alive, pin)
                 return current
@@ -247,7 +232,7 @@ class Supervisor:
         engine = self._engine(replica.life.model)
         folder = await asyncio.to_thread(self._hold, replica)
         async with self._admission:
-            claims = [_claim(r) for r in self._replicas.values() if r is not replica]
+            claims = [r.claim() for r in self._replicas.values() if r is not replica]
             reserve = self._settings.engine.memory_reserve
             decision = decide(
                 claims, self._memory(), reserve, lambda free: engine.plan(self._ask(replica, folder, free))
@@ -418,28 +403,6 @@ class Supervisor:
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
         self._arm()
-
-
-def _differences(replica: Replica, runtime: str | None, settings: Mapping[str, Any]) -> list[str]:
-    """The names of what was asked for and is not what runs."""
-    have = replica.life.settings
-    found = [key for key, value in settings.items() if have.get(key) != value]
-    running = replica.runtime_name or replica.life.runtime
-    if runtime not in (None, "auto") and running is not None and runtime != running:
-        found.append("runtime")
-    return found
-
-
-def _claim(replica: Replica) -> Claim:
-    return Claim(
-        replica=replica.id,
-        model=replica.life.model.name,
-        memory=0 if replica.plan is None else replica.plan.memory,
-        state=replica.state,
-        open=replica.open,
-        pinned=replica.life.pinned,
-        last_used=max(replica.last_used, replica.ready_at),
-    )
 
 
 async def _ended(instance: Instance) -> bool:
