@@ -1,0 +1,378 @@
+"""HTTP for sources: redirects that keep secrets, retries with back-off, and downloads that go on where they stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import email.utils
+import random
+import re
+import ssl
+import time
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import urljoin, urlsplit, urlunsplit
+
+import aiohttp
+import msgspec
+from yarl import URL
+
+from pierhead.config import SourceSettings
+from pierhead.errors import AccessDenied, CorruptData, NotFound, PierError, SourceUnavailable, UsageError
+from pierhead.sources.base import Sink
+
+REDIRECTS = 10
+BATCH = 256 << 10
+MAX_RETRY_AFTER = 120.0
+TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+
+
+@dataclass(frozen=True)
+class Retry:
+    """``attempts`` in a row that bring nothing end a transfer; waits double from ``first`` to ``most`` seconds."""
+
+    attempts: int = 5
+    first: float = 0.5
+    most: float = 15.0
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A file behind an address, as a first look found it; ``validator`` is what ``If-Range`` may carry."""
+
+    url: str
+    size: int | None = None
+    validator: str = ""
+    ranges: bool = False
+    token: str = ""
+    digest: str = ""
+    filename: str = ""
+
+
+class _Again(Exception):  # control flow between one attempt and the loop around it
+    """This attempt failed, another may not; ``after`` is what the server asked to wait."""
+
+    def __init__(self, error: PierError, after: float | None = None, *, connected: bool = True) -> None:
+        super().__init__(error.message)
+        self.error = error
+        self.after = after
+        self.connected = connected
+
+
+def redact(url: str) -> str:
+    """The address without user, password, query and fragment: fit for messages and logs."""
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def is_loopback(host: str) -> bool:
+    return host == "localhost" or host == "::1" or re.fullmatch(r"127(?:\.\d{1,3}){3}", host) is not None
+
+
+def _origin(url: str) -> tuple[str, str, int | None]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname or "", parts.port
+
+
+class Http:
+    """One session of requests; use as an async context manager. Proxies come from the environment."""
+
+    def __init__(self, settings: SourceSettings, *, retry: Retry | None = None) -> None:
+        self._settings = settings
+        self.retry = retry or Retry()
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    def _open_session(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            timeout = aiohttp.ClientTimeout(
+                total=None, sock_connect=self._settings.connect_timeout, sock_read=self._settings.read_timeout
+            )
+            self._session = aiohttp.ClientSession(
+                timeout=timeout,
+                trust_env=True,
+                auto_decompress=False,
+                read_bufsize=1 << 20,
+                headers={"User-Agent": "pierhead", "Accept-Encoding": "identity"},
+            )
+        return self._session
+
+    def _check(self, url: str, before: str = "") -> None:
+        parts = urlsplit(url)
+        if parts.scheme == "https":
+            return
+        if parts.scheme != "http":
+            raise SourceUnavailable(f"{redact(before or url)} leads to an address of another kind")
+        if before and urlsplit(before).scheme == "https":
+            raise SourceUnavailable(f"{redact(before)} redirects from https to plain http, which is refused")
+        if not is_loopback(parts.hostname or "") and not self._settings.allow_http:
+            raise UsageError(
+                f"plain http is refused: {redact(url)}",
+                hint="Use https, or set allow_http = true in [sources] of config.toml.",
+            )
+
+    @contextlib.asynccontextmanager
+    async def _request(
+        self, url: str, headers: Mapping[str, str], token: str
+    ) -> AsyncGenerator[aiohttp.ClientResponse]:
+        """GET through redirects; a token goes only to the place it was given for."""
+        self._check(url)
+        home = _origin(url)
+        for hop in range(REDIRECTS):
+            sent = dict(headers)
+            if token and _origin(url) == home:
+                sent["Authorization"] = f"Bearer {token}"
+            async with self._open_session().get(
+                URL(url, encoded=hop > 0), headers=sent, allow_redirects=False
+            ) as response:
+                location = response.headers.get("Location")
+                if response.status not in (301, 302, 303, 307, 308) or not location:
+                    yield response
+                    return
+            target = urljoin(url, location)
+            self._check(target, url)
+            url = target
+        raise SourceUnavailable(f"{redact(url)}: more than {REDIRECTS} redirects")
+
+    @contextlib.asynccontextmanager
+    async def _response(
+        self, url: str, headers: Mapping[str, str], token: str
+    ) -> AsyncGenerator[aiohttp.ClientResponse]:
+        """A response with status 200, 206 or 416; _Again for what may pass, PierError for the rest."""
+        where = redact(url)
+        connected = False
+        try:
+            async with self._request(url, headers, token) as response:
+                connected = True
+                _raise_for_status(response, where, bool(token))
+                yield response
+        except aiohttp.ClientSSLError as exc:
+            raise SourceUnavailable(
+                f"no secure connection to {where}: {_reason(exc)}",
+                hint="Check the clock, and SSL_CERT_FILE if your network has its own certificate authority.",
+            ) from exc
+        except (aiohttp.InvalidURL, ValueError) as exc:
+            raise SourceUnavailable(f"{where} is not an address that can be asked") from exc
+        except (aiohttp.ClientError, TimeoutError, OSError) as exc:
+            if isinstance(exc, ssl.SSLError):
+                raise SourceUnavailable(f"no secure connection to {where}: {_reason(exc)}") from exc
+            host = urlsplit(url).hostname
+            raise _Again(
+                SourceUnavailable(
+                    f"cannot read from {host}: {_reason(exc)}", hint="Check the network, then try again."
+                ),
+                connected=connected,
+            ) from exc
+
+    # --- small things ---------------------------------------------------------------------------------------------
+
+    async def json(self, url: str, *, token: str = "", limit: int = 32 << 20) -> Any:
+        """A JSON document of at most ``limit`` bytes."""
+        data = await self._repeat(lambda: self._whole(url, token, limit))
+        try:
+            return msgspec.json.decode(data)
+        except msgspec.DecodeError as exc:
+            raise SourceUnavailable(f"{redact(url)} did not answer with JSON") from exc
+
+    async def whole(self, url: str, *, token: str = "", limit: int = 16 << 20) -> bytes:
+        """A whole small file."""
+        return await self._repeat(lambda: self._whole(url, token, limit))
+
+    async def probe(self, url: str, *, token: str = "", digest: str = "") -> Remote:
+        """Size, validator and whether ranges work, by asking for the first byte."""
+        return await self._repeat(lambda: self._probe(url, token, digest))
+
+    async def read(self, remote: Remote, offset: int, length: int) -> bytes:
+        """A part of the file, by range where the server can, else by reading up to it."""
+        return await self._repeat(lambda: self._read(remote, offset, length))
+
+    async def _repeat(self, attempt: Any) -> Any:
+        for number in range(1, self.retry.attempts + 1):
+            try:
+                return await attempt()
+            except _Again as again:
+                if number >= (self.retry.attempts if again.connected else 2):
+                    raise again.error from again.__cause__
+                await self._pause(number, again.after)
+        raise AssertionError
+
+    async def _pause(self, number: int, after: float | None) -> None:
+        wait = min(self.retry.first * 2 ** (number - 1), self.retry.most) * random.uniform(0.75, 1.25)  # noqa: S311
+        await asyncio.sleep(wait if after is None else max(after, 0.0))
+
+    async def _whole(self, url: str, token: str, limit: int) -> bytes:
+        async with self._response(url, {}, token) as response:
+            data = bytearray()
+            async for chunk in response.content.iter_any():
+                data += chunk
+                if len(data) > limit:
+                    raise CorruptData(f"{redact(url)} answers with more than {limit} bytes")
+            return bytes(data)
+
+    async def _probe(self, url: str, token: str, digest: str) -> Remote:
+        async with self._response(url, {"Range": "bytes=0-0"}, token) as response:
+            part = _content_range(response)
+            if response.status == 206 and part is not None:
+                size = part[2]
+            elif response.status == 416:
+                size = 0
+            else:
+                size = response.content_length
+            name = response.content_disposition.filename if response.content_disposition else None
+            return Remote(url, size, _validator(response), response.status == 206, token, digest, name or "")
+
+    async def _read(self, remote: Remote, offset: int, length: int) -> bytes:
+        if length <= 0:
+            return b""
+        headers = {"Range": f"bytes={offset}-{offset + length - 1}"}
+        async with self._response(remote.url, headers, remote.token) as response:
+            if response.status == 416:
+                return b""
+            skip = offset if response.status == 200 else 0
+            part = _content_range(response)
+            if response.status == 206 and (part is None or part[0] != offset):
+                raise CorruptData(f"{redact(remote.url)} answers with another part than it was asked for")
+            data = bytearray()
+            async for chunk in response.content.iter_any():
+                data += chunk[skip:]
+                skip = max(0, skip - len(chunk))
+                if len(data) >= length:
+                    break
+            return bytes(data[:length])
+
+    # --- downloads ------------------------------------------------------------------------------------------------
+
+    async def download(self, remote: Remote, sink: Sink) -> None:
+        """Stream the file into ``sink`` from its offset to the end; drops, stalls and 5xx are tried again."""
+        idle = 0
+        while True:
+            before = sink.offset
+            try:
+                await self._attempt(remote, sink)
+            except _Again as again:
+                idle = 1 if sink.offset > before else idle + 1
+                if idle >= (self.retry.attempts if again.connected else 2):
+                    again.error.data["received"] = sink.offset
+                    raise again.error from again.__cause__
+                await self._pause(idle, again.after)
+            else:
+                return
+
+    async def _attempt(self, remote: Remote, sink: Sink) -> None:
+        if remote.size is not None and sink.offset == remote.size:
+            return
+        headers: dict[str, str] = {}
+        if sink.offset:
+            headers["Range"] = f"bytes={sink.offset}-"
+            if remote.validator:
+                headers["If-Range"] = remote.validator
+        async with self._response(remote.url, headers, remote.token) as response:
+            skip = await self._line_up(remote, sink, response)
+            await _pour(response, sink, skip)
+        if remote.size is not None and sink.offset < remote.size:
+            error = CorruptData(f"{redact(remote.url)} ended after {sink.offset} of {remote.size} bytes")
+            raise _Again(error)
+
+    async def _line_up(self, remote: Remote, sink: Sink, response: aiohttp.ClientResponse) -> int:
+        """How many bytes of the body are there already; restarts the sink when the file is another one now."""
+        where = redact(remote.url)
+        if response.headers.get("Content-Encoding", "identity") not in ("identity", ""):
+            raise SourceUnavailable(f"{where} is sent compressed although that was not asked for")
+        if response.status == 416:
+            await sink.restart()
+            raise _Again(SourceUnavailable(f"{where} is shorter than what was received of it"))
+        part = _content_range(response) if response.status == 206 else None
+        if response.status == 206 and (part is None or part[0] != sink.offset):
+            raise CorruptData(f"{where} answers with another part than it was asked for")
+        total = part[2] if part else response.content_length
+        if remote.size is not None and total is not None and total != remote.size:
+            raise CorruptData(f"{where} has {total} bytes now, {remote.size} were announced", hint="Try again.")
+        if part or not sink.offset:
+            return 0
+        same = bool(remote.digest) or (bool(remote.validator) and _validator(response) == remote.validator)
+        if not same:
+            await sink.restart()
+        return sink.offset
+
+
+async def _pour(response: aiohttp.ClientResponse, sink: Sink, skip: int) -> None:
+    """The body into the sink, in batches; what came before an error is kept."""
+    batch = bytearray()
+    try:
+        async for chunk in response.content.iter_any():
+            batch += chunk[skip:]
+            skip = max(0, skip - len(chunk))
+            if len(batch) >= BATCH:
+                full, batch = bytes(batch), bytearray()
+                await sink.write(full)
+    except (aiohttp.ClientError, TimeoutError, OSError):
+        if batch:
+            await sink.write(bytes(batch))
+        raise
+    if batch:
+        await sink.write(bytes(batch))
+
+
+def _content_range(response: aiohttp.ClientResponse) -> tuple[int, int, int | None] | None:
+    found = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
+    if found is None:
+        return None
+    return int(found[1]), int(found[2]), None if found[3] == "*" else int(found[3])
+
+
+def _validator(response: aiohttp.ClientResponse) -> str:
+    etag = response.headers.get("ETag", "")
+    if etag and not etag.startswith("W/"):
+        return etag
+    return response.headers.get("Last-Modified", "") if not etag else ""
+
+
+def _retry_after(response: aiohttp.ClientResponse) -> float | None:
+    text = response.headers.get("Retry-After", "").strip()
+    if text.isdigit():
+        return min(float(text), MAX_RETRY_AFTER)
+    with contextlib.suppress(ValueError, TypeError):
+        moment = email.utils.parsedate_to_datetime(text)
+        return min(max(0.0, moment.timestamp() - time.time()), MAX_RETRY_AFTER)
+    return None
+
+
+def _raise_for_status(response: aiohttp.ClientResponse, where: str, with_token: bool) -> None:
+    status = response.status
+    if status in (200, 206, 416):
+        return
+    said = f"{where} answers {status} {response.reason or ''}".rstrip()
+    code = response.headers.get("X-Error-Code", "")
+    if status in TRANSIENT:
+        error = SourceUnavailable(said, hint="The server is busy or broken; try again later.", data={"status": status})
+        raise _Again(error, _retry_after(response))
+    if status in (401, 403):
+        hint = "The token that was sent does not allow this." if with_token else "It needs a login or a token."
+        raise AccessDenied(said, hint=hint, data={"status": status, "error_code": code})
+    if status in (404, 410):
+        raise NotFound(said, hint="Check the reference.", data={"status": status, "error_code": code})
+    raise SourceUnavailable(said, data={"status": status, "error_code": code})
+
+
+def _reason(exc: BaseException) -> str:
+    """Why, without addresses that may carry secrets."""
+    if isinstance(exc, aiohttp.ClientConnectorError):
+        return str(exc.os_error.strerror or exc.os_error)
+    if isinstance(exc, TimeoutError):
+        return "no answer in time"
+    if isinstance(exc, aiohttp.ServerDisconnectedError | aiohttp.ClientPayloadError):
+        return "the connection was cut"
+    if isinstance(exc, OSError) and exc.strerror:
+        return exc.strerror
+    return type(exc).__name__

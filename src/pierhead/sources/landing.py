@@ -1,0 +1,170 @@
+"""Where a file lands: a store ingest seen as an async sink that reports progress, and waits for other pulls' locks."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import threading
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TypeVar
+
+from pierhead.events import Listener, PullProgress
+from pierhead.sources.base import RemoteFile
+from pierhead.store.blobs import Ingest
+from pierhead.store.layout import Store
+from pierhead.store.model import Blob
+
+T = TypeVar("T")
+REPORT_EVERY = 0.1
+WATCH_EVERY = 0.25
+
+
+class Progress:
+    """Tells a listener how far one file is, ten times a second at most."""
+
+    def __init__(self, listener: Listener, name: str, file: str, total: int | None) -> None:
+        self._listener = listener
+        self._name = name
+        self._file = file
+        self._total = total or 0
+        self._last = 0.0
+        self.resumed = 0
+
+    def at(self, done: int, *, force: bool = False) -> None:
+        """``done`` bytes are there now."""
+        now = time.monotonic()
+        if force or now - self._last >= REPORT_EVERY:
+            self._last = now
+            total = max(self._total, done) if self._total else 0
+            self._listener(PullProgress(name=self._name, file=self._file, done=done, total=total, resumed=self.resumed))
+
+
+class Landing:
+    """A sink into one ingest; after ``restart`` it is another ingest of the same key."""
+
+    def __init__(self, make: Callable[[], Ingest], progress: Progress) -> None:
+        self._make = make
+        self._progress = progress
+        self._ingest = make()
+
+    @property
+    def offset(self) -> int:
+        return self._ingest.offset
+
+    @property
+    def done(self) -> Blob | None:
+        """The blob, where another pull brought it while this one waited."""
+        return self._ingest.done
+
+    async def open(self) -> None:
+        await entered(self._ingest)
+        self._progress.resumed = self._ingest.resumed
+        self._progress.at(self._ingest.offset, force=True)
+
+    async def close(self) -> None:
+        await asyncio.to_thread(self._ingest.__exit__, None, None, None)
+
+    async def write(self, data: bytes) -> None:
+        await asyncio.to_thread(self._ingest.write, data)
+        self._progress.at(self._ingest.offset)
+
+    def write_now(self, data: bytes) -> None:
+        """``write`` for a caller that is in a thread already."""
+        self._ingest.write(data)
+
+    def report(self) -> None:
+        self._progress.at(self._ingest.offset)
+
+    async def restart(self) -> None:
+        await asyncio.to_thread(self._ingest.abort)
+        await self.close()
+        self._ingest = self._make()
+        await self.open()
+
+    async def checkpoint(self) -> None:
+        await asyncio.to_thread(self._ingest.checkpoint)
+
+    @property
+    def part(self) -> Path:
+        """The file that grows until ``commit``."""
+        return self._ingest.part
+
+    async def abort(self) -> None:
+        """Keep nothing of it."""
+        await asyncio.to_thread(self._ingest.abort)
+
+    async def commit(self) -> Blob:
+        blob = await asyncio.to_thread(self._ingest.commit)
+        self._progress.at(blob.size, force=True)
+        return blob
+
+
+@contextlib.asynccontextmanager
+async def landing(store: Store, file: RemoteFile, progress: Progress) -> AsyncGenerator[Landing]:
+    """The sink for one planned file, held by this pull alone; while another pull has it, its progress is shown."""
+    loop = asyncio.get_running_loop()
+    watch: list[asyncio.Task[None]] = []
+
+    def waiting(part: Path) -> None:
+        loop.call_soon_threadsafe(lambda: watch.append(loop.create_task(_watch(part, progress))))
+
+    sink = Landing(
+        lambda: store.ingest(file.key, size=file.size, digest=file.digest or None, waiting=waiting), progress
+    )
+    try:
+        await sink.open()
+    finally:
+        await _end(watch)
+    try:
+        yield sink
+    finally:
+        await asyncio.shield(sink.close())
+
+
+async def _watch(part: Path, progress: Progress) -> None:
+    """Show how the partial file of another pull grows, until cancelled."""
+    while True:
+        with contextlib.suppress(FileNotFoundError):
+            progress.at(os.stat(part).st_size)
+        await asyncio.sleep(WATCH_EVERY)  # the other process sends no events: its file's size is all there is
+
+
+async def _end(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def entered(context: AbstractContextManager[T]) -> T:
+    """Enter a context that may block for long (a lock), in a thread that a cancelled caller does not wait for."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def deliver(result: T | None, error: BaseException | None) -> None:
+        if future.done():  # cancelled meanwhile: nobody will leave the context, so leave it here
+            if error is None:
+                context.__exit__(None, None, None)
+        elif error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(result)  # pyright: ignore[reportArgumentType]
+
+    def run() -> None:
+        result: T | None = None
+        error: BaseException | None = None
+        try:
+            result = context.__enter__()
+        except BaseException as exc:  # carried over to the caller
+            error = exc
+        try:
+            loop.call_soon_threadsafe(deliver, result, error)
+        except RuntimeError:  # the loop is closed
+            if error is None:
+                context.__exit__(None, None, None)
+
+    threading.Thread(target=run, name="pull-lock", daemon=True).start()
+    return await future

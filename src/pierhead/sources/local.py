@@ -1,0 +1,96 @@
+"""Models that are on this machine already: a GGUF file, or a folder that holds one model."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+
+from pierhead.errors import NotFound, UsageError
+from pierhead.refs import Reference, default_name
+from pierhead.sources.base import PullPlan, RemoteFile, Sink
+from pierhead.sources.choose import Entry, choices, choose, projector
+from pierhead.store.files import os_errors
+from pierhead.store.model import Role
+
+MAX_FILES = 10000
+
+
+class Local:
+    """The file system."""
+
+    async def plan(self, reference: Reference) -> PullPlan:
+        return await asyncio.to_thread(_plan, reference)
+
+    async def read(self, file: RemoteFile, offset: int, length: int) -> bytes:
+        return await asyncio.to_thread(_read, file, offset, length)
+
+    async def fetch(self, file: RemoteFile, sink: Sink) -> None:
+        raise NotImplementedError("the store takes local files in itself")
+
+
+def _plan(reference: Reference) -> PullPlan:
+    path = Path(reference.path).expanduser().absolute()
+    with os_errors(f"cannot read {path}"):
+        if path.is_dir():
+            root, chosen = path, _folder(path)
+        elif path.is_file():
+            root, chosen = path.parent, _one(path)
+        elif path.exists():
+            raise UsageError(f"{path} is neither a file nor a folder", hint="Name a .gguf file.")
+        else:
+            raise NotFound(f"no such file or folder: {path}", hint="Check the path.")
+        files = tuple(
+            RemoteFile(
+                name=entry.path.rsplit("/", 1)[-1],
+                key=str(root / entry.path),
+                size=entry.size,
+                role=role,
+                local=root / entry.path,
+            )
+            for entry, role in chosen
+        )
+    return PullPlan(default_name(reference), f"file:{path}", files)
+
+
+def _one(path: Path) -> list[tuple[Entry, Role]]:
+    """The file, with the other shards beside it where it is one of several."""
+    entries = [Entry(p.name, p.stat().st_size) for p in path.parent.glob("*.gguf") if p.is_file()]
+    for choice in choices(entries):
+        if choice.shards > 1 and any(e.path == path.name for e in choice.entries):
+            whole = choose(choice.entries, "", str(path.parent))
+            return [(e, "weights") for e in whole.entries]
+    return [(Entry(path.name, path.stat().st_size), "weights")]
+
+
+def _folder(path: Path) -> list[tuple[Entry, Role]]:
+    entries = _entries(path)
+    found = choices(entries)
+    if len(found) > 1:
+        names = ", ".join(sorted(c.entries[0].path for c in found)[:20])
+        raise UsageError(f"{path} holds several models: {names}", hint="Name one of the files.")
+    model = choose(entries, "", str(path))
+    chosen: list[tuple[Entry, Role]] = [(e, "weights") for e in model.entries]
+    if (eye := projector(entries, model)) is not None:
+        chosen.append((eye, "mmproj"))
+    return chosen
+
+
+def _entries(path: Path) -> list[Entry]:
+    found: list[Entry] = []
+    for number, (folder, folders, names) in enumerate(os.walk(path)):
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        if number > MAX_FILES or len(found) > MAX_FILES:
+            raise UsageError(f"{path} holds too many files to be a model's folder", hint="Name a .gguf file.")
+        for name in sorted(names):
+            file = Path(folder) / name
+            if name.lower().endswith(".gguf") and file.is_file():
+                found.append(Entry(file.relative_to(path).as_posix(), file.stat().st_size))
+    return found
+
+
+def _read(file: RemoteFile, offset: int, length: int) -> bytes:
+    assert file.local is not None
+    with os_errors(f"cannot read {file.local}"), file.local.open("rb") as opened:
+        opened.seek(offset)
+        return opened.read(length)

