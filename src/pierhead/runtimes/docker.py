@@ -68,6 +68,7 @@ class DockerRuntime:
         """See ``Runtime.capabilities``."""
         try:
             engine = await self._open()
+            await engine.ping()
             prepared = spec is None or await self._image(engine, spec) is not None
         except PierError as exc:
             missing = (exc.hint,) if exc.hint else ()
@@ -119,7 +120,6 @@ class DockerRuntime:
         await self._replace(engine, spec.replica)
         await asyncio.to_thread(folders.make, folder, user.uid, user.gid)
         notify: Notify | None = None
-        instance: DockerInstance | None = None
         try:
             notify = Notify(folder / folders.NAME)
             encoded = msgspec.json.encode(spec)
@@ -127,16 +127,15 @@ class DockerRuntime:
             tags = config.labels(spec, self._home, config.spec_digest(encoded))
             body = config.create_request(spec, self._settings, user, folder / folders.NAME, tags)
             with engine.refusals("start the container"):
-                made = await engine.docker.containers.create(body, name=config.container_name(spec.replica))
+                made = await engine.docker.containers.create(body, name=config.container_name(spec.replica, self._home))
                 try:
                     await made.start()
                 except BaseException:
                     await asyncio.shield(made.delete(force=True, v=True))
                     raise
-            instance = DockerInstance(engine, spec, str(made.id), folder, notify)
-            return instance
+            return DockerInstance(engine, spec, str(made.id), folder, notify)
         except BaseException:
-            if notify is not None and instance is None:
+            if notify is not None:
                 notify.close()
             await asyncio.to_thread(folders.remove, folder)
             raise

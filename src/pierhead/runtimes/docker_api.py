@@ -107,6 +107,12 @@ class Engine:
                 )
             self.info = await self.docker.system.info()
 
+    async def ping(self) -> None:
+        """RuntimeUnavailable when the Engine has gone away."""
+        with self.refusals("be reached"):
+            async with self.request("GET", "_ping") as answer:
+                await answer.read()
+
     async def close(self) -> None:
         """Close every connection."""
         await self.docker.close()
@@ -131,6 +137,8 @@ class Engine:
             if refused.status in passing:
                 raise refused from exc
             raise explain(refused, doing) from exc
+        except TimeoutError:  # the caller's own deadline, though an OSError by birth
+            raise
         except (self.connection_error, OSError) as exc:
             raise RuntimeUnavailable(
                 f"the Docker Engine at {self.path} does not answer ({exc})", hint="Start it, then try again."

@@ -39,8 +39,8 @@ def spec_digest(encoded: bytes) -> str:
     return hashlib.sha256(encoded).hexdigest()
 
 
-def container_name(replica: str) -> str:
-    return f"pierhead-{replica}"
+def container_name(replica: str, home: str) -> str:
+    return f"pierhead-{replica}-{home[:4]}"
 
 
 def labels(spec: LaunchSpec, home: str, digest: str) -> dict[str, str]:

@@ -38,6 +38,7 @@ class DockerInstance:
         self.folder = folder
         self.notify = notify
         self._ended = asyncio.ensure_future(self._watch())
+        self._pumps: list[asyncio.Future[Any]] = []
 
     @property
     def spec(self) -> LaunchSpec:
@@ -52,6 +53,13 @@ class DockerInstance:
         return await asyncio.shield(self._ended)
 
     async def _watch(self) -> Exit:
+        try:
+            return await self._end_of_container()
+        finally:
+            if self.notify is not None:
+                self.notify.close()
+
+    async def _end_of_container(self) -> Exit:
         """Held open by the Engine until the end; asked again when the Engine itself was restarted meanwhile."""
         lost: float | None = None
         while True:
@@ -79,7 +87,10 @@ class DockerInstance:
         """See ``Instance.stop``."""
         grace = self._spec.stop_timeout if timeout is None else timeout
         if not self._ended.done():
-            with contextlib.suppress(Refused), self._engine.refusals("stop the container", passing=(304, 404, 409)):
+            with (
+                contextlib.suppress(Refused, TimeoutError),
+                self._engine.refusals("stop the container", passing=(304, 404, 409)),
+            ):
                 async with asyncio.timeout(grace + SLACK):
                     await self._end(grace)
         found = await self._limited(grace)
@@ -108,11 +119,11 @@ class DockerInstance:
 
     async def discard(self) -> None:
         """Remove the container, its socket folder and whatever else it left."""
-        if self.notify is not None:
-            self.notify.close()
         with contextlib.suppress(Refused), self._engine.refusals("remove the container", passing=(404, 409)):
             await self._container.delete(force=True, v=True)
-        self._ended.cancel()
+        for task in (self._ended, *self._pumps):
+            task.cancel()
+        await asyncio.gather(*self._pumps, return_exceptions=True)
         await asyncio.to_thread(docker_folder.remove, self.folder)
 
     async def stats(self) -> Stats:
@@ -172,7 +183,10 @@ class DockerInstance:
             )
         ours, theirs = socket.socketpair()
         inner = await asyncio.open_connection(sock=theirs)
-        self._pump = asyncio.gather(_forward(inner[0], outer[1]), _unwrap(outer[0], inner[1]))
+        self._pumps += [
+            asyncio.ensure_future(_forward(inner[0], outer[1])),
+            asyncio.ensure_future(_unwrap(outer[0], inner[1], outer[1])),
+        ]
         return await asyncio.open_connection(sock=ours)
 
 
@@ -185,14 +199,17 @@ async def _forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -
         writer.write_eof()
 
 
-async def _unwrap(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _unwrap(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, source: asyncio.StreamWriter) -> None:
     """Standard output out of its frames; a slow reader slows the container, not this memory."""
-    with contextlib.suppress(OSError):
-        async for stream, data in frames(reader):
-            if stream == 1:
-                writer.write(data)
-                await writer.drain()
+    try:
+        with contextlib.suppress(OSError):
+            async for stream, data in frames(reader):
+                if stream == 1:
+                    writer.write(data)
+                    await writer.drain()
+    finally:
         writer.close()
+        source.close()
 
 
 async def _lines(content: Any) -> AsyncIterator[bytes]:
@@ -214,7 +231,8 @@ def reading(raw: dict[str, Any]) -> Stats:
     detail: dict[str, int] = memory.get("stats") or {}
     cache = detail.get("total_inactive_file", detail.get("inactive_file", 0))
     blkio: dict[str, Any] = raw.get("blkio_stats") or {}
-    cpu: dict[str, Any] = (raw.get("cpu_stats") or {}).get("cpu_usage") or {}
+    usage: dict[str, Any] = raw.get("cpu_stats") or {}
+    cpu: dict[str, Any] = usage.get("cpu_usage") or {}
     pids: dict[str, Any] = raw.get("pids_stats") or {}
     entries: list[dict[str, Any]] = blkio.get("io_service_bytes_recursive") or []
 
