@@ -176,6 +176,7 @@ def house(stocked: Path) -> Iterator[House]:
         "PIERHEAD_HOME": str(home),
         "PIERHEAD_GATEWAY__LISTEN": "127.0.0.1:0",
         "PIERHEAD_ENGINE__CONTEXT": "1024",
+        "PIERHEAD_ENGINE__THREADS": "1",  # engines that wait for each other spin: one thread each keeps tests quick
         "PIERHEAD_RUNTIME__DEFAULT": "process",
         "PIERHEAD_FLEET__BACKOFF_INITIAL": "0.05",
         "PIERHEAD_FLEET__DRAIN_TIMEOUT": "60",

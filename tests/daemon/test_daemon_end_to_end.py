@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pierhead.daemon.client import Client
-from pierhead.errors import Conflict, DaemonUnavailable, EngineFailed, NotFound
-from pierhead.events import Note, Phase, Ready
+from pierhead.errors import Conflict, DaemonUnavailable, EngineFailed, NotFound, PierError
+from pierhead.events import Note, Phase, PullDone, Ready
 
 if TYPE_CHECKING:
     from tests.daemon.conftest import House
@@ -132,6 +133,20 @@ def test_a_model_that_was_named_after_the_daemon_started_is_served(running: Hous
     while running.chat("other")[0] == 404:
         assert time.monotonic() < deadline
     assert len(running.client.get("/replicas")) == 1
+
+
+def test_a_model_is_pulled_through_the_daemon_and_then_answers(house: House, smollm2: Path, tmp_path: Path) -> None:
+    shutil.rmtree(house.paths.store)
+    file = tmp_path / "fresh.gguf"
+    os.link(smollm2, file)
+    house.start()
+    *_, done = house.client.events("POST", "/models/pull", {"reference": str(file), "name": "fresh"})
+    assert isinstance(done, PullDone)
+    assert (done.name, house.client.get("/models/fresh")["digest"]) == ("fresh", done.digest)
+    assert house.chat("fresh")[0] == 200
+    with pytest.raises(PierError) as caught:
+        list(house.client.events("POST", "/models/pull", {"reference": str(tmp_path / "absent.gguf")}))
+    assert "absent.gguf" in caught.value.message
 
 
 def test_a_running_model_is_not_removed(running: House) -> None:

@@ -9,7 +9,6 @@ import os
 import signal
 import time
 from collections.abc import Generator, Mapping
-from typing import Any
 
 import msgspec
 import uvicorn
@@ -26,7 +25,7 @@ from pierhead.daemon.watch import FolderWatch
 from pierhead.daemon.wire import GatewayInfo, StatusInfo
 from pierhead.engines.llamacpp import LlamaCpp
 from pierhead.errors import PierError
-from pierhead.events import Listener
+from pierhead.events import AnyEvent, Listener, PullDone
 from pierhead.fleet.supervisor import Supervisor
 from pierhead.gateway.link import Activity, Endpoint, Key, Snapshot
 from pierhead.paths import Paths
@@ -185,20 +184,28 @@ class Daemon:
             idle_exit_s=self._idle_exit,
         )
 
-    async def pull(self, reference: str, name: str | None, listener: Listener) -> Any:
-        """Fetch a model into the store."""
+    async def pull(self, reference: str, name: str | None, listener: Listener) -> None:
+        """Fetch a model into the store; it is done once the gateway serves it."""
         from pierhead.sources.pull import pull
 
-        record = await pull(
+        done: list[AnyEvent] = []
+
+        def tell(event: AnyEvent) -> None:
+            (done.append if isinstance(event, PullDone) else listener)(event)
+
+        await pull(
             reference,
             store=self.store,
             settings=self.settings.sources,
             paths=self.paths,
-            listener=listener,
+            listener=tell,
             name=name,
         )
-        self.models_changed()
-        return record
+        self._models = await asyncio.to_thread(self.store.models)
+        self.link.push()
+        await self.link.settled()
+        for event in done:
+            listener(event)
 
     def models_changed(self) -> None:
         """Read the store again soon."""
@@ -220,11 +227,16 @@ class Daemon:
     def _snapshot(self, version: int) -> Snapshot:
         return Snapshot(
             version=version,
-            routes=routes(self._models, self.fleet.replicas()),
+            routes=routes(self._known(), self.fleet.replicas()),
             keys=self._keys,
             pepper=self._pepper,
             control_socket=str(self.paths.control_socket),
         )
+
+    def _known(self) -> list[ModelRecord]:
+        """The models as last read from the store, and those that run though they came later."""
+        known = {model.digest for model in self._models}
+        return [*self._models, *(r.life.model for r in self.fleet.all() if r.life.model.digest not in known)]
 
     async def _withdrawn(self) -> None:
         await self.link.settled()

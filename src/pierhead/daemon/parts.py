@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
 from pierhead.daemon.keys import Keys
 from pierhead.daemon.wire import StatusInfo
@@ -21,7 +21,7 @@ class Parts(Protocol):
 
     async def status(self) -> StatusInfo: ...
 
-    async def pull(self, reference: str, name: str | None, listener: Listener) -> Any:
+    async def pull(self, reference: str, name: str | None, listener: Listener) -> None:
         """Fetch a model into the store."""
         ...
 
