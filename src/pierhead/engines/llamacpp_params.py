@@ -54,7 +54,9 @@ SPECIAL: dict[str, type] = {"context": int, "parallel": int, "rerank": bool, "lo
 _SEAM = "Pierhead sets it itself"
 _SANDBOX = "it would reach out of the sandbox"
 REFUSED = {
-    **dict.fromkeys(("hostnames", "port", "api_prefix", "model", "model_alias", "model_tags", "n_ctx"), _SEAM),
+    **dict.fromkeys(
+        ("hostnames", "port", "api_prefix", "model", "model_alias", "model_tags", "n_ctx", "lora_adapters"), _SEAM
+    ),
     **dict.fromkeys(
         ("endpoint_metrics", "ctx_shift", "fit_params", "fit_params_target", "reuse_port", "kv_unified"), _SEAM
     ),
@@ -114,7 +116,7 @@ def _name(given: str) -> str:
         return name
     if name in REFUSED or plain in REFUSED:
         reason = REFUSED.get(name) or REFUSED[plain]
-        hint = "Use 'context' instead." if plain == "n_ctx" else None
+        hint = {"n_ctx": "Use 'context' instead.", "lora_adapters": "Use 'lora' instead."}.get(plain)
         raise UsageError(f"the engine parameter '{given}' cannot be set: {reason}", hint=hint)
     known = table()
     if name in known:
@@ -137,7 +139,7 @@ def _value(given: str, name: str, value: Any) -> Any:
         if members is not None:
             return _member(type(now), members, value)
         return _plain(now, value)
-    except (TypeError, ValueError) as exc:
+    except (TypeError, ValueError, OverflowError, RecursionError) as exc:
         wanted = " or ".join(_short(members)) if members else type(now).__name__
         raise UsageError(
             f"bad value {value!r:.60} for engine parameter '{given}'", hint=f"It must be: {wanted}."
@@ -150,7 +152,7 @@ def _special(given: str, name: str, value: Any) -> Any:
         if name == "lora":
             return [_adapter(entry) for entry in (value if isinstance(value, list) else str(value).split(","))]  # pyright: ignore[reportUnknownVariableType]
         plain = _plain(kind(), value)
-    except (TypeError, ValueError) as exc:
+    except (TypeError, ValueError, KeyError, OverflowError) as exc:
         raise UsageError(
             f"bad value {value!r:.60} for engine parameter '{given}'", hint=f"It must be: {kind.__name__}."
         ) from exc
@@ -179,7 +181,10 @@ def _plain(now: Any, value: Any) -> Any:
     if isinstance(now, str):
         return value if isinstance(value, str) and "\0" not in value else _refuse()
     made = json.loads(value) if isinstance(value, str) else value
-    return made if isinstance(made, list | dict) else _refuse()  # pyright: ignore[reportUnknownVariableType]
+    if not isinstance(made, list | dict) or isinstance(made, dict) != isinstance(now, dict):
+        _refuse()
+    json.dumps(made)  # what cannot be written down cannot be handed to the engine
+    return made  # pyright: ignore[reportUnknownVariableType]
 
 
 def _refuse() -> Any:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
+import signal
 from pathlib import Path
 
 from pierhead.engines.base import Limits
@@ -11,6 +13,7 @@ from pierhead.engines.base import Limits
 ROOT = Path("/sys/fs/cgroup")
 PARENT = "pierhead"
 PERIOD = 100_000
+END_TIMEOUT = 2.0  # seconds for a killed process to be gone
 
 
 class Cgroup:
@@ -59,11 +62,26 @@ class Cgroup:
                 self.folders[controller] = folder
 
     def remove(self) -> None:
-        """Remove the folders; they must be empty of processes."""
+        """Kill what is left in the group, wait for its end and remove the folders."""
+        for process in self._left():
+            with contextlib.suppress(OSError):
+                signal.pidfd_send_signal(process, signal.SIGKILL)
+            select.select([process], [], [], END_TIMEOUT)
+            os.close(process)
         for folder in dict.fromkeys(self.folders.values()):
             with contextlib.suppress(OSError):
                 folder.rmdir()
         self.folders.clear()
+
+    def _left(self) -> list[int]:
+        """A pidfd for each process in the group."""
+        found: list[int] = []
+        for file in self.procs():
+            with contextlib.suppress(OSError):
+                for pid in Path(file).read_text().split():
+                    with contextlib.suppress(OSError):
+                        found.append(os.pidfd_open(int(pid)))
+        return found
 
     def possible(self) -> tuple[str, ...]:
         """The limits that can be set here."""

@@ -5,62 +5,82 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 LINE_LIMIT = 1 << 16
 LOOK = 0.1  # seconds between looks at a file that grows: the kernel offers asyncio nothing better for files
 
 
+class Lines:
+    """Cuts what is fed into whole lines of bounded length."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, data: bytes) -> list[bytes]:
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        if len(self._rest) > LINE_LIMIT:  # a line without end must not grow without end
+            lines, self._rest = [*lines, self._rest], b""
+        return [line[:LINE_LIMIT] + b"\n" for line in lines]
+
+    def end(self) -> list[bytes]:
+        """The last line, which lacks its end."""
+        rest, self._rest = self._rest, b""
+        return [rest[:LINE_LIMIT] + b"\n"] if rest else []
+
+    def drain(self, file: BinaryIO) -> Iterator[bytes]:
+        """The lines that ``file`` holds from where it stands."""
+        while chunk := file.read(1 << 16):
+            yield from self.feed(chunk)
+
+
 async def read_log(path: Path, ended: asyncio.Future[Any], *, tail: int | None, follow: bool) -> AsyncIterator[bytes]:
     """Whole lines of ``path.1`` and ``path``, the last ``tail`` of them; with ``follow`` until ``ended``."""
     kept: deque[bytes] = deque(maxlen=tail)
-    rest = b""
-    for file in (path.with_name(path.name + ".1"), path):
-        try:
-            data = rest + file.read_bytes()
-        except FileNotFoundError:
-            continue
-        *lines, rest = data.split(b"\n")
-        kept.extend(line[:LINE_LIMIT] + b"\n" for line in lines)
-    if rest and not follow:
-        kept.append(rest + b"\n")
-    for line in kept:
-        yield line
-    if follow:
-        async for line in _grow(path, ended, rest):
+    cutter = Lines()
+    last = ended.done()
+    old = _open(path.with_name(path.name + ".1"))
+    if old is not None:
+        with old:
+            kept.extend(cutter.drain(old))
+    file = _open(path)
+    try:
+        if file is not None:
+            kept.extend(cutter.drain(file))
+        if not follow or last:
+            kept.extend(cutter.end())
+        for line in kept:
             yield line
-
-
-async def _grow(path: Path, ended: asyncio.Future[Any], rest: bytes) -> AsyncIterator[bytes]:
-    try:
-        file = path.open("rb")
-    except FileNotFoundError:
-        return
-    file.seek(0, os.SEEK_END)
-    try:
-        while True:
+        while follow and file is not None and not last:
             last = ended.done()
-            while chunk := file.read(1 << 16):
-                *lines, rest = (rest + chunk).split(b"\n")
-                for line in lines:
-                    yield line[:LINE_LIMIT] + b"\n"
-            if last:
-                break
-            if _inode(path) not in (None, os.fstat(file.fileno()).st_ino):
+            newer = _newer(path, file)  # looked for before the last lines are read: nothing is added once it moved
+            for line in cutter.drain(file):
+                yield line
+            if newer is not None:
                 file.close()
-                file = path.open("rb")
-                continue
-            await asyncio.wait((ended,), timeout=LOOK)
-        if rest:
-            yield rest + b"\n"
+                file, last = newer, False
+            elif not last:
+                await asyncio.wait((ended,), timeout=LOOK)
+        for line in cutter.end():
+            yield line
     finally:
-        file.close()
+        if file is not None:
+            file.close()
 
 
-def _inode(path: Path) -> int | None:
+def _open(path: Path) -> BinaryIO | None:
     try:
-        return path.stat().st_ino
+        return path.open("rb")
     except FileNotFoundError:
         return None
+
+
+def _newer(path: Path, file: BinaryIO) -> BinaryIO | None:
+    """What is at ``path`` when that is another file by now."""
+    found = _open(path)
+    if found is not None and os.fstat(found.fileno()).st_ino == os.fstat(file.fileno()).st_ino:
+        found.close()
+        return None
+    return found

@@ -29,6 +29,7 @@ from pierhead.runtimes.readiness import Notify
 
 SHIM = Path(__file__).with_name("shim.py")
 OUTPUT_LIMIT = 1 << 20
+EXEC_ENV = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}  # nothing of the daemon's own
 RLIMITS = {"RLIMIT_CORE": 0, "RLIMIT_NOFILE": 4096, "RLIMIT_FSIZE": 1 << 30}
 
 
@@ -98,7 +99,7 @@ class ProcessInstance:
             except TimeoutError:
                 self._kill()
         found = await self.wait()
-        self._cgroup.remove()
+        await asyncio.to_thread(self._cgroup.remove)
         shutil.rmtree(self.folder, ignore_errors=True)
         return found
 
@@ -148,16 +149,26 @@ class ProcessInstance:
             enter = ["nsenter", "-t", str(family[-1].pid), "-U", "-m", "-n", "-p", "-i", "-u"]
             enter += ["-S", str(sandbox.UID), "-G", str(sandbox.UID), "--"]
         process = await asyncio.create_subprocess_exec(
-            *enter, *argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd="/"
+            *enter,
+            *argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd="/",
+            env=EXEC_ENV,
         )
+        assert process.stdout is not None
+        assert process.stderr is not None
         try:
             async with asyncio.timeout(timeout):
-                out, err = await process.communicate()
-        except TimeoutError:
-            process.kill()
+                out, err = await asyncio.gather(_bounded(process.stdout), _bounded(process.stderr))
+                await process.wait()
+        except BaseException:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
             await process.wait()
             raise
-        return ExecResult(process.returncode or 0, out[:OUTPUT_LIMIT], err[:OUTPUT_LIMIT])
+        return ExecResult(process.returncode or 0, out, err)
 
     async def attach(self) -> tuple[Any, Any]:
         raise UsageError("this instance was started without stdio", hint="Set stdio in its launch spec.")
@@ -208,9 +219,10 @@ class ProcessRuntime:
         sockets = folder / "s"
         sockets.mkdir(parents=True, mode=0o700, exist_ok=True)
         folder.chmod(0o700)
-        for name in ("exit.json", "shim.json", "log", "log.1"):
+        for name in ("bwrap", "exit.json", "shim.json", "log", "log.1"):
             (folder / name).unlink(missing_ok=True)
         (sockets / "engine.sock").unlink(missing_ok=True)
+        (folder / "log").touch(0o600)  # who follows it at once finds it
         limits = msgspec.structs.replace(
             spec.limits, pids=spec.limits.pids or self._settings.pids, cpus=spec.limits.cpus or self._settings.cpus
         )
@@ -219,7 +231,7 @@ class ProcessRuntime:
         notify = Notify(sockets)
         try:
             argv, env = self._command(spec, folder, confined)
-            run = {"argv": argv, "env": env, "rlimits": RLIMITS, "cgroups": group.procs()}
+            run = {"argv": argv, "env": env, "rlimits": RLIMITS, "cgroups": group.procs(), "confined": confined}
             (folder / "spec.json").write_bytes(msgspec.json.encode(spec))
             (folder / "run.json").write_bytes(msgspec.json.encode(run))
             shim = _spawn(folder)
@@ -227,6 +239,7 @@ class ProcessRuntime:
         except BaseException:
             notify.close()
             group.remove()
+            shutil.rmtree(folder, ignore_errors=True)
             raise
 
     def _command(self, spec: LaunchSpec, folder: Path, confined: bool) -> tuple[list[str], dict[str, str]]:
@@ -253,12 +266,12 @@ class ProcessRuntime:
             spec = msgspec.json.decode((folder / "spec.json").read_bytes(), type=LaunchSpec)
             state = msgspec.json.decode((folder / "shim.json").read_bytes(), type=ShimState)
             pidfd = os.pidfd_open(state.pid)
-        except (OSError, msgspec.DecodeError):
-            self._forget(replica)
+        except (OSError, OverflowError, msgspec.DecodeError):
+            await asyncio.to_thread(self._forget, replica)
             return None
         if (state.boot, state.start) != (_boot(), _started(state.pid)):
             os.close(pidfd)
-            self._forget(replica)
+            await asyncio.to_thread(self._forget, replica)
             return None
         return ProcessInstance(spec, folder, pidfd, state.pid, None)
 
@@ -269,6 +282,14 @@ class ProcessRuntime:
             group.attach()
             group.remove()
             shutil.rmtree(folder, ignore_errors=True)
+
+
+async def _bounded(stream: asyncio.StreamReader) -> bytes:
+    """What the stream says up to the limit; the rest is read and dropped."""
+    kept = bytearray()
+    while chunk := await stream.read(1 << 16):
+        kept += chunk[: OUTPUT_LIMIT - len(kept)]
+    return bytes(kept)
 
 
 def _spawn(folder: Path) -> int:

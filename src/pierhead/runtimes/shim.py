@@ -6,12 +6,14 @@ Standalone (standard library only, no site-packages), started as ``python -I -S 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 LOG_LIMIT = 4 << 20
@@ -54,8 +56,20 @@ def copy_log(source: int) -> None:
             os.replace("log", "log.1")
             out = os.open("log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
             size = 0
-        size += os.write(out, chunk)
+        with contextlib.suppress(OSError):  # a full disk costs log lines, not the engine
+            size += os.write(out, chunk)
     os.close(out)
+
+
+def program(pid: int, confined: bool) -> int:
+    """The engine itself: bubblewrap's grandchild, as neither its monitor nor its init passes signals on."""
+    try:
+        for _ in range(2 if confined else 0):
+            with open(f"/proc/{pid}/task/{pid}/children") as file:
+                pid = int(file.read().split()[0])
+    except (OSError, IndexError):
+        pass  # it is not that far, or gone: the outermost takes all of it down
+    return pid
 
 
 def main() -> int:
@@ -71,6 +85,18 @@ def main() -> int:
         except OSError:
             pass  # the runtime reported it as missing when it made the plan
     limit(run["rlimits"])
+    engine: subprocess.Popen[bytes] | None = None
+    confined = bool(run["confined"])
+
+    def forward(number: int, _frame: object) -> None:
+        if engine is None:
+            sys.exit(128 + number)
+        with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+            os.kill(program(engine.pid, confined), number)
+
+    signal.signal(signal.SIGTERM, forward)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     reader, writer = os.pipe()
     try:
         engine = subprocess.Popen(
@@ -80,17 +106,14 @@ def main() -> int:
         write("exit.json", {"code": 127, "signal": 0, "at": time.time(), "reason": f"could not be started: {exc}"})
         return 127
     os.close(writer)
-
-    def forward(number: int, _frame: object) -> None:
-        engine.send_signal(number)
-
-    signal.signal(signal.SIGTERM, forward)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     own = os.getpid()
     write("shim.json", {"boot": boot(), "pid": own, "start": started(own), "engine": engine.pid})
-    copy_log(reader)
+    log = threading.Thread(target=copy_log, args=(reader,), daemon=True)
+    log.start()
     code = engine.wait()
+    log.join(1.0)  # something that the engine left behind may hold the pipe open for ever
+    if confined and code > 128:  # bubblewrap's way to tell of a signal
+        code = 128 - code
     how = {"code": code if code >= 0 else 128 - code, "signal": max(0, -code), "at": time.time(), "reason": ""}
     write("exit.json", how)
     return 0
