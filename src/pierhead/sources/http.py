@@ -256,12 +256,13 @@ class Http:
     async def download(self, remote: Remote, sink: Sink) -> None:
         """Stream the file into ``sink`` from its offset to the end; drops, stalls and 5xx are tried again."""
         idle = 0
+        best = sink.offset
         while True:
-            before = sink.offset
             try:
                 await self._attempt(remote, sink)
             except _Again as again:
-                idle = 1 if sink.offset > before else idle + 1
+                idle = 1 if sink.offset > best else idle + 1
+                best = max(best, sink.offset)
                 if idle >= (self.retry.attempts if again.connected else 2):
                     again.error.data["received"] = sink.offset
                     raise again.error from again.__cause__

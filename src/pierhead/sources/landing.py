@@ -66,6 +66,9 @@ class Landing:
         self._progress.at(self._ingest.offset, force=True)
 
     async def close(self) -> None:
+        """Let others have it; what landed stays for a later pull."""
+        if self._ingest.done is None and self._ingest.offset == 0:
+            await self.abort()
         await asyncio.to_thread(self._ingest.__exit__, None, None, None)
 
     async def write(self, data: bytes) -> None:
