@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pierhead.daemon.client import Client
-from pierhead.errors import Conflict, DaemonUnavailable, EngineFailed, NotFound, PierError
+from pierhead.daemon.lifecycle import make_folders
+from pierhead.daemon.watch import watched
+from pierhead.errors import AccessDenied, Conflict, DaemonUnavailable, EngineFailed, NotFound, PierError
 from pierhead.events import Note, Phase, PullDone, Ready
 
 if TYPE_CHECKING:
@@ -375,6 +377,30 @@ def test_sigterm_drains_and_ends_everything(running: House) -> None:
     assert running.daemons[-1].wait(30) == 0
     assert running.left == []
     assert not running.paths.control_socket.exists()
+
+
+def test_a_signal_in_the_middle_of_the_start_leaves_nothing(house: House) -> None:
+    daemon, read = house.launch()
+    with watched(house.paths.runtime.parent) as home:
+        assert home.wait(house.paths.runtime.exists, 10)
+    with watched(house.paths.runtime) as runtime:
+        assert runtime.wait((house.paths.runtime / "gateways").exists, 10)
+    daemon.terminate()
+    house.heard(read)
+    assert daemon.wait(20) in (0, 128 + signal.SIGTERM)
+    deadline = time.monotonic() + 10
+    while house.left:
+        assert time.monotonic() < deadline, house.left
+    assert not house.paths.control_socket.exists()
+
+
+def test_a_folder_that_cannot_be_made_is_named(house: House) -> None:
+    house.paths.runtime.write_text("in the way")
+    said = house.start()
+    assert said["error"]["code"] == "access_denied"
+    assert "PIERHEAD_HOME" in said["error"]["hint"]
+    with pytest.raises(AccessDenied, match=str(house.paths.runtime)):
+        make_folders(house.paths)
 
 
 def test_a_second_signal_does_not_wait_for_streams(running: House) -> None:

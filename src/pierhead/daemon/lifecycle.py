@@ -48,7 +48,13 @@ class Held:
 def make_folders(paths: Paths) -> None:
     """Create the folders, for us alone; AccessDenied when the runtime folder belongs to somebody else."""
     for folder in (paths.state, paths.cache, paths.runtime, paths.replicas):
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as exc:
+            raise AccessDenied(
+                f"cannot make the folder {folder}: {exc.strerror}",
+                hint="Set PIERHEAD_HOME to a folder that you can write to.",
+            ) from exc
     found = paths.runtime.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
         raise AccessDenied(
@@ -138,7 +144,6 @@ def go_background(paths: Paths, ready_fd: int | None, report: Callable[[dict[str
         os.close(read)
     os.setsid()
     os.chdir("/")
-    make_folders(paths)
     null = os.open(os.devnull, os.O_RDWR)
     log = os.open(paths.daemon_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(null, 0)

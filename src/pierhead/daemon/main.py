@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import contextlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -25,11 +26,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the daemon; returns the exit code. With ``--background`` the caller's process leaves once it listens."""
     args = _parse(argv)
     paths = resolve()
-    ready_fd: int | None = args.ready_fd
-    if args.background:
-        ready_fd = lifecycle.go_background(paths, ready_fd, _report)
-    announcer = Announcer(ready_fd)
+    announcer = Announcer(args.ready_fd)
     try:
+        lifecycle.make_folders(paths)
+        if args.background:
+            announcer = Announcer(lifecycle.go_background(paths, args.ready_fd, _report))
         return _start(paths, args, announcer)
     except AlreadyRunning as exc:
         if args.background:
@@ -54,6 +55,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _start(paths: Paths, args: argparse.Namespace, announcer: Announcer) -> int:
     loaded = load(paths.config / "config.toml", flags=_flags(args))
+    for number in (signal.SIGTERM, signal.SIGINT):  # until the loop takes over: clean up and leave
+        signal.signal(number, _leave)
     lifecycle.set_up_logging(paths, loaded.settings.daemon.log_level, background=args.background)
     held = lifecycle.become_daemon(paths)
     try:
@@ -61,6 +64,10 @@ def _start(paths: Paths, args: argparse.Namespace, announcer: Announcer) -> int:
     finally:
         held.release()
     return 0
+
+
+def _leave(number: int, _frame: object) -> None:
+    raise SystemExit(128 + number)
 
 
 def _flags(args: argparse.Namespace) -> dict[str, Any]:
