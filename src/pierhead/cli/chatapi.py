@@ -9,7 +9,7 @@ import socket
 from collections.abc import Iterator
 from typing import Any, cast
 
-from pierhead.errors import DaemonUnavailable, EngineFailed, PierError, UsageError
+from pierhead.errors import DaemonUnavailable, EngineFailed, PierError, UsageError, from_dict
 from pierhead.paths import Paths
 from pierhead.sockets import connect_unix
 
@@ -21,34 +21,37 @@ class Stream:
 
     def __init__(self, paths: Paths, body: dict[str, Any]) -> None:
         self._connection = http.client.HTTPConnection("localhost")
+        self._response: http.client.HTTPResponse | None = None
+        headers = {"Content-Type": "application/json"}
         try:
             self._connection.sock = connect_unix(paths.gateway_socket)
-        except OSError as exc:
+            self._connection.request("POST", "/v1/chat/completions", json.dumps({**body, "stream": True}), headers)
+            self._response = self._connection.getresponse()
+            if self._response.status != 200:
+                raise _refusal(self._response)
+        except (OSError, http.client.HTTPException) as exc:
+            self.close()
             raise DaemonUnavailable("the gateway does not answer", hint=f"See {paths.daemon_log}.") from exc
-        headers = {"Content-Type": "application/json"}
-        self._connection.request("POST", "/v1/chat/completions", json.dumps({**body, "stream": True}), headers)
-        self._response = self._connection.getresponse()
-        if self._response.status != 200:
-            raise self._refusal()
-
-    def _refusal(self) -> PierError:
-        data = self._response.read(1 << 20)
-        self.close()
-        try:
-            raw: dict[str, Any] = json.loads(data)["error"]
-        except (ValueError, KeyError, TypeError):
-            return EngineFailed(f"the gateway answered HTTP {self._response.status}")
-        return failure(raw, self._response.status)
+        except BaseException:  # also Ctrl-C while the prompt is read: hanging up stops the engine
+            self.close()
+            raise
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """The decoded events; raises the error that an engine sends in mid-stream."""
-        while line := self._response.readline(MAX_LINE):
-            if not line.startswith(b"data:") or line.strip() == b"data: [DONE]":
-                continue
-            event: dict[str, Any] = json.loads(line[5:])
-            if "error" in event:
-                raise failure(event["error"], 502)
-            yield event
+        """The decoded events; raises the error that an engine sends in mid-stream, or that there is no end."""
+        assert self._response is not None
+        try:
+            while line := self._response.readline(MAX_LINE):
+                if not line.startswith(b"data:"):
+                    continue
+                if line[5:].strip() == b"[DONE]":
+                    return
+                event: dict[str, Any] = json.loads(line[5:])
+                if "error" in event:
+                    raise failure(event["error"], 502)
+                yield event
+        except (OSError, http.client.HTTPException, ValueError) as exc:
+            raise _broken() from exc
+        raise _broken()
 
     def close(self) -> None:
         """Hang up; the engine stops."""
@@ -56,18 +59,35 @@ class Stream:
         if sock is not None:
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
-        self._response.close()
+        if self._response is not None:
+            self._response.close()
         self._connection.close()
 
 
+def _broken() -> EngineFailed:
+    return EngineFailed("the answer broke off", hint="`pier logs MODEL` shows what the engine said; ask again.")
+
+
+def _refusal(response: http.client.HTTPResponse) -> PierError:
+    data = response.read(1 << 20)
+    try:
+        raw: Any = json.loads(data)["error"]
+    except (ValueError, KeyError, TypeError):
+        return EngineFailed(f"the gateway answered HTTP {response.status}", hint="`pier status` shows what runs.")
+    return failure(raw, response.status)
+
+
 def failure(raw: Any, status: int) -> PierError:
-    """The error of an OpenAI envelope."""
+    """The error of an OpenAI envelope; its message ends with its hint, which is taken off again."""
     if not isinstance(raw, dict):
-        return EngineFailed("the answer broke off")
+        return _broken()
     entry = cast("dict[str, Any]", raw)
-    text = str(entry.get("message") or "the request failed")
-    hint = entry.get("hint")
+    hint = entry.get("hint") if isinstance(entry.get("hint"), str) else None
+    text = str(entry.get("message") or "the request failed").removesuffix(hint or "").strip()
     if entry.get("code") == "context_length_exceeded":
         return UsageError(text, hint="Shorten the prompt, or give --context a larger number.")
+    known = from_dict({"code": entry.get("code"), "message": text, "hint": hint, "data": entry})
+    if known.code != PierError.code:
+        return known
     kind = UsageError if 400 <= status < 500 else EngineFailed
-    return kind(text, hint=hint if isinstance(hint, str) else None)
+    return kind(text, hint=hint)

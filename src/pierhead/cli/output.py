@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
-import msgspec
 
-from pierhead.config import Loaded, load
 from pierhead.errors import PierError
 from pierhead.paths import Paths, resolve
 
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from pierhead.config import Loaded
+
 F = TypeVar("F", bound=Callable[..., Any])
+
+# What models and engines write could steer a terminal; of the control characters only these two are let through.
+_UNPRINTABLE = {code: None for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
 
 
 def json_option(command: F) -> F:
@@ -30,12 +36,31 @@ def here() -> Paths:
 
 def settings(paths: Paths) -> Loaded:
     """The settings of this installation."""
+    from pierhead.config import load  # msgspec, which quick verbs do without
+
     return load(paths.config / "config.toml")
 
 
 def print_json(value: Any) -> None:
     """One JSON document, indented, on stdout."""
-    sys.stdout.write(json.dumps(msgspec.to_builtins(value), indent=2, ensure_ascii=False) + "\n")
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=_builtin) + "\n")
+
+
+def print_json_line(value: Any) -> None:
+    """One JSON document of a stream of them (NDJSON), at once."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False, default=_builtin) + "\n")
+    sys.stdout.flush()
+
+
+def _builtin(value: Any) -> Any:
+    from msgspec import to_builtins
+
+    return to_builtins(value)
+
+
+def printable(text: str) -> str:
+    """Foreign text without what would steer a terminal (escape sequences, backspaces, bells)."""
+    return text.translate(_UNPRINTABLE)
 
 
 def print_error(error: PierError, as_json: bool) -> None:
@@ -43,14 +68,14 @@ def print_error(error: PierError, as_json: bool) -> None:
     if as_json:
         print_json({"error": error.to_dict()})
         return
-    click.echo(f"{click.style('Error:', fg='red', bold=True)} {error.message}", err=True)
+    say(f"{click.style('Error:', fg='red', bold=True)} {printable(error.message)}")
     log = error.data.get("log")
     if isinstance(log, list) and log:
-        click.echo("The engine's last words:", err=True)
+        say("The engine's last words:")
         for line in log[-10:]:  # pyright: ignore[reportUnknownVariableType]
-            click.echo(f"  | {line}", err=True)
+            say(f"  | {printable(str(line))}")  # pyright: ignore[reportUnknownArgumentType]
     if error.hint:
-        click.echo(f"  {error.hint}", err=True)
+        say(f"  {printable(error.hint)}")
 
 
 def say(text: str) -> None:
@@ -63,25 +88,39 @@ def warn(text: str) -> None:
     click.echo(f"{click.style('Note:', fg='yellow', bold=True)} {text}", err=True)
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> None:
-    """A table on stdout; without rows only its head, without Rich."""
-    if not rows:
-        click.echo("  ".join(head))
+def table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int] = (), fold: Sequence[int] = ()
+) -> None:
+    """A table on stdout: drawn by Rich on a terminal, else plain and aligned; long cells of ``fold`` may wrap."""
+    if rows and sys.stdout.isatty():
+        _console().print(drawn_table(head, rows, right=right, fold=fold))
         return
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
+    lines = [head, *rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    for line in lines:
+        cells = (c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
+        click.echo("  ".join(cells).rstrip())
+
+
+def drawn_table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int] = (), fold: Sequence[int] = ()
+) -> Table:
+    """The same table for Rich."""
     from rich.table import Table
     from rich.text import Text
 
-    drawn = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold", show_edge=False)
+    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for i, name in enumerate(head):
-        drawn.add_column(name, justify="right" if i in right else "left", overflow="fold")
+        made.add_column(name, justify="right" if i in right else "left", overflow="fold", no_wrap=i not in fold)
     for row in rows:
-        drawn.add_row(*(Text(cell) for cell in row))
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=max(console.width, 160))
-    console.print(drawn)
+        made.add_row(*(Text(printable(cell)) for cell in row))
+    return made
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(highlight=False)
 
 
 def pairs(rows: Sequence[tuple[str, str]]) -> None:
@@ -117,6 +156,8 @@ def age(stamp: str | None) -> str:
     """How long ago (or until) an ISO 8601 time is: ``3 min ago``, ``in 4 min``."""
     if not stamp:
         return "never"
+    import datetime
+
     at = datetime.datetime.fromisoformat(stamp.replace("Z", "+00:00"))
     seconds = (datetime.datetime.now(datetime.UTC) - at).total_seconds()
     text = duration(abs(seconds))
