@@ -126,19 +126,30 @@ class DockerRuntime:
             (folder / "spec.json").write_bytes(encoded)
             tags = config.labels(spec, self._home, config.spec_digest(encoded))
             body = config.create_request(spec, self._settings, user, folder / folders.NAME, tags)
-            with engine.refusals("start the container"):
-                made = await engine.docker.containers.create(body, name=config.container_name(spec.replica, self._home))
-                try:
-                    await made.start()
-                except BaseException:
-                    await asyncio.shield(made.delete(force=True, v=True))
-                    raise
-            return DockerInstance(engine, spec, str(made.id), folder, notify)
+            container = await self._run(engine, body, config.container_name(spec.replica, self._home))
+            return DockerInstance(engine, spec, container, folder, notify)
         except BaseException:
             if notify is not None:
                 notify.close()
             await asyncio.to_thread(folders.remove, folder)
             raise
+
+    async def _run(self, engine: Engine, body: dict[str, Any], name: str) -> str:
+        """Create and start; nothing is left when that fails. Returns the container's id."""
+        with engine.refusals("start the container"):
+            try:
+                made = await engine.docker.containers.create(body, name=name)
+            except engine.docker_error as exc:
+                if "init binary not found" not in str(exc):  # Podman without catatonit: the engine is process 1 itself
+                    raise
+                body = {**body, "HostConfig": {**body["HostConfig"], "Init": False}}
+                made = await engine.docker.containers.create(body, name=name)
+            try:
+                await made.start()
+            except BaseException:
+                await asyncio.shield(made.delete(force=True, v=True))
+                raise
+            return str(made.id)
 
     async def _replace(self, engine: Engine, replica: str) -> None:
         """Remove an ended container of ours that still has the name."""
