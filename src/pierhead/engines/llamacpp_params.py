@@ -203,7 +203,8 @@ def _short(members: Mapping[str, Any]) -> list[str]:
 def _member(kind: Any, members: Mapping[str, Any], value: Any) -> str:
     """The full name of an enumeration's member that a short or full name or a number means."""
     if isinstance(value, int) and not isinstance(value, bool):
-        return str(kind(value).name)
+        name = str(kind(value).name)
+        return name if name in members else _refuse()  # a flag type takes any number
     text = str(value).lower()
     if "flash_attn" in kind.__name__:
         text = {"on": "enabled", "true": "enabled", "off": "disabled", "false": "disabled"}.get(text, text)

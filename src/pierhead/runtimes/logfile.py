@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
@@ -30,6 +31,11 @@ class Lines:
         rest, self._rest = self._rest, b""
         return [rest[:LINE_LIMIT] + b"\n"] if rest else []
 
+    def whole(self, path: Path) -> Iterator[bytes]:
+        """The lines of a file that may not be there."""
+        with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+            yield from self.drain(file)
+
     def drain(self, file: BinaryIO) -> Iterator[bytes]:
         """The lines that ``file`` holds from where it stands."""
         while chunk := file.read(1 << 16):
@@ -41,10 +47,7 @@ async def read_log(path: Path, ended: asyncio.Future[Any], *, tail: int | None, 
     kept: deque[bytes] = deque(maxlen=tail)
     cutter = Lines()
     last = ended.done()
-    old = _open(path.with_name(path.name + ".1"))
-    if old is not None:
-        with old:
-            kept.extend(cutter.drain(old))
+    kept.extend(cutter.whole(path.with_name(path.name + ".1")))
     file = _open(path)
     try:
         if file is not None:

@@ -1,0 +1,206 @@
+"""What the llama.cpp engine plans, refuses and converts; and that odd settings really start."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import xllamacpp
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from pierhead.config import RuntimeSettings
+from pierhead.engines import llamacpp_params as params
+from pierhead.engines.base import LaunchSpec, PlanRequest
+from pierhead.engines.llamacpp import LlamaCpp
+from pierhead.errors import OutOfMemory, PierError, UsageError
+from pierhead.formats.gguf import read_file, summary
+from pierhead.runtimes.base import Places, expand
+from pierhead.runtimes.process import ProcessRuntime
+from pierhead.runtimes.readiness import healthy, wait_ready
+from pierhead.store.model import ModelFile
+
+GIB = 1 << 30
+PLACES = Places("/python", "/entry.py", "/model", "/s/engine.sock")
+ENGINE = LlamaCpp()
+
+
+@pytest.fixture(scope="session")
+def metadata(smollm2: Path) -> dict[str, Any]:
+    return summary(read_file(smollm2))
+
+
+@pytest.fixture(scope="session")
+def ask(smollm2: Path, metadata: dict[str, Any]) -> Any:
+    def make(settings: dict[str, Any], free: int = 4 * GIB, *more: ModelFile) -> PlanRequest:
+        weights = ModelFile(smollm2.name, smollm2.stat().st_size)
+        return PlanRequest("r1", "smollm2", smollm2.parent, (weights, *more), metadata, settings, free, 2)
+
+    return make
+
+
+def inner(spec: LaunchSpec) -> dict[str, Any]:
+    """The settings as the engine's program will read them."""
+    argv, _ = expand(spec, PLACES)
+    return json.loads(argv[argv.index("--settings") + 1])
+
+
+def test_the_default_context_shrinks_to_the_free_memory(ask: Any) -> None:
+    roomy, tight = ENGINE.plan(ask({})), ENGINE.plan(ask({}, 300 << 20))
+    assert roomy.context == 8192
+    assert 512 <= tight.context < roomy.context
+    assert tight.memory <= 300 << 20
+
+
+@pytest.mark.parametrize(("settings", "free"), [({}, 50 << 20), ({"context": 8192}, 200 << 20)])
+def test_what_does_not_fit_is_refused_with_the_numbers(ask: Any, settings: dict[str, Any], free: int) -> None:
+    with pytest.raises(OutOfMemory) as caught:
+        ENGINE.plan(ask(settings, free))
+    data = caught.value.data
+    assert data["free"] == free < data["needed"]
+    assert data["weights"] + data["kv_cache"] <= data["needed"]
+    assert f"{free >> 20} MiB are free" in caught.value.message
+    assert caught.value.hint
+
+
+def test_parallel_slots_multiply_the_context_that_the_engine_gets(ask: Any) -> None:
+    plan = ENGINE.plan(ask({"context": 1000, "parallel": 3}))
+    assert plan.context == 1000
+    assert (inner(plan.spec)["n_ctx"], inner(plan.spec)["n_parallel"]) == (1024 * 3, 3)
+
+
+def test_an_unknown_parameter_names_its_closest_match() -> None:
+    with pytest.raises(UsageError, match="n_btach") as caught:
+        ENGINE.validate({"n_btach": 5})
+    assert caught.value.data["closest"] == "n_batch"
+    assert "n_batch" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("name", sorted(params.REFUSED))
+def test_refused_parameters_say_why(name: str) -> None:
+    if name in params.ALIASES.values():
+        pytest.skip("an alias gives it a meaning of its own")
+    with pytest.raises(UsageError, match="cannot be set"):
+        ENGINE.validate({name: "x"})
+
+
+@pytest.mark.parametrize(
+    ("given", "value", "name", "result"),
+    [
+        ("--ctx-size", "4096", "context", 4096),
+        ("-ngl", 0, "n_gpu_layers", 0),
+        ("n_batch", 64.0, "n_batch", 64),
+        ("warmup", "off", "warmup", False),
+        ("cache-type-k", "q8_0", "cache_type_k", "GGML_TYPE_Q8_0"),
+        ("flash_attn", "on", "flash_attn_type", "LLAMA_FLASH_ATTN_TYPE_ENABLED"),
+        ("temp", "0.5", "sampling.temp", 0.5),
+        ("threads", 3, "cpuparams.n_threads", 3),
+        ("default_template_kwargs", '{"a": "b"}', "default_template_kwargs", {"a": "b"}),
+        ("lora", "a.gguf=0.5,b.gguf", "lora", [{"file": "a.gguf", "scale": 0.5}, {"file": "b.gguf", "scale": 1.0}]),
+    ],
+)
+def test_names_and_values_become_those_of_the_engine(given: str, value: Any, name: str, result: Any) -> None:
+    assert ENGINE.validate({given: value}) == {name: result}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("n_batch", "many"),
+        ("n_batch", 1.5),
+        ("n_batch", True),
+        ("n_batch", float("inf")),
+        ("n_batch", 10**400),
+        ("warmup", "maybe"),
+        ("cache_type_k", "q9_9"),
+        ("cache_type_k", 10**9),
+        ("context", -1),
+        ("parallel", 0),
+        ("chat_template", "a\0b"),
+        ("lora", [{"scale": 1}]),
+        ("tensor_split", {"a": 1}),
+        ("tensor_split", [object()]),
+        ("tensor_split", "[" * 100_000),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_refused(name: str, value: Any) -> None:
+    with pytest.raises(UsageError, match=name):
+        ENGINE.validate({name: value})
+
+
+@pytest.mark.parametrize("settings", [{"lora": "x.gguf"}, {"lora": "../../etc/passwd"}, {"mmproj": "/etc/passwd"}])
+def test_only_files_of_the_model_can_be_named(ask: Any, settings: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="has no file"):
+        ENGINE.plan(ask(settings))
+
+
+def test_adapters_and_projectors_of_the_model_are_used_by_themselves(ask: Any) -> None:
+    more = (ModelFile("a.gguf", 10, role="lora"), ModelFile("p.gguf", 10, role="mmproj"))
+    got = inner(ENGINE.plan(ask({}, 4 * GIB, *more)).spec)
+    assert got["lora"] == [{"file": "a.gguf", "scale": 1.0}]
+    assert got["mmproj"] == "p.gguf"
+
+
+@given(st.text())
+def test_any_text_survives_the_expansion_of_places(text: str) -> None:
+    text = text.replace("\0", "") + "$(SOCKET) $$(MODEL_DIR) $("
+    spec = ENGINE._spec(PlanRequest("r", "m", Path("/m"), (), {}), {"chat_template": text}, _Needed())  # type: ignore[arg-type]
+    assert inner(spec) == {"chat_template": text}
+
+
+class _Needed:
+    total = 1
+
+
+def test_embeddings_are_on_by_default_and_can_be_turned_off(ask: Any) -> None:
+    assert inner(ENGINE.plan(ask({})).spec)["embedding"] is True
+    assert inner(ENGINE.plan(ask({"embeddings": False})).spec)["embedding"] is False
+
+
+def test_rerank_is_a_mode(ask: Any) -> None:
+    got = inner(ENGINE.plan(ask({"rerank": True})).spec)
+    assert (got["embedding"], got["pooling_type"]) == (True, "LLAMA_POOLING_TYPE_RANK")
+    assert "rerank" not in got
+
+
+def test_every_parameter_of_the_wheel_is_settable_or_refused_or_a_group() -> None:
+    groups = {*params.GROUPS, "mmproj", "diffusion"}
+    names = {name for name in dir(xllamacpp.CommonParams()) if not name.startswith("_")}
+    assert names - params.table().keys() - params.REFUSED.keys() - groups == set()
+    assert params.REFUSED.keys() <= names, "refused, but the engine has it no more"
+    for alias, name in params.ALIASES.items():
+        assert name in params.SPECIAL or name in params.table(), alias
+
+
+ANY = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inside: st.lists(inside, max_size=3) | st.dictionaries(st.text(max_size=5), inside, max_size=3),
+    max_leaves=5,
+)
+NAMES = st.sampled_from(sorted({*params.ALIASES, *params.table(), *params.REFUSED})) | st.text(max_size=20)
+
+
+@hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.dictionaries(NAMES, ANY, max_size=4))
+def test_any_settings_give_a_plan_or_a_refusal(ask: Any, settings: dict[str, Any]) -> None:
+    try:
+        plan = ENGINE.plan(ask(settings))
+    except PierError:
+        return
+    assert plan.memory > 0
+    inner(plan.spec)
+
+
+async def test_odd_settings_start_for_real(ask: Any) -> None:
+    odd = {"context": 300, "n_batch": 64, "cache_type_k": "q8_0", "flash_attn": "on", "parallel": 2, "seed": 7}
+    with tempfile.TemporaryDirectory(prefix="engines-") as folder:
+        instance = await ProcessRuntime(Path(folder), RuntimeSettings()).start(ENGINE.plan(ask(odd)).spec)
+        try:
+            await wait_ready(instance, timeout=60)
+            assert await healthy(instance.socket)
+        finally:
+            await instance.stop()
