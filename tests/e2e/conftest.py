@@ -48,7 +48,7 @@ def installed(model: Path, **settings: str) -> Iterator[Installation]:
     subprocess.run([*PIER, "pull", str(model), "--name", "smollm2"], env=env, check=True, timeout=120)
     client = Client(paths)
     log = (home / "serve.log").open("wb")
-    daemon = subprocess.Popen([*PIER, "serve"], env=env, stdout=subprocess.PIPE, stderr=log)
+    daemon = subprocess.Popen([*PIER, "serve"], env=env, stdout=subprocess.DEVNULL, stderr=log)
     try:
         deadline = time.monotonic() + 60
         while client.version() is None or not (status := client.request("GET", "/status"))["listeners"]:
