@@ -46,10 +46,15 @@ class Progress:
 class Landing:
     """A sink into one ingest; after ``restart`` it is another ingest of the same key."""
 
-    def __init__(self, make: Callable[[], Ingest], progress: Progress) -> None:
-        self._make = make
+    def __init__(self, store: Store, file: RemoteFile, progress: Progress) -> None:
+        self._store = store
+        self._file = file
         self._progress = progress
-        self._ingest = make()
+        self._ingest = self._make(None)
+
+    def _make(self, waiting: Callable[[Path], None] | None) -> Ingest:
+        file = self._file
+        return self._store.ingest(file.key, size=file.size, digest=file.digest or None, waiting=waiting)
 
     @property
     def offset(self) -> int:
@@ -61,7 +66,22 @@ class Landing:
         return self._ingest.done
 
     async def open(self) -> None:
-        await entered(self._ingest)
+        """Wait until no other pull has it, and show that one's progress meanwhile."""
+        loop = asyncio.get_running_loop()
+        watch = asyncio.Event()
+        parts: list[Path] = []
+
+        def waiting(part: Path) -> None:
+            parts.append(part)
+            loop.call_soon_threadsafe(watch.set)
+
+        watcher = asyncio.create_task(_watch(watch, parts, self._progress))
+        self._ingest = self._make(waiting)
+        try:
+            await entered(self._ingest)
+        finally:
+            watcher.cancel()
+            await asyncio.gather(watcher, return_exceptions=True)
         self._progress.resumed = self._ingest.resumed
         self._progress.at(self._ingest.offset, force=True)
 
@@ -85,7 +105,6 @@ class Landing:
     async def restart(self) -> None:
         await asyncio.to_thread(self._ingest.abort)
         await self.close()
-        self._ingest = self._make()
         await self.open()
 
     async def checkpoint(self) -> None:
@@ -109,37 +128,21 @@ class Landing:
 @contextlib.asynccontextmanager
 async def landing(store: Store, file: RemoteFile, progress: Progress) -> AsyncGenerator[Landing]:
     """The sink for one planned file, held by this pull alone; while another pull has it, its progress is shown."""
-    loop = asyncio.get_running_loop()
-    watch: list[asyncio.Task[None]] = []
-
-    def waiting(part: Path) -> None:
-        loop.call_soon_threadsafe(lambda: watch.append(loop.create_task(_watch(part, progress))))
-
-    sink = Landing(
-        lambda: store.ingest(file.key, size=file.size, digest=file.digest or None, waiting=waiting), progress
-    )
-    try:
-        await sink.open()
-    finally:
-        await _end(watch)
+    sink = Landing(store, file, progress)
+    await sink.open()
     try:
         yield sink
     finally:
         await asyncio.shield(sink.close())
 
 
-async def _watch(part: Path, progress: Progress) -> None:
+async def _watch(begin: asyncio.Event, parts: list[Path], progress: Progress) -> None:
     """Show how the partial file of another pull grows, until cancelled."""
+    await begin.wait()
     while True:
         with contextlib.suppress(FileNotFoundError):
-            progress.at(os.stat(part).st_size)
+            progress.at(os.stat(parts[0]).st_size)
         await asyncio.sleep(WATCH_EVERY)  # the other process sends no events: its file's size is all there is
-
-
-async def _end(tasks: list[asyncio.Task[None]]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def entered(context: AbstractContextManager[T]) -> T:

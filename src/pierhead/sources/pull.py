@@ -234,19 +234,20 @@ class _Pull:
 
     async def run(self, reference: Reference, name: str, *, expected: str = "") -> ModelRecord:
         """Plan, fetch and commit one full reference; ``expected`` is the digest that its weights must have."""
-        cached = await self._cached(name, reference, expected)
-        if cached is not None:
-            return cached
+        known = await self._known(name, reference, expected)
+        if known is not None:
+            return known
         source = self._sources.of(reference)
         plan = _expecting(await source.plan(reference), expected)
         self._listener(PullPlanned(name=name, source=plan.source, total=plan.total))
-        before = all([f.digest and await asyncio.to_thread(self._store.has, f.digest) for f in plan.files])
+        heavy = [f for f in plan.files if f.role in ("weights", "mmproj")]
+        cached = all(f.digest and self._store.has(f.digest) for f in heavy)
         layers = [await self._layer(source, file, name) for file in plan.files]
         record = await asyncio.to_thread(self._commit, name, plan, layers)
-        self._listener(PullDone(name=name, digest=record.digest, size=record.size, cached=bool(before)))
+        self._listener(PullDone(name=name, digest=record.digest, size=record.size, cached=cached))
         return record
 
-    async def _cached(self, name: str, reference: Reference, expected: str) -> ModelRecord | None:
+    async def _known(self, name: str, reference: Reference, expected: str) -> ModelRecord | None:
         """The model of that name, when its weights are the expected ones: nothing need be asked of anyone."""
         if not expected or reference.kind == "file":
             return None

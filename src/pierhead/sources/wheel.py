@@ -80,8 +80,9 @@ class _TooShort(Exception):  # asks for a longer tail
 class Wheel:
     """The directory of one wheel, read through ``read(offset, length)``."""
 
-    def __init__(self, read: Read, size: int, infos: list[zipfile.ZipInfo], where: str) -> None:
-        self.read = read
+    def __init__(self, read: Read, size: int, tail: bytes, infos: list[zipfile.ZipInfo], where: str) -> None:
+        self._read = read
+        self._tail = tail
         self.size = size
         self._infos = {info.filename: info for info in infos}
         self._where = where
@@ -96,13 +97,20 @@ class Wheel:
                 raise SourceUnavailable(f"{where} ended early")
             try:
                 with zipfile.ZipFile(_Tail(tail, size)) as archive:  # pyright: ignore[reportArgumentType]
-                    return cls(read, size, archive.infolist(), where)
+                    return cls(read, size, tail, archive.infolist(), where)
             except _TooShort:
                 if wanted == size or wanted >= MAX_DIRECTORY:
                     raise CorruptData(f"{where} is not a wheel: its directory is damaged") from None
                 wanted = min(size, wanted * 8, MAX_DIRECTORY)
             except (zipfile.BadZipFile, OSError, ValueError, struct.error, NotImplementedError) as exc:
                 raise CorruptData(f"{where} is not a wheel: {exc}") from exc
+
+    async def read(self, offset: int, length: int) -> bytes:
+        """A part of the wheel, from its end that is known already where that holds it."""
+        start = offset - (self.size - len(self._tail))
+        if start >= 0:
+            return self._tail[start : start + length]
+        return await self._read(offset, length)
 
     def names(self) -> list[str]:
         return list(self._infos)
