@@ -20,6 +20,7 @@ from pierhead.runtimes.memory import MemoryRuntime
 from pierhead.runtimes.process import ProcessRuntime
 from pierhead.runtimes.readiness import healthy, wait_ready
 
+IMAGE = os.environ.get("PIERHEAD_TEST_IMAGE", "")  # any with Python, for the Docker runtime
 ENGINE = """
 import http.server, os, signal, socket, socketserver, sys
 signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
@@ -46,10 +47,17 @@ async def runtime(request: pytest.FixtureRequest) -> AsyncIterator[Any]:
         pytest.importorskip("pierhead.runtimes.docker", reason="there is no Docker runtime")
         if not os.environ.get("PIERHEAD_TEST_DOCKER"):
             pytest.skip("PIERHEAD_TEST_DOCKER names no Docker Engine")
-        pytest.skip("needs an image with Python on the named Docker Engine: see tests/runtimes/test_docker*.py")
+        if not os.environ.get("PIERHEAD_TEST_IMAGE"):
+            pytest.skip("PIERHEAD_TEST_IMAGE names no image with Python on that Docker Engine")
     with tempfile.TemporaryDirectory(prefix="conform-", dir="/tmp") as name:
         root = Path(name)
-        made: Any = MemoryRuntime(root) if kind == "memory" else ProcessRuntime(root, RuntimeSettings(sandbox=kind))
+        made: Any
+        if kind == "docker":
+            from pierhead.runtimes.docker import DockerRuntime
+
+            made = DockerRuntime(root, RuntimeSettings(docker_host=os.environ["PIERHEAD_TEST_DOCKER"]))
+        else:
+            made = MemoryRuntime(root) if kind == "memory" else ProcessRuntime(root, RuntimeSettings(sandbox=kind))
         yield made
         for replica in await made.list():
             left = await made.adopt(replica)
@@ -60,7 +68,7 @@ async def runtime(request: pytest.FixtureRequest) -> AsyncIterator[Any]:
 @pytest.fixture
 def spec() -> LaunchSpec:
     argv = ("$(PYTHON)", "-c", ENGINE, "$(SOCKET)")
-    return LaunchSpec(replica="conform", model="m", engine="test", argv=argv, model_dir="/usr/share")
+    return LaunchSpec(replica="conform", model="m", engine="test", argv=argv, model_dir="/usr/share", image_name=IMAGE)
 
 
 @pytest.fixture
