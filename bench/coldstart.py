@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 
 from harness import ROOT, UnixConnection, arguments, deltas, report, until
+from pierhead.daemon.client import Client
 from pierhead.engines.base import LaunchSpec
 from pierhead.paths import Paths, resolve
 from pierhead.runtimes.base import Places, expand
@@ -45,7 +46,7 @@ def installation(runtime: str, weights: str) -> Iterator[Paths]:
     subprocess.run([*pier, "pull", weights, "--name", "smollm2"], env=env, check=True, stdout=-3, stderr=-3)
     daemon = subprocess.Popen([*pier, "serve"], env=env, stdout=-3, stderr=-3)
     try:
-        until(paths.gateway_socket.exists, 30)
+        Client(paths).wait_ready(30)
         yield paths
     finally:
         daemon.terminate()
@@ -75,6 +76,18 @@ def first_delta(paths: Paths) -> tuple[float, dict[str, Any], LaunchSpec | None]
     return took, replica, spec
 
 
+def loaded(sock: str) -> bool:
+    """Whether the engine says that its model is loaded (it listens before that)."""
+    connection = UnixConnection(sock, 5)
+    try:
+        connection.request("GET", "/health")
+        return connection.getresponse().status == 200
+    except OSError:
+        return False
+    finally:
+        connection.close()
+
+
 def bare(spec: LaunchSpec) -> float:
     """Seconds from exec to the first content of the same program with the same flags, probed every 2 ms."""
     with tempfile.TemporaryDirectory(prefix="pier-") as folder:
@@ -83,7 +96,7 @@ def bare(spec: LaunchSpec) -> float:
         began = time.perf_counter()
         engine = subprocess.Popen(argv, env={**os.environ, **env}, stdout=-3, stderr=-3)
         try:
-            until(lambda: Path(sock).exists(), 30)
+            until(lambda: loaded(sock), 30)
             next(deltas(sock, CHAT))
             return time.perf_counter() - began
         finally:

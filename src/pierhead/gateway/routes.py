@@ -82,6 +82,14 @@ class RouteTable:
         entry = self._entries.get(name)
         if entry is not None:
             return entry
+        if self.version < 0:
+            raise Fault(
+                503,
+                "starting",
+                "the gateway does not know its models yet: the daemon is still starting",
+                hint="Try again in a second.",
+                headers=((b"retry-after", b"1"),),
+            )
         shown = name if len(name) <= 200 else name[:200] + "…"
         close = difflib.get_close_matches(shown, self._names, 1) if len(self._names) < 1000 else []
         near = f" Did you mean '{close[0]}'?" if close else ""
