@@ -12,7 +12,8 @@ from typing import Any
 import click
 import msgspec
 
-from pierhead.cli.output import here, json_option, print_json, settings, size
+from pierhead.cli.help import Verb, json_option
+from pierhead.cli.output import here, print_json, settings, size
 from pierhead.errors import PierError
 from pierhead.paths import Paths
 
@@ -40,7 +41,7 @@ class Check(msgspec.Struct, frozen=True):
     fix: str = ""
 
 
-@click.command()
+@click.command(cls=Verb)
 @json_option
 def doctor(as_json: bool) -> None:
     """Say what of this machine can be used, and what to install for more."""

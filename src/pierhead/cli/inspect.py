@@ -8,30 +8,50 @@ from typing import Any
 import click
 
 from pierhead.cli.completion import complete_model
+from pierhead.cli.help import Verb, json_option, option
 from pierhead.cli.models import open_store
-from pierhead.cli.output import here, json_option, number, pairs, print_json, settings, size
+from pierhead.cli.output import here, number, pairs, print_json, settings, size
 from pierhead.errors import NotFound, PierError
 from pierhead.formats.estimate import estimate
 from pierhead.paths import Paths
 from pierhead.refs import parse
 
+_NEED = "Memory estimate"
 
-@click.command()
+
+@click.command(
+    cls=Verb,
+    examples=(
+        ("pier inspect smollm2 --context 8192", "What the model in the store needs for this context."),
+        ("pier inspect hf:Qwen/Qwen3-0.6B-GGUF:Q8_0", "Look before pulling: only the header is fetched."),
+    ),
+)
 @click.argument("model", shell_complete=complete_model)
-@click.option("--context", type=click.IntRange(1), metavar="TOKENS", help="Estimate for this context length.")
-@click.option("--parallel", type=click.IntRange(1), default=1, show_default=True, help="… and so many slots.")
-@click.option("--cache-type", default="f16", show_default=True, help="… and this type of KV cache.")
-@click.option("--remote", is_flag=True, help="Look at the source even if the model is in the store.")
+@option("--context", type=click.IntRange(1), metavar="TOKENS", section=_NEED, help="Tokens that one request may use.")
+@option(
+    "--parallel",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    section=_NEED,
+    help="Slots: requests at a time.",
+)
+@option(
+    "--cache-type",
+    default="f16",
+    show_default=True,
+    metavar="TYPE",
+    section=_NEED,
+    help="KV cache: f16, q8_0, …",
+)
+@option("--remote", is_flag=True, help="Look at the source even if the model is in the store.")
 @json_option
 def inspect(model: str, context: int | None, parallel: int, cache_type: str, remote: bool, as_json: bool) -> None:
     """Show what a model is and what memory it needs.
 
-    A reference that is not in the store is read at its source by range requests; nothing is pulled.
-
-    \b
-    Examples:
-      pier inspect smollm2 --context 8192
-      pier inspect hf:Qwen/Qwen3-0.6B-GGUF:Q8_0
+    A reference that is not in the store is read at its source by range requests; nothing is pulled. The estimate is for
+    the model's own context length, at most 8,192 tokens, unless --context says more.
     """
     paths = here()
     found = _remote(paths, model) if remote else _local(paths, model)

