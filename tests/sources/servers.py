@@ -135,7 +135,7 @@ class Server:
                 await file.hold[1].wait()
             if drop is not None and at - start + step > drop:
                 assert request.transport
-                request.transport.abort()
+                request.transport.close()
                 return
             await response.write(file.data[at : at + step])
             at += step
@@ -282,6 +282,13 @@ class Puller:
     env: dict[str, str]
     store: Store
     events: list[events.AnyEvent] = field(default_factory=list)
+    landed: asyncio.Event = field(default_factory=asyncio.Event)  # when ``mark`` bytes are in the store
+    mark: int = 1 << 60
+
+    def listen(self, event: events.AnyEvent) -> None:
+        self.events.append(event)
+        if isinstance(event, events.PullProgress) and event.done >= self.mark:
+            self.landed.set()
 
     async def __call__(self, reference: str, **options: Any) -> ModelRecord:
         async with asyncio.timeout(60):
@@ -290,7 +297,7 @@ class Puller:
                 store=self.store,
                 settings=options.pop("settings", self.settings),
                 paths=self.paths,
-                listener=self.events.append,
+                listener=self.listen,
                 env=self.env,
                 retry=options.pop("retry", FAST),
                 **options,
@@ -308,7 +315,7 @@ class Puller:
 
     def leftovers(self) -> list[str]:
         """What an unfinished transfer left."""
-        ingests = [p.name for p in (self.store.root / "ingest").glob("*.part")]
+        ingests = [p.name for p in (self.store.root / "ingest").glob("*.part") if p.stat().st_size]
         wheels = self.paths.cache / "wheels"
         return ingests + (
             [p.name for p in wheels.rglob("*") if p.is_file() and p.suffix != ".lock"] if wheels.exists() else []

@@ -103,7 +103,7 @@ class Http:
                 timeout=timeout,
                 trust_env=True,
                 auto_decompress=False,
-                read_bufsize=1 << 20,
+                read_bufsize=BATCH,
                 headers={"User-Agent": "pierhead", "Accept-Encoding": "identity"},
             )
         return self._session

@@ -32,15 +32,25 @@ class Progress:
         self._file = file
         self._total = total or 0
         self._last = 0.0
+        self._pending = -1
         self.resumed = 0
 
     def at(self, done: int, *, force: bool = False) -> None:
         """``done`` bytes are there now."""
         now = time.monotonic()
+        self._pending = done
         if force or now - self._last >= REPORT_EVERY:
             self._last = now
+            self._pending = -1
             total = max(self._total, done) if self._total else 0
             self._listener(PullProgress(name=self._name, file=self._file, done=done, total=total, resumed=self.resumed))
+
+    async def keep_up(self) -> None:
+        """Tell what was held back, until cancelled: a stalled transfer shows all that came."""
+        while True:
+            await asyncio.sleep(WATCH_EVERY)
+            if self._pending >= 0:
+                self.at(self._pending, force=True)
 
 
 class Landing:
@@ -130,9 +140,11 @@ async def landing(store: Store, file: RemoteFile, progress: Progress) -> AsyncGe
     """The sink for one planned file, held by this pull alone; while another pull has it, its progress is shown."""
     sink = Landing(store, file, progress)
     await sink.open()
+    ticker = asyncio.create_task(progress.keep_up())
     try:
         yield sink
     finally:
+        ticker.cancel()
         await asyncio.shield(sink.close())
 
 

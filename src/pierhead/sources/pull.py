@@ -36,6 +36,7 @@ from pierhead.sources.local import Local
 from pierhead.sources.pins import Pins
 from pierhead.sources.pypi import PyPI
 from pierhead.sources.web import Web
+from pierhead.store.files import locked, os_errors
 from pierhead.store.layout import Store
 from pierhead.store.manifest import MEDIA, SOURCE
 from pierhead.store.model import Blob, Layer, ModelRecord
@@ -316,7 +317,9 @@ class _Pull:
                 f"{plan.source} is not a model that can be used: {exc.message}", hint=exc.hint, data=exc.data
             ) from exc
         annotations = {SOURCE: plan.source, **plan.annotations}
-        return self._store.commit_model(name, layers=layers, metadata=metadata, annotations=annotations)
+        # two threads that write one manifest at the same moment would share a temporary file
+        with os_errors("cannot commit the model"), locked(self._store.root / "commit.lock"):
+            return self._store.commit_model(name, layers=layers, metadata=metadata, annotations=annotations)
 
 
 async def _readable(file: RemoteFile, sink: Landing) -> None:
