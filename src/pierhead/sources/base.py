@@ -76,3 +76,7 @@ class Source(Protocol):
     async def fetch(self, file: RemoteFile, sink: Sink) -> None:
         """Stream the file from ``sink.offset`` to its end, with retries; what landed stays when it fails."""
         ...
+
+    async def forget(self, plan: PullPlan) -> None:
+        """The plan is in the store: remove what was kept for it elsewhere."""
+        ...

@@ -158,6 +158,9 @@ class Hub:
             opaque=_At(remote, git),
         )
 
+    async def forget(self, plan: PullPlan) -> None:
+        """Nothing is kept outside of the store."""
+
     async def read(self, file: RemoteFile, offset: int, length: int) -> bytes:
         at: _At = file.opaque
         try:

@@ -5,20 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import threading
 import time
 from collections.abc import AsyncGenerator, Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TypeVar
 
 from pierhead.events import Listener, PullProgress
 from pierhead.sources.base import RemoteFile
+from pierhead.sources.threads import entered, finished
 from pierhead.store.blobs import Ingest
 from pierhead.store.layout import Store
 from pierhead.store.model import Blob
 
-T = TypeVar("T")
 REPORT_EVERY = 0.1
 WATCH_EVERY = 0.25
 
@@ -99,10 +96,10 @@ class Landing:
         """Let others have it; what landed stays for a later pull."""
         if self._ingest.done is None and self._ingest.offset == 0:
             await self.abort()
-        await asyncio.to_thread(self._ingest.__exit__, None, None, None)
+        await finished(self._ingest.__exit__, None, None, None)
 
     async def write(self, data: bytes) -> None:
-        await asyncio.to_thread(self._ingest.write, data)
+        await finished(self._ingest.write, data)
         self._progress.at(self._ingest.offset)
 
     def write_now(self, data: bytes) -> None:
@@ -113,12 +110,12 @@ class Landing:
         self._progress.at(self._ingest.offset)
 
     async def restart(self) -> None:
-        await asyncio.to_thread(self._ingest.abort)
+        await finished(self._ingest.abort)
         await self.close()
         await self.open()
 
     async def checkpoint(self) -> None:
-        await asyncio.to_thread(self._ingest.checkpoint)
+        await finished(self._ingest.checkpoint)
 
     @property
     def part(self) -> Path:
@@ -127,10 +124,10 @@ class Landing:
 
     async def abort(self) -> None:
         """Keep nothing of it."""
-        await asyncio.to_thread(self._ingest.abort)
+        await finished(self._ingest.abort)
 
     async def commit(self) -> Blob:
-        blob = await asyncio.to_thread(self._ingest.commit)
+        blob = await finished(self._ingest.commit)
         self._progress.at(blob.size, force=True)
         return blob
 
@@ -145,7 +142,7 @@ async def landing(store: Store, file: RemoteFile, progress: Progress) -> AsyncGe
         yield sink
     finally:
         ticker.cancel()
-        await asyncio.shield(sink.close())
+        await sink.close()
 
 
 async def _watch(begin: asyncio.Event, parts: list[Path], progress: Progress) -> None:
@@ -155,34 +152,3 @@ async def _watch(begin: asyncio.Event, parts: list[Path], progress: Progress) ->
         with contextlib.suppress(FileNotFoundError):
             progress.at(os.stat(parts[0]).st_size)
         await asyncio.sleep(WATCH_EVERY)  # the other process sends no events: its file's size is all there is
-
-
-async def entered(context: AbstractContextManager[T]) -> T:
-    """Enter a context that may block for long (a lock), in a thread that a cancelled caller does not wait for."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
-
-    def deliver(result: T | None, error: BaseException | None) -> None:
-        if future.done():  # cancelled meanwhile: nobody will leave the context, so leave it here
-            if error is None:
-                context.__exit__(None, None, None)
-        elif error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(result)  # pyright: ignore[reportArgumentType]
-
-    def run() -> None:
-        result: T | None = None
-        error: BaseException | None = None
-        try:
-            result = context.__enter__()
-        except BaseException as exc:  # carried over to the caller
-            error = exc
-        try:
-            loop.call_soon_threadsafe(deliver, result, error)
-        except RuntimeError:  # the loop is closed
-            if error is None:
-                context.__exit__(None, None, None)
-
-    threading.Thread(target=run, name="pull-lock", daemon=True).start()
-    return await future

@@ -22,6 +22,9 @@ class Local:
     async def plan(self, reference: Reference) -> PullPlan:
         return await asyncio.to_thread(_plan, reference)
 
+    async def forget(self, plan: PullPlan) -> None:
+        """Nothing is kept outside of the store."""
+
     async def read(self, file: RemoteFile, offset: int, length: int) -> bytes:
         return await asyncio.to_thread(_read, file, offset, length)
 

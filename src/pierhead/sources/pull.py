@@ -31,10 +31,11 @@ from pierhead.sources.catalog import Entry as CatalogEntry
 from pierhead.sources.http import Http, Retry
 from pierhead.sources.hub import Hub
 from pierhead.sources.installer import Installer
-from pierhead.sources.landing import Landing, Progress, entered, landing
+from pierhead.sources.landing import Landing, Progress, landing
 from pierhead.sources.local import Local
 from pierhead.sources.pins import Pins
 from pierhead.sources.pypi import PyPI
+from pierhead.sources.threads import entered
 from pierhead.sources.web import Web
 from pierhead.store.files import locked, os_errors
 from pierhead.store.layout import Store
@@ -245,6 +246,7 @@ class _Pull:
         cached = all(f.digest and self._store.has(f.digest) for f in heavy)
         layers = [await self._layer(source, file, name) for file in plan.files]
         record = await asyncio.to_thread(self._commit, name, plan, layers)
+        await source.forget(plan)
         self._listener(PullDone(name=name, digest=record.digest, size=record.size, cached=cached))
         return record
 

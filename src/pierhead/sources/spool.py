@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Callable
 from pathlib import Path
 
+from pierhead.sources.threads import finished
 from pierhead.store.files import os_errors
 
 CHUNK = 1 << 20
@@ -27,7 +27,7 @@ class Spool:
 
     async def open(self, *, most: int | None = None) -> None:
         """Hand on what is there already, up to ``most`` bytes."""
-        await asyncio.to_thread(self._replay, most)
+        await finished(self._replay, most)
         self._changed(self._offset)
 
     def _replay(self, most: int | None) -> None:
@@ -47,7 +47,7 @@ class Spool:
         self._file.close()
 
     async def write(self, data: bytes) -> None:
-        await asyncio.to_thread(self._write, data)
+        await finished(self._write, data)
         self._changed(self._offset)
 
     def _write(self, data: bytes) -> None:
@@ -60,12 +60,12 @@ class Spool:
 
     async def restart(self) -> None:
         """What was handed on cannot be taken back, so the file goes and the transfer has to begin again."""
-        await asyncio.to_thread(self._file.truncate, 0)
+        await finished(self._file.truncate, 0)
         self._offset = 0
         raise Restarted
 
     async def checkpoint(self) -> None:
-        await asyncio.to_thread(os.fsync, self._file.fileno())
+        await finished(os.fsync, self._file.fileno())
 
 
 class Restarted(Exception):  # tells the owner of the spool to begin again

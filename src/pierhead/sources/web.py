@@ -29,6 +29,9 @@ class Web:
         source = place + (f"#sha256={reference.digest.removeprefix('sha256:')}" if reference.digest else "")
         return PullPlan(default_name(reference), source, (file,))
 
+    async def forget(self, plan: PullPlan) -> None:
+        """Nothing is kept outside of the store."""
+
     async def read(self, file: RemoteFile, offset: int, length: int) -> bytes:
         return await self._http.read(file.opaque, offset, length)
 
