@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import platform
 import shutil
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import click
 import msgspec
 
-from pierhead.cli.help import Verb, json_option
+from pierhead.cli.help import Verb, json_option, option
 from pierhead.cli.output import here, print_json, settings, size
 from pierhead.errors import PierError
 from pierhead.paths import Paths
@@ -32,6 +34,9 @@ CPU_FEATURES = (
 )
 
 
+_DOCKER = "For containers install Docker Engine (Debian: docker.io) or Podman, or set [runtime] docker_host."
+
+
 class Check(msgspec.Struct, frozen=True):
     """One finding: ``ok`` works, ``warn`` works less than it could, ``fail`` does not; ``fix`` is what to do."""
 
@@ -42,14 +47,28 @@ class Check(msgspec.Struct, frozen=True):
 
 
 @click.command(cls=Verb)
+@option("--online", is_flag=True, help="Also see whether the places that models come from can be reached.")
 @json_option
-def doctor(as_json: bool) -> None:
-    """Say what of this machine can be used, and what to install for more."""
+def doctor(online: bool, as_json: bool) -> None:
+    """Say what of this machine can be used, and what to install for more.
+
+    Nothing is changed. The exit status is 1 when something that is needed does not work.
+    """
     paths = here()
-    checks = [*machine(), *gpus(), *disk(paths), *asyncio.run(runtimes(paths)), *configuration(paths)]
+    checks = [*configuration(paths), *machine(), *gpus(), *disk(paths)]
+    if checks[0].state == "ok":
+        checks += asyncio.run(runtimes(paths))
+        checks += asyncio.run(places(paths)) if online else []
+    well = all(c.state != "fail" for c in checks)
     if as_json:
-        print_json({"checks": checks, "ok": all(c.state != "fail" for c in checks)})
-        return
+        print_json({"checks": checks, "ok": well})
+    else:
+        _show(checks)
+    if not well:
+        raise click.exceptions.Exit(1)
+
+
+def _show(checks: list[Check]) -> None:
     marks = {
         "ok": click.style("✓", fg="green"),
         "warn": click.style("!", fg="yellow"),
@@ -123,13 +142,36 @@ async def runtimes(paths: Paths) -> list[Check]:
         title = f"Runtime {name}"
         if not can.available:
             state = "fail" if name == "process" else "warn"
-            checks.append(Check(title, state, f"not available: {can.reason}", " ".join(can.missing)))
+            fix = " ".join(can.missing) or (_DOCKER if name == "docker" else "")
+            checks.append(Check(title, state, f"not available: {can.reason}", fix))
             continue
         missing = " ".join(can.missing)
         checks.append(
             Check(title, "warn" if missing else "ok", f"isolates {', '.join(can.isolation) or 'nothing'}", missing)
         )
     return checks
+
+
+async def places(paths: Paths) -> list[Check]:
+    """Whether a connection to the hub and the package index comes about; nothing is asked of them."""
+    index = os.environ.get("UV_INDEX_URL") or os.environ.get("PIP_INDEX_URL") or "https://pypi.org/simple"
+    wanted = {"Hub": settings(paths).settings.sources.hf_endpoint, "Package index": index}
+    return list(await asyncio.gather(*(_reach(name, address) for name, address in wanted.items())))
+
+
+async def _reach(name: str, address: str) -> Check:
+    host = urlsplit(address).hostname or address
+    try:
+        port = urlsplit(address).port or (80 if address.startswith("http:") else 443)
+        async with asyncio.timeout(5):
+            _, writer = await asyncio.open_connection(host, port)
+    except (OSError, ValueError) as exc:
+        why = getattr(exc, "strerror", None) or "no answer in 5 s"
+        return Check(name, "warn", f"{host} cannot be reached: {why}", "Check the network and its proxy settings.")
+    writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
+    return Check(name, "ok", f"{host} can be reached")
 
 
 def configuration(paths: Paths) -> list[Check]:

@@ -114,6 +114,8 @@ def entry(argv: list[str] | None = None) -> None:
         code = 0 if not args else 2
     except click.ClickException as exc:
         code = fail(UsageError(exc.format_message(), hint=_usage_hint(exc)), as_json)
+    except click.exceptions.Exit as exc:
+        code = exc.exit_code
     except (click.Abort, KeyboardInterrupt):
         click.echo("", err=True)
         code = 130
@@ -148,10 +150,10 @@ def _from_system(exc: OSError) -> PierError:
     """A failure of the system that no room had a better word for."""
     what = f"{exc.filename}: {exc.strerror}" if exc.filename else str(exc.strerror or exc)
     if exc.errno in (errno.ENOSPC, errno.EDQUOT):
-        return OutOfSpace(f"no space left ({what})", hint="`pier df --prune` frees what interrupted pulls left.")
+        return OutOfSpace(f"cannot write: {what}", hint="`pier df --prune` frees what interrupted pulls left.")
     if exc.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return AccessDenied(f"no permission ({what})", hint="`pier doctor` shows the folders that pier uses.")
-    return PierError(f"the system refused ({what})", hint="`pier doctor` looks at this machine.")
+        return AccessDenied(f"no permission: {what}", hint="`pier doctor` shows the folders that pier uses.")
+    return PierError(f"the system refused: {what}", hint="`pier doctor` looks at this machine.")
 
 
 def _usage_hint(exc: click.ClickException) -> str:
