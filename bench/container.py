@@ -81,7 +81,7 @@ async def measure(rounds: int) -> dict[str, list[tuple[float, float]]]:
 def main() -> int:
     """Medians of the ratios within a round, with their 95% intervals."""
     args = arguments(__doc__ or "")
-    results = asyncio.run(measure(6 if args.quick else 25))
+    results = asyncio.run(measure(6 if args.quick else 15))
     figures: dict[str, float] = {}
     rows: list[tuple[str, ...]] = []
     for name, values in results.items():
