@@ -28,17 +28,6 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file, key = folder / "cert.pem", folder / "key.pem"
     made = ["-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
     made += ["-nodes", "-days", "2", "-subj", "/CN=127.0.0.1"]
-        "-x509",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:P-256",
-        "-nodes",
-        "-days",
-        "2",
-        "-subj",
-        "/CN=127.0.0.1",
-    ]
     names = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(file)]
     subprocess.run([openssl, "req", *made, *names], check=True, capture_output=True, timeout=30)
     file.write_text(file.read_text() + key.read_text())
