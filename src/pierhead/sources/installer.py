@@ -67,10 +67,10 @@ def tools(choice: str, env: Mapping[str, str]) -> list[Tool]:
     uv = _program("uv", env)
     if uv:
         found["uv"] = Tool("uv", (uv,))
-    elif importlib.util.find_spec("uv"):
+    elif _module("uv"):
         found["uv"] = Tool("uv", (sys.executable, "-m", "uv"))
     pip = _program("pip3", env) or _program("pip", env)
-    if importlib.util.find_spec("pip"):
+    if _module("pip"):
         found["pip"] = Tool("pip", (sys.executable, "-m", "pip"))
     elif pip:
         found["pip"] = Tool("pip", (pip,))
@@ -78,6 +78,12 @@ def tools(choice: str, env: Mapping[str, str]) -> list[Tool]:
         return [found[choice]] if choice in found else []
     order = ["pip", "uv"] if _configured_pip(env) and not _configured_uv(env) else ["uv", "pip"]
     return [found[kind] for kind in order if kind in found]
+
+
+def _module(name: str) -> bool:
+    """Whether ``python -m name`` works: a package, not a folder that happens to have the name."""
+    spec = importlib.util.find_spec(name)
+    return spec is not None and spec.origin is not None
 
 
 def _program(name: str, env: Mapping[str, str]) -> str | None:
