@@ -24,8 +24,8 @@ from pierhead.events import ignore
 from pierhead.formats.gguf import read_file, summary
 from pierhead.runtimes.base import Runtime
 
-PROMPT = "The harbour master wrote down every ship that came in, its cargo, its crew and its next port of call. " * 22
-BODY: dict[str, Any] = {"prompt": PROMPT, "n_predict": 128, "ignore_eos": True, "cache_prompt": False, "seed": 1}
+PROMPT = "The harbour master wrote down every ship that came in, its cargo, its crew and its next port of call. " * 11
+BODY: dict[str, Any] = {"prompt": PROMPT, "n_predict": 96, "ignore_eos": True, "cache_prompt": False, "seed": 1}
 
 
 def runtimes(folder: Path) -> dict[str, Runtime]:

@@ -7,8 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from pierhead.paths import Paths, resolve
+
+# An example may take long on a busy machine without anything being wrong; five seconds would be.
+settings.register_profile("shared-machine", deadline=5000)
+settings.load_profile("shared-machine")
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache"
