@@ -12,17 +12,16 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from pierhead.engines.llamacpp import LlamaCpp
-from pierhead.runtimes.docker import DockerRuntime
-from pierhead.runtimes.process import ProcessRuntime
-from pierhead.runtimes.readiness import wait_ready
-
 from harness import ROOT, arguments, interval, post, report
 from pierhead.config import RuntimeSettings
 from pierhead.engines.base import ModelFile, PlanRequest
+from pierhead.engines.llamacpp import LlamaCpp
 from pierhead.events import ignore
 from pierhead.formats.gguf import read_file, summary
 from pierhead.runtimes.base import Runtime
+from pierhead.runtimes.docker import DockerRuntime
+from pierhead.runtimes.process import ProcessRuntime
+from pierhead.runtimes.readiness import wait_ready
 
 PROMPT = "The harbour master wrote down every ship that came in, its cargo, its crew and its next port of call. " * 11
 BODY: dict[str, Any] = {"prompt": PROMPT, "n_predict": 96, "ignore_eos": True, "cache_prompt": False, "seed": 1}
