@@ -55,12 +55,12 @@ def ps(as_json: bool) -> None:
             str(r["context"]),
             size(r["memory_estimate"]),
             str(r["requests_open"]),
-            age(r["started"]),
+            age(r["started"]).removesuffix(" ago"),
             "pinned" if r["pinned"] else age(r["expires_at"]) if r["expires_at"] else "-",
         )
         for r in found
     ]
-    head = ("ID", "MODEL", "STATE", "RUNTIME", "CONTEXT", "MEMORY", "OPEN", "STARTED", "UNLOADS")
+    head = ("ID", "MODEL", "STATE", "RUNTIME", "CONTEXT", "MEMORY", "OPEN", "UP", "UNLOADS")
     table(head, rows, right=(4, 5, 6), fold=(1,))
     if not found:
         say("Nothing runs. `pier run MODEL` starts a model; so does the first request for it.")

@@ -128,21 +128,23 @@ def pairs(rows: Sequence[tuple[str, str]]) -> None:
 
 def size(count: float) -> str:
     """Bytes for people: ``98.4 MB``."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(count) < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
+    if abs(count) < 1000:
+        return f"{count:.0f} B"
+    return _scaled(count / 1000, ("kB", "MB", "GB", "TB"), " ")
 
 
 def number(count: int | None) -> str:
     """A count for people: ``134.5M``."""
     value = float(count or 0)
-    for unit in ("", "K", "M", "B"):
-        if value < 1000:
-            return f"{value:.0f}{unit}" if not unit else f"{value:.1f}{unit}"
+    return f"{value:.0f}" if value < 1000 else _scaled(value / 1000, ("K", "M", "B", "T"), "")
+
+
+def _scaled(value: float, units: Sequence[str], space: str) -> str:
+    for unit in units[:-1]:
+        if abs(value) < 999.95:  # what rounds to 1000.0 is one of the next unit
+            return f"{value:.1f}{space}{unit}"
         value /= 1000
-    return f"{value:.1f}T"
+    return f"{value:.1f}{space}{units[-1]}"
 
 
 def age(stamp: str | None) -> str:
@@ -159,7 +161,7 @@ def age(stamp: str | None) -> str:
 
 def duration(seconds: float) -> str:
     """Seconds for people."""
-    for limit, unit, name in ((60, 1, "s"), (3600, 60, "min"), (86400, 3600, "h")):
-        if seconds < limit:
+    for limit, unit, name in ((60, 1, "s"), (60, 60, "min"), (48, 3600, "h")):
+        if round(seconds / unit) < limit:
             return f"{seconds / unit:.0f} {name}"
     return f"{seconds / 86400:.0f} d"
