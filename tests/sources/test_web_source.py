@@ -14,6 +14,8 @@ from pierhead import events
 from pierhead.config import SourceSettings
 from pierhead.errors import AccessDenied, CorruptData, NotFound, PierError, SourceUnavailable, UsageError
 from pierhead.sources.http import redact
+from pierhead.store.manifest import MEDIA
+from pierhead.store.model import Layer
 
 from .servers import Puller, Server, digest, make_gguf
 
@@ -47,6 +49,21 @@ async def test_a_digest_in_the_reference_is_checked(server: Server, puller: Pull
     with pytest.raises(CorruptData, match="expected"):
         await puller(f"{url}#sha256={'0' * 64}", name="other")
     assert puller.leftovers() == []
+
+
+async def test_a_later_pull_of_an_unchanged_model_leaves_it_as_it_is(server: Server, puller: Puller) -> None:
+    url = server.add("/m.gguf", MODEL)
+    first = await puller(url)
+    layers = [Layer(f.digest, f.size, MEDIA[f.role], f.name, f.role) for f in first.files]
+    created = {"org.opencontainers.image.created": "2020-01-01T00:00:00+00:00"}
+    annotations = {**first.annotations, **created}
+    aged = puller.store.commit_model(first.name, layers=layers, metadata=first.metadata, annotations=annotations)
+    assert aged.digest != first.digest
+    assert await puller(url) == aged
+    server.add("/m.gguf", make_gguf(1000))
+    changed = await puller(url)
+    assert changed.files[0].digest == digest(make_gguf(1000))
+    assert changed.created != aged.created
 
 
 async def test_a_second_pull_of_a_known_digest_fetches_nothing(server: Server, puller: Puller) -> None:

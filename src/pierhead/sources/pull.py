@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
+import msgspec
+
 from pierhead.config import SourceSettings
 from pierhead.errors import (
     AccessDenied,
@@ -319,9 +321,32 @@ class _Pull:
                 f"{plan.source} is not a model that can be used: {exc.message}", hint=exc.hint, data=exc.data
             ) from exc
         annotations = {SOURCE: plan.source, **plan.annotations}
-        # two threads that write one manifest at the same moment would share a temporary file
         with os_errors("cannot commit the model"), locked(self._store.root / "commit.lock"):
+            present = _present(self._store, name)
+            if present is not None and _same(present, layers, metadata, annotations):
+                return present  # a manifest tells its time: a second one would be another model to those who use it
             return self._store.commit_model(name, layers=layers, metadata=metadata, annotations=annotations)
+
+
+def _present(store: Store, name: str) -> ModelRecord | None:
+    """The model that has the name now; None where there is none, or a damaged one."""
+    try:
+        found = store.get(name)
+    except (NotFound, CorruptData):
+        return None
+    return found if found.name == name else None
+
+
+def _same(
+    record: ModelRecord, layers: Sequence[Layer], metadata: Mapping[str, Any], annotations: Mapping[str, str]
+) -> bool:
+    """Whether a commit of these would differ from the record in nothing but its time."""
+    files = [(f.name, f.digest, f.role) for f in record.files]
+    return (
+        files == [(layer.filepath, layer.digest, layer.role) for layer in layers]
+        and record.metadata == msgspec.to_builtins(metadata)
+        and {**record.annotations, **annotations} == record.annotations
+    )
 
 
 async def _readable(file: RemoteFile, sink: Landing) -> None:
