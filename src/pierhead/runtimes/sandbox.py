@@ -76,6 +76,7 @@ def bwrap(argv: tuple[str, ...], env: dict[str, str], *, model_dir: str, entry: 
             command += ["--ro-bind", folder, folder]
     for file in _FILES:
         command += ["--ro-bind-try", file, file]
+    command += ["--size", str(TMP_SIZE), "--tmpfs", "/tmp"]  # noqa: S108  # first, since Python itself may live below it
     for prefix in _interpreter():
         command += ["--ro-bind", prefix, prefix]
     command += [
@@ -87,7 +88,6 @@ def bwrap(argv: tuple[str, ...], env: dict[str, str], *, model_dir: str, entry: 
         "/sys/devices/system/cpu",
         "/sys/devices/system/cpu",
     ]
-    command += ["--size", str(TMP_SIZE), "--tmpfs", "/tmp"]  # noqa: S108
     command += ["--ro-bind", model_dir, MODEL_DIR, "--bind", sockets, SOCKET_DIR]
     if entry:
         command += ["--ro-bind", entry, ENTRY]
