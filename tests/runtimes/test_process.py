@@ -148,7 +148,8 @@ async def test_an_engine_in_the_sandbox_reaches_nothing(
     assert await ask(f"[p for p in {hidden} if os.path.exists(p)]") == []
     assert await ask("[os.access(p, os.W_OK) for p in ('/', '/model', '/usr', '/engine', '/etc')]") == [False] * 5
     assert await ask("os.getuid()") == sandbox.UID
-    assert await ask("os.listdir('/tmp')") == []
+    mounted = {Path(p).parts[2] for p in (sys.prefix, sys.base_prefix) if p.startswith("/tmp/")}
+    assert set(await ask("os.listdir('/tmp')")) == mounted  # Python itself may live there, nothing else
     assert await ask("(lambda s: s.f_blocks * s.f_frsize)(os.statvfs('/tmp'))") == sandbox.TMP_SIZE
     assert await ask("[k for k in os.environ if k not in ('PATH', 'LANG', 'LC_CTYPE')]") == []
     engine = status(psutil.Process(instance.shim).children(recursive=True)[-1].pid)
