@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,9 @@ import pytest
 from hypothesis import settings
 
 from pierhead.paths import Paths, resolve
+
+# A suite started in the background inherits an ignored Ctrl-C, and would hand it down to the programs it tests.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # An example may take long on a busy machine without anything being wrong; five seconds would be.
 settings.register_profile("shared-machine", deadline=5000)
