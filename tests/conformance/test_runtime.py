@@ -30,6 +30,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def address_string(self): return "gateway"
     def log_message(self, *_): pass
 print("up", flush=True)
+socketserver.BaseServer.handle_error = lambda *_: None  # a probe that goes away early is no news
 server = socketserver.ThreadingUnixStreamServer(sys.argv[1], Handler)
 with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as out:
     try: out.sendto(b"READY=1", os.path.join(os.path.dirname(sys.argv[1]), "notify.sock"))
@@ -63,6 +64,8 @@ async def runtime(request: pytest.FixtureRequest) -> AsyncIterator[Any]:
             left = await made.adopt(replica)
             if left is not None:
                 await left.stop(1)
+        if kind == "docker":
+            await made.close()
 
 
 @pytest.fixture

@@ -226,6 +226,7 @@ async def test_without_an_engine_the_capabilities_say_so(tmp_path: Path) -> None
 async def test_a_socket_for_others_is_denied_with_what_to_do(docker_settings: RuntimeSettings) -> None:
     code = (
         "import os, sys\nfrom pierhead.errors import AccessDenied\nfrom pierhead.runtimes.docker_api import find\n"
+        "find(sys.argv[1])  # with all that it imports: those folders may be closed to others\n"
         "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
         "try: find(sys.argv[1])\nexcept AccessDenied as exc: print(exc.hint)"
     )

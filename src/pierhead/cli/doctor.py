@@ -8,7 +8,6 @@ import os
 import platform
 import shutil
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import click
@@ -135,10 +134,12 @@ async def runtimes(paths: Paths) -> list[Check]:
     from pierhead.runtimes.process import ProcessRuntime
 
     wanted = settings(paths).settings.runtime
-    found = {"process": ProcessRuntime(paths.replicas, wanted), "docker": LazyDocker(paths.replicas, wanted)}
+    docker = LazyDocker(paths.replicas, wanted)
+    async with contextlib.aclosing(docker):
+        found = (await ProcessRuntime(paths.replicas, wanted).capabilities(), await docker.capabilities())
     checks: list[Check] = []
-    for name, runtime in found.items():
-        can: Any = await runtime.capabilities()
+    for can in found:
+        name = can.name
         title = f"Runtime {name}"
         if not can.available:
             state = "fail" if name == "process" else "warn"

@@ -8,14 +8,15 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 
 import msgspec
 import uvicorn
 
 from pierhead import __version__
-from pierhead.config import Loaded, Settings
+from pierhead.config import Loaded
 from pierhead.daemon.control import Counting, application
+from pierhead.daemon.docker import LazyDocker
 from pierhead.daemon.gateway_link import GatewayLink
 from pierhead.daemon.gateway_process import Spawned
 from pierhead.daemon.keys import Keys
@@ -29,7 +30,6 @@ from pierhead.events import AnyEvent, Listener, PullDone
 from pierhead.fleet.supervisor import Supervisor
 from pierhead.gateway.link import Activity, Endpoint, Key, Snapshot
 from pierhead.paths import Paths
-from pierhead.runtimes.base import Runtime
 from pierhead.runtimes.process import ProcessRuntime
 from pierhead.store.layout import Store
 from pierhead.store.model import ModelRecord
@@ -47,16 +47,6 @@ class _Server(uvicorn.Server):
         yield
 
 
-def make_runtimes(paths: Paths, settings: Settings) -> Mapping[str, Runtime]:
-    """Every runtime this version knows."""
-    from pierhead.daemon.docker import LazyDocker
-
-    return {
-        "process": ProcessRuntime(paths.replicas, settings.runtime),
-        "docker": LazyDocker(paths.replicas, settings.runtime),
-    }
-
-
 class Daemon:
     """The daemon of one installation (see ``daemon.parts.Parts`` for what the control API uses)."""
 
@@ -66,10 +56,11 @@ class Daemon:
         self.started = time.time()
         self.store = Store.open(paths.store)
         self.keys = Keys(paths.database, paths.state / "pepper")
+        self._docker = LazyDocker(paths.replicas, loaded.settings.runtime)
         self.fleet = Supervisor(
             store=self.store,
             engines=(LlamaCpp(loaded.settings.runtime.base_image, loaded.settings.engine.max_context),),
-            runtimes=make_runtimes(paths, loaded.settings),
+            runtimes={"process": ProcessRuntime(paths.replicas, loaded.settings.runtime), "docker": self._docker},
             settings=loaded.settings,
             replicas_dir=paths.replicas,
             changed=self._fleet_changed,
@@ -125,6 +116,7 @@ class Daemon:
             for task in background:
                 task.cancel()
             await asyncio.gather(*background, return_exceptions=True)
+            await self._docker.aclose()
 
     async def _serve(self, server: _Server, held: Held) -> None:
         """Serve the control API until cancelled; what it is answering then gets a moment to end."""

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pierhead.config import RuntimeSettings
 from pierhead.engines.base import LaunchSpec
 from pierhead.events import Listener
-from pierhead.runtimes.base import Capabilities, Instance, Runtime
+from pierhead.runtimes.base import Capabilities, Instance
+
+if TYPE_CHECKING:
+    from pierhead.runtimes.docker import DockerRuntime
 
 
 class LazyDocker:
@@ -17,7 +21,7 @@ class LazyDocker:
     def __init__(self, replicas: Path, settings: RuntimeSettings) -> None:
         self._replicas = replicas
         self._settings = settings
-        self._real: Runtime | None = None
+        self._real: DockerRuntime | None = None
 
     def _plausible(self) -> bool:
         if self._settings.docker_host or os.environ.get("DOCKER_HOST"):
@@ -26,7 +30,7 @@ class LazyDocker:
         places = ("/var/run/docker.sock", "/run/podman/podman.sock", f"{run}/docker.sock", f"{run}/podman/podman.sock")
         return any(Path(p).exists() for p in places)
 
-    def _runtime(self) -> Runtime:
+    def _runtime(self) -> DockerRuntime:
         if self._real is None:
             from pierhead.runtimes.docker import DockerRuntime
 
@@ -51,3 +55,8 @@ class LazyDocker:
 
     async def adopt(self, replica: str) -> Instance | None:
         return await self._runtime().adopt(replica)
+
+    async def aclose(self) -> None:
+        """Let go of the Engine; containers go on."""
+        if self._real is not None:
+            await self._real.close()
