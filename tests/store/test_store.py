@@ -96,6 +96,19 @@ def test_a_download_that_cannot_fit_is_refused_before_it_starts(store: Store) ->
     with pytest.raises(OutOfSpace) as caught:
         store.ingest("k", size=1 << 60).__enter__()
     assert caught.value.data["needed"] == 1 << 60
+    assert not list(store.blobs.ingests.glob("*.part"))
+
+
+def test_the_collector_takes_partials_in_which_nothing_landed(store: Store) -> None:
+    with store.ingest("empty") as ingest:
+        empty = ingest.part
+    with store.ingest("begun") as ingest:
+        ingest.write(b"x")
+        begun = ingest.part
+    assert empty.exists()
+    store.collect()
+    assert not empty.exists()
+    assert begun.read_bytes() == b"x"
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="mounting a small disk needs root")

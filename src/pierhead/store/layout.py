@@ -336,8 +336,8 @@ class Store:
             if not is_locked(part) and _changed(part) < horizon:
                 # a partial stays for a later pull to go on with, unless nothing has landed
                 data = part.with_suffix(".part")
-                if not data.exists():
-                    old += [p for p in (part.with_suffix(".mark"), part.with_suffix(".done"), part) if p.exists()]
+                if not data.exists() or data.stat().st_size == 0:
+                    old += [p for p in (data, *(part.with_suffix(s) for s in (".mark", ".done")), part) if p.exists()]
         return old
 
     def discard_partials(self) -> int:
