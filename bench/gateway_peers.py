@@ -143,8 +143,8 @@ def caddy(setup: Setup, *, auth: bool, upstream: str, streaming: bool) -> contex
 
 def litellm(setup: Setup, *, auth: bool, upstream: str, streaming: bool) -> contextlib.AbstractContextManager[Any]:
     """LiteLLM's proxy, one worker."""
-    rule = f"general_settings:\n  master_key: {KEY}" if auth else ""
-    conf = setup.render("litellm.yaml", AUTH=rule)
+    general = f"master_key: {KEY}" if auth else "dangerously_permit_weak_or_unset_master_key: true"
+    conf = setup.render("litellm.yaml", AUTH=f"general_settings:\n  {general}")
     env = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")}
     env |= {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR", "HOME": str(setup.folder)}
     argv = [str(CACHE / "litellm/bin/litellm"), "--config", str(conf), "--port", str(PORT), "--host", "127.0.0.1"]
