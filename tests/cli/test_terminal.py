@@ -105,7 +105,9 @@ def test_a_pull_draws_a_bar(stocked: Stocked, smollm2: Path) -> None:
 
 
 def test_ctrl_c_ends_a_single_answer_with_its_status(stocked: Stocked) -> None:
-    made = terminal(stocked[2], "run", "smollm2", "Count from one to one thousand.", "--max-tokens", "900")
+    # Greedy, so that the answer is a long one in every run.
+    prompt = ("Write a long story about a lighthouse.", "--temperature", "0", "--max-tokens", "900")
+    made = terminal(stocked[2], "run", "smollm2", *prompt)
     made.expect(r"\w+ \w+ \w+")
     made.sendintr()
     made.expect(pexpect.EOF)
