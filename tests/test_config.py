@@ -16,6 +16,30 @@ def test_without_file_or_environment_the_defaults_hold(tmp_path: Path) -> None:
     assert not loaded.origins
 
 
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("127.0.0.1:1, [::1]:2", ("127.0.0.1:1", "[::1]:2")),
+        ('["127.0.0.1:1", "[::1]:2"]', ("127.0.0.1:1", "[::1]:2")),
+        ("[::1]:2", ("[::1]:2",)),
+        ("[]", ()),
+    ],
+)
+def test_a_list_in_the_environment_is_written_with_commas_or_as_json(
+    tmp_path: Path, text: str, wanted: tuple[str, ...]
+) -> None:
+    loaded = load(tmp_path / "none.toml", env={"PIERHEAD_GATEWAY__LISTEN": text})
+    assert loaded.settings.gateway.listen == wanted
+
+
+def test_an_unknown_section_is_refused_even_when_it_is_empty(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text("[gatway]\n")
+    with pytest.raises(ConfigError, match="unknown section 'gatway'") as caught:
+        load(file, env={})
+    assert caught.value.hint == "Did you mean 'gateway'?"
+
+
 def test_a_flag_beats_the_environment_which_beats_the_file(tmp_path: Path) -> None:
     file = tmp_path / "config.toml"
     file.write_text("[fleet]\nkeep_alive = 1.0\nmax_restarts = 1\ndrain_timeout = 1.0\n[engine]\noptions = {a = 1}\n")

@@ -130,6 +130,7 @@ def load(
     for section, values in _read(file).items():
         if not isinstance(values, dict):
             raise ConfigError(f"{file}: '{section}' must be a table", hint=f"Write it as [{section}] in {file}.")
+        _known(section, Settings.__struct_fields__, "section", str(file))
         for key, value in cast("dict[str, Any]", values).items():
             _put(merged, origins, section, key, value, str(file))
     for name, text in (os.environ if env is None else env).items():
@@ -191,7 +192,8 @@ def _convert(value: Any, kind: Any) -> Any:
         if kind is bool:
             value = {"1": True, "true": True, "0": False, "false": False}.get(value.lower(), value)
         elif getattr(kind, "__origin__", None) is tuple:
-            value = [part.strip() for part in value.split(",") if part.strip()]
+            listed = value.strip() == "[]" or (value.strip().startswith("[") and '"' in value)  # [::1]:80 is an address
+            value = msgspec.json.decode(value) if listed else [p.strip() for p in value.split(",") if p.strip()]
         elif getattr(kind, "__origin__", None) is dict:
             value = msgspec.json.decode(value)
     return msgspec.convert(value, kind, strict=not isinstance(value, str))

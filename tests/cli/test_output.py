@@ -20,7 +20,7 @@ Stocked = tuple[Pier, Paths, dict[str, str]]
 VERBS = [
     "ps", "list", "df", "status", "version", "doctor", "key list", "service status", "inspect smollm2",
     "cp smollm2 twin", "rm twin", "key create k", "key revoke k", "stop --all",
-    "run smollm2 Hi --max-tokens 2", "stats --no-stream",
+    "run smollm2 Hi --max-tokens 2", "stats --no-stream", "logs smollm2 --tail 1",
 ]  # fmt: skip
 
 

@@ -65,6 +65,8 @@ def test_tables_fit_the_terminal(stocked: Stocked, columns: int) -> None:
     pier("run", "smollm2", "Hi", "--max-tokens", "2")
     for verb in ("ps", "list", "status", "inspect smollm2", "df", "stats --no-stream", "doctor"):
         lines = ESCAPES.sub("", whole(terminal(env, *verb.split(), columns=columns))).splitlines()
+        long = [line for line in lines if len(line) > columns and " " in line.split("  ")[-1].strip()]
+        assert not long, verb
         if verb in ("ps", "list", "stats --no-stream"):
             assert max(map(len, lines)) <= columns, verb
             assert "smollm2" in lines[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -93,12 +94,39 @@ def test_list_inspect_cp_df_and_rm_keep_the_books(stocked: Stocked) -> None:
     assert found["metadata"]["architecture"] == "llama"
     assert found["estimate"]["context"] == 2048
     assert found["estimate"]["total"] > found["estimate"]["weights"] > 90_000_000
-    assert "134.5M" in pier("inspect", "mine").stdout
+    shown = pier("inspect", "mine").stdout
+    assert "134.5M" in shown
+    parts = [float(n) for n in re.findall(r"(?:weights|KV cache|compute|program) ([\d.]+) MB", shown)]
+    assert len(parts) == 4
+    assert sum(parts) == pytest.approx(float(re.search(r"Memory +([\d.]+) MB", shown)[1]), abs=0.3)  # type: ignore[index]
+    assert pier("list", "--quiet").stdout.split() == ["mine", "smollm2"]
     assert "98.4 MB" in pier("list").stdout
     (removed,) = json.loads(pier("rm", "mine", "--json").stdout)
     assert removed["kept"] == 98362432
     usage = json.loads(pier("df", "--json").stdout)
     assert 98_000_000 < usage["total"] < 99_000_000
+
+
+def test_of_several_models_none_is_removed_when_one_is_not_there(stocked: Stocked) -> None:
+    pier = stocked[0]
+    pier("cp", "smollm2", "mine")
+    done = pier("rm", "mine", "ghost")
+    assert done.returncode == 3
+    assert pier("rm", "mine").returncode == 0
+
+
+def test_what_runs_is_empty_without_a_daemon(bare: Pier) -> None:
+    for verb in ("ps", "stats"):
+        done = bare(verb, "--json") if verb == "ps" else bare(verb, "--no-stream", "--json")
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout) in ([], {"replicas": []})
+        assert "Nothing runs" in bare(verb).stderr
+
+
+def test_json_that_was_cut_is_said(stocked: Stocked) -> None:
+    done = stocked[0]("run", "smollm2", "Describe a ship.", "--format", "json", "--max-tokens", "3")
+    assert done.returncode == 0
+    assert "not whole JSON" in done.stderr
 
 
 def test_a_model_that_runs_is_not_removed(stocked: Stocked) -> None:
@@ -118,6 +146,7 @@ def test_keys_are_shown_once_listed_and_revoked(stocked: Stocked) -> None:
     assert made["key"] not in listed
     assert made["key"].encode() not in b"".join(p.read_bytes() for p in paths.state.glob("pierhead.db*"))
     assert pier("key", "revoke", made["id"]).returncode == 0
+    assert "pier key create" in pier("key", "list").stderr
     assert json.loads(pier("key", "list", "--json").stdout) == []
 
 
@@ -168,6 +197,7 @@ def test_a_chat_takes_several_lines_and_lists_its_commands(stocked: Stocked, tmp
     talk.sendline("/help")
     talk.expect("/clear")
     talk.sendline("/set max_tokens 3")
+    talk.expect("max_tokens is 3")
     talk.sendline('"""first line')
     talk.expect(r"\.\.\.")
     talk.sendline('second line"""')

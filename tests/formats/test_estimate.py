@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pierhead.errors import CorruptData, UsageError
 from pierhead.formats import gguf
-from pierhead.formats.estimate import estimate, fit_context
+from pierhead.formats.estimate import PROJECTOR_SCRATCH, estimate, fit_context
 
 MODEL: dict[str, Any] = {
     "architecture": "llama",
@@ -67,6 +67,11 @@ def test_an_embedding_model_has_no_cache() -> None:
 def test_adapters_and_projectors_are_added_and_the_parts_make_the_total() -> None:
     found = estimate(MODEL, context=512, extra_weights=5000)
     assert found.weights == MODEL["weights_bytes"] + 5000
+    eye = 300 << 20
+    seeing, plain = estimate(MODEL, context=512, projector=eye), estimate(MODEL, context=512)
+    assert seeing.weights == plain.weights + eye
+    assert seeing.compute == plain.compute + eye
+    assert estimate(MODEL, context=512, projector=1).compute == plain.compute + PROJECTOR_SCRATCH
     told = json.loads(json.dumps(found.to_dict()))
     assert told["total"] == found.total == sum(told.values()) - told["total"]
 

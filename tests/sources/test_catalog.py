@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import msgspec
@@ -22,6 +23,14 @@ REPO = "org/Tiny-GGUF"
 def write(puller: Puller, text: str) -> None:
     puller.paths.config.mkdir(parents=True, exist_ok=True)
     (puller.paths.config / "catalog.toml").write_text(text)
+
+
+def test_the_guides_example_is_a_catalogue() -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "how-to" / "catalog.md").read_text("utf-8")
+    example = re.search(r"```toml\n(.*?)```", guide, re.S)
+    assert example
+    (made,) = read(example[1], "the guide")
+    assert made.references == ("helper", "helper:v2")
 
 
 def entry(*sources: str, sha: str = "", name: str = "tiny") -> str:

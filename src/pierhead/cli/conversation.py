@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 import click
 
-from pierhead.cli.output import say
+from pierhead.cli.output import say, wrapped
 from pierhead.cli.request import Request, picture, quote, read_text
 from pierhead.cli.run import check_sight
 from pierhead.errors import PierError
@@ -97,8 +98,8 @@ class Conversation:
 
     def _help(self, _: str) -> None:
         for name, (argument, meaning) in COMMANDS.items():
-            click.echo(f"/{name} {argument}".ljust(18) + meaning)
-        click.echo(f"\n{_KEYS}")
+            click.echo(wrapped(f"/{name} {argument}".ljust(18) + meaning, sys.stdout, 18))
+        click.echo(wrapped(f"\n{_KEYS}", sys.stdout))
 
     def _exit(self, _: str) -> None:
         self.over = True
@@ -125,12 +126,14 @@ class Conversation:
             self.request.given[name] = convert(value.strip())
         except (ValueError, KeyError):
             say(f"{name} must be {wanted}.")
+            return
+        say(f"{name} is {_shown(self.request.given[name])}.")
 
     def _show(self, _: str) -> None:
         say(f"model {self.model}, {len(self.messages)} messages")
         for name in _SETTINGS:
             if self.request.given.get(name) is not None:
-                say(f"{name} {self.request.given[name]}")
+                say(f"{name} {_shown(self.request.given[name])}")
 
     def _file(self, path: str) -> None:
         self.files.append(quote(path))
@@ -157,6 +160,11 @@ class Conversation:
             return
         self.messages = messages
         say(f"{len(self.messages)} messages.")
+
+
+def _shown(value: Any) -> str:
+    """A setting as it is typed."""
+    return str(value) if not isinstance(value, bool) else "on" if value else "off"
 
 
 def _saved(text: str) -> list[dict[str, Any]] | None:

@@ -7,6 +7,7 @@ import contextlib
 import os
 import platform
 import shutil
+import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -14,7 +15,7 @@ import click
 import msgspec
 
 from pierhead.cli.help import Verb, json_option, option
-from pierhead.cli.output import here, print_json, settings, size
+from pierhead.cli.output import here, print_json, settings, size, wrapped
 from pierhead.errors import PierError
 from pierhead.paths import Paths
 
@@ -75,9 +76,9 @@ def _show(checks: list[Check]) -> None:
     }
     width = max(len(c.name) for c in checks)
     for check in checks:
-        click.echo(f"{marks[check.state]} {check.name.ljust(width)}  {check.text}")
+        click.echo(wrapped(f"{marks[check.state]} {check.name.ljust(width)}  {check.text}", sys.stdout, width + 4))
         if check.fix:
-            click.echo(f"  {' ' * width}  → {check.fix}")
+            click.echo(wrapped(f"  {' ' * width}  → {check.fix}", sys.stdout, width + 6))
 
 
 def machine() -> list[Check]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -59,7 +60,15 @@ def inspect(model: str, context: int | None, parallel: int, cache_type: str, rem
     tokens = context or min(int(summary.get("context_length") or 4096), 8192)
     need: dict[str, Any] = {}
     if summary.get("layers"):
-        sizing = estimate(summary, context=tokens, parallel=parallel, cache_type_k=cache_type, cache_type_v=cache_type)
+        sizing = estimate(
+            summary,
+            context=tokens,
+            parallel=parallel,
+            cache_type_k=cache_type,
+            cache_type_v=cache_type,
+            extra_weights=_total(found, "lora", "draft"),
+            projector=_total(found, "mmproj"),
+        )
         need = {"context": tokens, "parallel": parallel, "cache_type": cache_type, **sizing.to_dict()}
     if as_json:
         print_json({**found, "estimate": need})
@@ -89,6 +98,18 @@ def _remote(paths: Paths, model: str) -> dict[str, Any]:
     return asyncio.run(inspect_remote(model, settings=settings(paths).settings.sources, paths=paths))
 
 
+def _total(found: dict[str, Any], *roles: str) -> int:
+    """Bytes of the model's files in these roles."""
+    return sum(int(f["size"]) for f in found.get("files", ()) if f.get("role") in roles)
+
+
+def _files(files: Sequence[dict[str, Any]]) -> list[str]:
+    """Each file's name, size and role, aligned."""
+    longest = max((len(f["name"]) for f in files), default=0)
+    widest = max((len(size(f["size"])) for f in files), default=0)
+    return [f"{f['name']:<{longest}}  {size(f['size']):>{widest}}  {f.get('role', '')}" for f in files]
+
+
 def _show(found: dict[str, Any], summary: dict[str, Any], need: dict[str, Any]) -> None:
     rows = [("Name", ", ".join(found.get("names") or [found.get("name", "")]))]
     if found.get("digest"):
@@ -104,10 +125,10 @@ def _show(found: dict[str, Any], summary: dict[str, Any], need: dict[str, Any]) 
         ("Licence", str(summary.get("license") or "not stated")),
         ("Chat template", "yes" if summary.get("chat_template") else "no"),
     ]
-    files = [f"{f['name']}  {size(f['size'])}  {f.get('role', '')}" for f in found.get("files", ())]
-    rows.append(("Files", "\n".join(files)))
+    rows.append(("Files", "\n".join(_files(found.get("files", ())))))
     if need:
         head = f"{size(need['total'])} at {need['context']:,} tokens × {need['parallel']}, {need['cache_type']} cache"
-        parts = f"weights {size(need['weights'])}, KV cache {size(need['kv_cache'])}, compute {size(need['compute'])}"
+        names = {"weights": "weights", "kv_cache": "KV cache", "compute": "compute", "overhead": "program"}
+        parts = ", ".join(f"{name} {size(need[key])}" for key, name in names.items())
         rows.append(("Memory", f"{head}\n{parts}"))
     pairs([(name, value) for name, value in rows if value])

@@ -48,6 +48,8 @@ def list_keys(as_json: bool) -> None:
         print_json(found)
         return
     table(("ID", "NAME", "CREATED"), [(k["id"], k["name"], age(k["created"])) for k in found])
+    if not found:
+        say("There are no keys. `pier key create NAME` makes one.")
 
 
 @key.command()

@@ -14,7 +14,7 @@ from pierhead.cli.help import Verb, json_option, option
 from pierhead.cli.output import age, here, pairs, print_json, say, settings, size, table, warn
 from pierhead.cli.progress import bars
 from pierhead.daemon.client import Client
-from pierhead.errors import DaemonUnavailable
+from pierhead.errors import DaemonUnavailable, NotFound
 from pierhead.paths import Paths
 from pierhead.store.layout import Store
 from pierhead.store.model import ModelRecord
@@ -64,10 +64,29 @@ def pull(reference: str, name: str | None, link: bool, as_json: bool) -> None:
 
         fetch(paths, reference, name, emit, link)
         return
+    done: list[events.AnyEvent] = []
     with bars() as listener:
-        record = fetch(paths, reference, name, listener, link)
-    say(f"Pulled {record.name}, {size(record.size)}.")
+
+        def listen(event: events.AnyEvent) -> None:
+            done.append(event) if isinstance(event, events.PullDone) else listener(event)
+
+        record = fetch(paths, reference, name, listen, link)
+    cached = any(isinstance(event, events.PullDone) and event.cached for event in done)
+    say(f"Pulled {record.name}, {size(record.size)}." + (" Nothing had to be fetched." if cached else ""))
     click.echo(record.digest)
+
+
+def known(store: Store, name: str) -> None:
+    """NotFound with what is there, for verbs that a pull beforehand would not help."""
+    try:
+        store.get(name)
+    except NotFound as exc:
+        raise NotFound(exc.message, hint=_closest(exc.hint), data=exc.data) from exc
+
+
+def _closest(hint: str | None) -> str:
+    """The store's hint without its advice to pull."""
+    return (hint or "").partition("Type `pier pull")[0].strip() or "`pier list` shows the models in the store."
 
 
 @click.command("list", cls=Verb)
@@ -80,8 +99,8 @@ def list_models(quiet: bool, as_json: bool) -> None:
         print_json(records)
         return
     if quiet:
-        for record in records:
-            click.echo(record.name)
+        for name in (name for record in records for name in record.names):
+            click.echo(name)
         return
     rows = [
         (
@@ -111,7 +130,9 @@ def cp(source: str, target: str, as_json: bool) -> None:
 
     Nothing is copied; `pier rm SOURCE` afterwards makes it a rename.
     """
-    record = open_store(here()).tag(source, target)
+    store = open_store(here())
+    known(store, source)
+    record = store.tag(source, target)
     if as_json:
         print_json(record)
         return
@@ -128,6 +149,8 @@ def rm(names: tuple[str, ...], as_json: bool) -> None:
     """
     paths = here()
     store = open_store(paths)
+    for name in names:
+        known(store, name)
     removed = [store.remove(name) for name in names]
     _tell_daemon(paths)
     if as_json:

@@ -24,7 +24,7 @@ from pierhead.cli.output import (
     warn,
 )
 from pierhead.daemon.client import Client
-from pierhead.errors import DaemonUnavailable, UsageError
+from pierhead.errors import DaemonUnavailable, NotFound, UsageError
 
 
 def running(client: Client) -> list[dict[str, Any]]:
@@ -36,6 +36,12 @@ def running(client: Client) -> list[dict[str, Any]]:
             raise
         return []
     return found
+
+
+def _needs_daemon(client: Client, name: str) -> None:
+    """NotFound when no daemon runs: then nothing does, and starting one would not change it."""
+    if client.version() is None:
+        raise NotFound(f"nothing runs as '{name}': no daemon is running", hint=f"`pier run {name}` starts a model.")
 
 
 @click.command(cls=Verb)
@@ -73,10 +79,16 @@ def ps(as_json: bool) -> None:
 @click.argument("model", shell_complete=complete_model)
 @option("-f", "--follow", is_flag=True, help="Go on as the log grows.")
 @option("--tail", type=click.IntRange(0), metavar="N", help="Only the last N lines.")
-def logs(model: str, follow: bool, tail: int | None) -> None:
+@json_option
+def logs(model: str, follow: bool, tail: int | None, as_json: bool) -> None:
     """Print the log of MODEL's engine (a model's name or a replica's id)."""
     query = {"follow": follow or None, "tail": tail}
-    for line in Client(here()).lines("GET", f"/replicas/{model}/logs", query=query):
+    client = Client(here())
+    _needs_daemon(client, model)
+    for line in client.lines("GET", f"/replicas/{model}/logs", query=query):
+        if as_json:
+            print_json_line({"line": line.decode("utf-8", "replace")})
+            continue
         sys.stdout.buffer.write(line + b"\n")
         sys.stdout.buffer.flush()
 
@@ -94,6 +106,8 @@ def stop(models: tuple[str, ...], everything: bool, daemon: bool, timeout: float
     if daemon and not everything:
         raise UsageError("--daemon goes with --all", hint="Type `pier stop --all --daemon`.")
     client = Client(here(), timeout=600)
+    for model in models:
+        _needs_daemon(client, model)
     targets = [r["id"] for r in running(client)] if everything else list(models)
     stopped: list[str] = []
     for target in targets:
@@ -157,7 +171,9 @@ def version(as_json: bool) -> None:
 def stats(no_stream: bool, interval: float, as_json: bool) -> None:
     """Watch memory, CPU and processes of what runs."""
     query = {"interval": interval, "once": no_stream or None}
-    readings = Client(here()).stream("GET", "/replicas/stats", query=query)
+    client = Client(here())
+    nothing: list[dict[str, Any]] = [{"replicas": []}]
+    readings = client.stream("GET", "/replicas/stats", query=query) if client.version() else iter(nothing)
     if as_json:
         for reading in readings:
             print_json_line(reading)
@@ -165,6 +181,8 @@ def stats(no_stream: bool, interval: float, as_json: bool) -> None:
     if no_stream or not sys.stdout.isatty():
         for reading in readings:
             table(_STATS, _stat_rows(reading), right=_RIGHT, fold=(1,))
+            if not reading["replicas"]:
+                say("Nothing runs.")
         return
     from rich.live import Live
 

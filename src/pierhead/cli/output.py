@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
@@ -73,12 +73,34 @@ def print_error(error: PierError, as_json: bool) -> None:
 
 def say(text: str) -> None:
     """Talk, on stderr."""
-    click.echo(text, err=True)
+    click.echo(wrapped(text, sys.stderr), err=True)
 
 
 def warn(text: str) -> None:
     """A warning, on stderr."""
-    click.echo(f"{click.style('Note:', fg='yellow', bold=True)} {text}", err=True)
+    say(f"{click.style('Note:', fg='yellow', bold=True)} {text}")
+
+
+def wrapped(text: str, stream: TextIO, indent: int | None = None) -> str:
+    """Text whose lines end between words on a terminal; ``indent``: of what follows, else each line's own."""
+    if not stream.isatty():
+        return text
+    import shutil
+    import textwrap
+
+    width = shutil.get_terminal_size().columns
+    lines: list[str] = []
+    for line in text.split("\n"):
+        if len(click.unstyle(line)) <= width:
+            lines.append(line)
+            continue
+        own = len(line) - len(line.lstrip()) if indent is None else indent
+        room = width + len(line) - len(click.unstyle(line))
+        fold = textwrap.TextWrapper(
+            room, subsequent_indent=" " * own, break_long_words=False, break_on_hyphens=False, drop_whitespace=True
+        )
+        lines += fold.wrap(line)
+    return "\n".join(lines)
 
 
 def table(
@@ -120,10 +142,10 @@ def pairs(rows: Sequence[tuple[str, str]]) -> None:
     """Names and values, aligned, on stdout."""
     width = max((len(name) for name, _ in rows), default=0)
     for name, value in rows:
-        first, *more = value.splitlines() or [""]
-        click.echo(f"{click.style(name.ljust(width), bold=True)}  {first}")
-        for line in more:
-            click.echo(f"{' ' * width}  {line}")
+        first, *more = printable(value).splitlines() or [""]
+        lines = (f"{click.style(name.ljust(width), bold=True)}  {first}", *(f"{' ' * width}  {line}" for line in more))
+        for line in lines:
+            click.echo(wrapped(line, sys.stdout, width + 2))
 
 
 def size(count: float) -> str:

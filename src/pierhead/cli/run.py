@@ -87,7 +87,9 @@ def _finish(record: ModelRecord, answer: Answer, given: dict[str, Any], as_json:
         said = {"model": record.name, "content": answer.text, "thinking": answer.thinking}
         print_json({**said, "finish_reason": answer.finish, "timings": answer.timings})
         return
-    if answer.finish == "length" and given["max_tokens"] is None:
+    if answer.finish == "length" and given["max_tokens"] and given["shape"]:
+        warn("the answer was cut at --max-tokens: it is not whole JSON.")
+    elif answer.finish == "length" and given["max_tokens"] is None:
         warn("the answer was cut: the context is full. Give --context a larger number.")
     if given["verbose"]:
         show_timings(answer.timings)

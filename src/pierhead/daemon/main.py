@@ -114,15 +114,15 @@ def _early_gateway(paths: Paths, loaded: Loaded) -> gateway_process.Spawned | No
 
 
 def _refuse(error: PierError) -> int:
-    print(f"error: {error.message}", file=sys.stderr)  # noqa: T201
+    print(f"Error: {error.message}", file=sys.stderr)  # noqa: T201
     if error.hint:
-        print(error.hint, file=sys.stderr)  # noqa: T201
+        print(f"  {error.hint}", file=sys.stderr)  # noqa: T201
     return error.exit_code
 
 
 def _report(answer: dict[str, Any]) -> int:
     if not answer:
-        print("error: the daemon ended while it was starting", file=sys.stderr)  # noqa: T201
+        print("Error: the daemon ended while it was starting", file=sys.stderr)  # noqa: T201
         return 1
     if "error" in answer:
         return _refuse(from_dict(answer["error"]))

@@ -54,14 +54,14 @@ class LlamaCpp:
         parallel = int(settings.pop("parallel", 0)) or 1
         asked = int(settings.pop("context", 0))
         mode = self._mode(settings, request)
-        extra = sum(f.size for f in request.files if f.role in ("mmproj", "lora", "draft"))
         sizing: dict[str, Any] = {
             "cache_type_k": _cache(settings.get("cache_type_k")),
             "cache_type_v": _cache(settings.get("cache_type_v")),
             "parallel": parallel,
             "batch": int(settings.get("n_batch", 2048)),
             "ubatch": int(settings.get("n_ubatch", 512)),
-            "extra_weights": extra,
+            "extra_weights": sum(f.size for f in request.files if f.role in ("lora", "draft")),
+            "projector": sum(f.size for f in request.files if f.role == "mmproj"),
         }
         context = self._context(request, asked, sizing)
         needed = estimate(request.metadata, context=context, **sizing)

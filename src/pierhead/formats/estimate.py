@@ -17,6 +17,10 @@ CELL_STEP = 256
 PROGRAM = 32 << 20
 PER_TOKEN_OF_VOCABULARY = 192
 
+# What a projector allocates to look at a picture depends on the picture. This margin is not measured: its own size,
+# and no less than this.
+PROJECTOR_SCRATCH = 128 << 20
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -68,16 +72,20 @@ def estimate(
     batch: int = 2048,
     ubatch: int = 512,
     extra_weights: int = 0,
+    projector: int = 0,
     flash_attention: bool = True,
 ) -> Estimate:
-    """Memory for ``parallel`` slots of ``context`` tokens each; ``extra_weights``: adapters, projector, draft model.
+    """Memory for ``parallel`` slots of ``context`` tokens each; ``extra_weights``: bytes of adapters and draft model.
 
+    ``projector`` are the bytes of a multimodal projector: they count as weights, and a margin for its work as compute.
     ``summary`` is what ``gguf.summary`` made. Cache types are llama.cpp's names (f32, f16, bf16, q8_0, q4_0, q4_1,
     q5_0, q5_1, iq4_nl); any other is a ``UsageError``. Without flash attention the whole matrix of attention scores of
     a ubatch is materialized.
     """
-    if min(context, parallel, batch, ubatch) < 1 or extra_weights < 0:
-        raise UsageError("context, parallel, batch and ubatch must be at least 1", hint="pier inspect MODEL")
+    if min(context, parallel, batch, ubatch) < 1 or extra_weights < 0 or projector < 0:
+        raise UsageError(
+            "context, parallel, batch and ubatch must be at least 1", hint="`pier inspect --help` explains them."
+        )
     cells = _pad(context, CELL_STEP)
     plan = _Plan(
         cells=cells,
@@ -89,9 +97,9 @@ def estimate(
     )
     shape = Shape.of(summary)
     return Estimate(
-        weights=Facts(summary).number("weights_bytes") + extra_weights,
+        weights=Facts(summary).number("weights_bytes") + extra_weights + projector,
         kv_cache=_cache(shape, plan) + shape.state * plan.parallel,
-        compute=_compute(shape, plan),
+        compute=_compute(shape, plan) + (max(projector, PROJECTOR_SCRATCH) if projector else 0),
         overhead=PROGRAM + PER_TOKEN_OF_VOCABULARY * shape.vocabulary,
     )
 
@@ -114,7 +122,7 @@ def fit_context(summary: Mapping[str, Any], *, free: int, limit: int, **options:
 def _cache_type(name: str) -> TensorType:
     kind = CACHE_TYPES.get(name.lower())
     if kind is None:
-        raise UsageError(f"unknown cache type {name!r}", hint=f"choose one of {', '.join(sorted(CACHE_TYPES))}")
+        raise UsageError(f"unknown cache type {name!r}", hint=f"Choose one of {', '.join(sorted(CACHE_TYPES))}.")
     return kind
 
 

@@ -24,7 +24,7 @@ def read_file(path: Path) -> Header:
     """Header of the file at ``path``; ``CorruptData`` also where tensor data lies beyond its end."""
     try:
         if path.exists() and not path.is_file():  # a pipe would block, a device never end
-            raise UsageError(f"{path} is not a file", hint="name a .gguf file")
+            raise UsageError(f"{path} is not a file", hint="Name a .gguf file.")
         with path.open("rb", buffering=0) as file:
             size = file.seek(0, 2)
             file.seek(0)
@@ -35,9 +35,9 @@ def read_file(path: Path) -> Header:
                 step = min(step * 2, MAX_STEP)
             return parser.header
     except FileNotFoundError as error:
-        raise NotFound(f"no such file: {path}", hint="check the path") from error
+        raise NotFound(f"no such file: {path}", hint="Check the path.") from error
     except PermissionError as error:
-        raise AccessDenied(f"may not read {path}", hint=f"sudo chmod a+r {path}") from error
+        raise AccessDenied(f"may not read {path}", hint=f"Type `sudo chmod a+r {path}`.") from error
     except OSError as error:
         raise PierError(f"cannot read {path}: {error.strerror or error}") from error
     except CorruptData as error:
@@ -65,7 +65,7 @@ def merge(headers: Sequence[Header]) -> Header:
     if len(headers) == 1 and _split(headers[0], "count", 1) <= 1:
         return headers[0]
     if not headers:
-        raise CorruptData("a model of no files", hint="name at least one .gguf file")
+        raise CorruptData("a model of no files", hint="Name at least one .gguf file.")
     ordered = sorted(headers, key=lambda header: _split(header, "no", 0))
     count = _split(ordered[0], "count", 1)
     numbers = [_split(header, "no", 0) for header in ordered]

@@ -80,7 +80,7 @@ class Header:
 
 def corrupt(message: str, hint: str | None = None) -> NoReturn:
     """Refuse the file: ``message`` continues the words "not a usable GGUF file: "."""
-    raise CorruptData(f"not a usable GGUF file: {message}", hint=hint or "download the file again, or ask its author")
+    raise CorruptData(f"not a usable GGUF file: {message}", hint=hint or "Download the file again, or ask its author.")
 
 
 class HeaderParser:

@@ -151,7 +151,7 @@ class Facts:
 
 def bad_summary(key: str) -> CorruptData:
     """The error for a stored summary that cannot be what ``gguf.summary`` made."""
-    return CorruptData(f"the model's stored summary has a bad {key!r}", hint="pull the model again")
+    return CorruptData(f"the model's stored summary has a bad {key!r}", hint="Pull the model again.")
 
 
 def _natural(key: str, value: object) -> int:
