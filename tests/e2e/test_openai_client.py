@@ -104,6 +104,44 @@ def test_tools_are_taken_and_every_call_fits_its_schema(client: openai.OpenAI) -
         jsonschema.validate(json.loads(call.function.arguments), parameters)
 
 
+def test_a_tool_call_can_be_required_streamed_and_answered(client: openai.OpenAI) -> None:
+    # SmolLM2's own chat template knows no tools.
+    def tool(name: str, **properties: object) -> Any:
+        parameters = {"type": "object", "properties": properties, "required": list(properties)}
+        return {"type": "function", "function": {"name": name, "parameters": parameters}}
+
+    tools = [
+        tool("weather", city={"type": "string", "enum": ["Oslo", "Porto"]}),
+        tool("tide", hour={"type": "integer"}),
+    ]
+    messages: list[Any] = [{"role": "user", "content": "What is the weather in Porto?"}]
+    asked: dict[str, Any] = {"model": "smollm2", "tools": tools, "max_tokens": 120, "temperature": 0}
+    message = client.chat.completions.create(messages=messages, tool_choice="required", **asked).choices[0].message
+    assert message.tool_calls
+    assert not message.content
+    for call in message.tool_calls:
+        assert call.type == "function"
+        wanted = next(t["function"]["parameters"] for t in tools if t["function"]["name"] == call.function.name)
+        jsonschema.validate(json.loads(call.function.arguments), wanted)
+
+    named: Any = {"type": "function", "function": {"name": "tide"}}
+    stream = client.chat.completions.create(messages=messages, tool_choice=named, stream=True, **asked)
+    chunks = [chunk.choices[0] for chunk in stream if chunk.choices]
+    pieces = [piece.function for c in chunks for piece in c.delta.tool_calls or () if piece.function]
+    assert [p.name for p in pieces if p.name] == ["tide"]
+    assert isinstance(json.loads("".join(p.arguments or "" for p in pieces))["hour"], int)
+    assert chunks[-1].finish_reason == "tool_calls"
+
+    first = message.tool_calls[0]
+    messages += [message.model_dump(exclude_none=True), {"role": "tool", "tool_call_id": first.id, "content": "17 °C"}]
+    assert client.chat.completions.create(messages=messages, **asked).choices[0].message.content
+
+    with pytest.raises(openai.BadRequestError, match="'dive'"):
+        client.chat.completions.create(
+            messages=messages, tool_choice={"type": "function", "function": {"name": "dive"}}, **asked
+        )
+
+
 def test_log_probabilities_come_with_the_tokens(client: openai.OpenAI) -> None:
     answer = client.chat.completions.create(
         model="smollm2", messages=HELLO, max_tokens=4, logprobs=True, top_logprobs=3

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import dataclasses
 import json
+import re
 import tempfile
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -195,12 +200,86 @@ def test_any_settings_give_a_plan_or_a_refusal(ask: Any, settings: dict[str, Any
     inner(plan.spec)
 
 
-async def test_odd_settings_start_for_real(ask: Any) -> None:
-    odd = {"context": 300, "n_batch": 64, "cache_type_k": "q8_0", "flash_attn": "on", "parallel": 2, "seed": 7}
+@contextlib.asynccontextmanager
+async def running(asked: PlanRequest) -> AsyncIterator[str]:
+    """The socket of a real engine started as planned."""
     with tempfile.TemporaryDirectory(prefix="engines-") as folder:
-        instance = await ProcessRuntime(Path(folder), RuntimeSettings()).start(ENGINE.plan(ask(odd)).spec)
+        instance = await ProcessRuntime(Path(folder), RuntimeSettings()).start(ENGINE.plan(asked).spec)
         try:
             await wait_ready(instance, timeout=60)
-            assert await healthy(instance.socket)
+            yield instance.socket
         finally:
             await instance.stop()
+
+
+async def post(socket: str, path: str, body: dict[str, Any]) -> Any:
+    """The engine's answer as JSON."""
+    text = json.dumps(body).encode()
+    async with asyncio.timeout(60):
+        reader, writer = await asyncio.open_unix_connection(socket)
+        writer.write(b"POST %b HTTP/1.0\r\nHost: e\r\n" % path.encode())
+        writer.write(b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (len(text), text))
+        head = await reader.readuntil(b"\r\n\r\n")
+        size = re.search(rb"(?i)content-length: (\d+)", head)
+        reply = await reader.readexactly(int(size[1])) if size else await reader.read()
+        writer.close()
+        await writer.wait_closed()
+    assert b" 200 " in head.partition(b"\r\n")[0], reply
+    return json.loads(reply)
+
+
+async def test_odd_settings_start_for_real(ask: Any) -> None:
+    odd = {"context": 300, "n_batch": 64, "cache_type_k": "q8_0", "flash_attn": "on", "parallel": 2, "seed": 7}
+    async with running(ask(odd)) as socket:
+        assert await healthy(socket)
+
+
+STRICT = (  # as some families have it: turns must alternate, no system turn, text or parts, an answer is trimmed
+    "{{ bos_token }}{% for m in messages %}"
+    "{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('must alternate') }}{% endif %}"
+    "{{ '<turn>' + ('model' if m['role'] == 'assistant' else m['role']) + '\n' }}"
+    "{% if m['content'] is string %}{{ m['content'] | trim }}"
+    "{% else %}{% for part in m['content'] %}{{ part['text'] | trim }}{% endfor %}{% endif %}{{ '</turn>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<turn>model\n' }}{% endif %}"
+)
+TIDE: dict[str, Any] = {"type": "object", "properties": {"hour": {"type": "integer"}}, "required": ["hour"]}
+
+
+@pytest.fixture(params=["own", "strict"])
+def taught(request: pytest.FixtureRequest, metadata: dict[str, Any], ask: Any) -> Any:
+    template = metadata["chat_template"] if request.param == "own" else STRICT
+    asked: PlanRequest = ask({"context": 1024})
+    return template, dataclasses.replace(asked, metadata={**metadata, "chat_template": template})
+
+
+async def test_the_prelude_leaves_prompts_alone_and_teaches_calls(taught: Any) -> None:
+    template, asked = taught
+    plain = dataclasses.replace(asked, replica="r2", settings={**asked.settings, "chat_template": template})
+    talk = [
+        {"role": "user", "content": " Hi\n"},
+        {"role": "assistant", "content": "{%"},
+        {"role": "user", "content": "é"},
+    ]
+    tools = [{"type": "function", "function": {"name": "tide", "parameters": TIDE}}]
+    call = {"id": "c", "type": "function", "function": {"name": "tide", "arguments": '{"hour": 3}'}}
+    results = [{"role": "tool", "tool_call_id": "c", "content": f"{n} m"} for n in (1, 2)]
+    async with running(plain) as before, running(asked) as after:
+        shown = [await post(s, "/apply-template", {"messages": talk}) for s in (before, after)]
+        assert shown[0] == shown[1]
+        both = {"messages": [talk[0], {"role": "assistant", "content": None, "tool_calls": [call, call]}, *results]}
+        prompt = (await post(after, "/apply-template", {**both, "tools": tools}))["prompt"]
+        assert prompt.count("<tool_call>[") == 2  # how to call, and the call
+        assert "<tool_response>1 m</tool_response>\n<tool_response>2 m</tool_response>" in prompt
+        forced = [talk[0], {"role": "assistant", "content": ENGINE.plan(asked).spec.call_prefix}]
+        body = {"messages": forced, "tools": tools, "tool_choice": "required", "parallel_tool_calls": False}
+        answer = await post(after, "/v1/chat/completions", {**body, "max_tokens": 100, "temperature": 0})
+        (made,) = answer["choices"][0]["message"]["tool_calls"]
+        assert isinstance(json.loads(made["function"]["arguments"])["hour"], int)
+
+
+def test_a_template_that_knows_tools_or_that_the_user_gave_is_left_alone(ask: Any, metadata: dict[str, Any]) -> None:
+    knows = dataclasses.replace(ask({}), metadata={**metadata, "chat_template": "{% if tools %}{% endif %}"})
+    for asked in (knows, ask({"chat_template": "{{ messages }}"})):
+        plan = ENGINE.plan(asked)
+        assert plan.spec.call_prefix == ""
+        assert inner(plan.spec).get("chat_template") == asked.settings.get("chat_template")

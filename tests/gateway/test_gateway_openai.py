@@ -97,7 +97,6 @@ async def test_models_chat_stream_schema_and_logprobs_work(client):
 
 
 async def test_tool_calls_pass_both_ways(gate, new_engine):
-    # SmolLM2's own chat template knows no tools, so the engine is scripted here.
     tool = {"type": "function", "function": {"name": "paint", "parameters": {"type": "object", "properties": {}}}}
     call = {"id": "c1", "type": "function", "function": {"name": "paint", "arguments": '{"x":"a"}'}}
 

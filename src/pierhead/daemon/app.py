@@ -21,7 +21,7 @@ from pierhead.daemon.gateway_link import GatewayLink
 from pierhead.daemon.gateway_process import Spawned
 from pierhead.daemon.keys import Keys
 from pierhead.daemon.lifecycle import Announcer, Held
-from pierhead.daemon.routes import routes
+from pierhead.daemon.routes import endpoint, routes
 from pierhead.daemon.watch import FolderWatch
 from pierhead.daemon.wire import GatewayInfo, StatusInfo
 from pierhead.engines.llamacpp import LlamaCpp
@@ -235,7 +235,7 @@ class Daemon:
 
     async def _ensure(self, model: str, failed: str) -> Endpoint:
         info = await self.fleet.ensure_ready(model, failed=failed)
-        return Endpoint(replica=info.id, socket=info.socket)
+        return endpoint(info)
 
     def _activity(self, activity: Activity) -> None:
         self.fleet.activity(activity.replica, activity.open, activity.last_used)

@@ -18,7 +18,7 @@ def routes(models: Iterable[ModelRecord], replicas: Iterable[ReplicaInfo]) -> tu
         if replica.state == "ready" and replica.socket:
             endpoints[replica.digest] = (
                 *endpoints.get(replica.digest, ()),
-                Endpoint(replica=replica.id, socket=replica.socket),
+                endpoint(replica),
             )
     made: dict[str, Route] = {}
     for model in models:
@@ -31,6 +31,11 @@ def routes(models: Iterable[ModelRecord], replicas: Iterable[ReplicaInfo]) -> tu
                 docker=_docker(model),
             )
     return tuple(made.values())
+
+
+def endpoint(replica: ReplicaInfo) -> Endpoint:
+    """Where the gateway finds a replica."""
+    return Endpoint(replica=replica.id, socket=replica.socket, call_prefix=replica.call_prefix)
 
 
 def _spellings(model: ModelRecord) -> set[str]:

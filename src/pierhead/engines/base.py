@@ -71,6 +71,7 @@ class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
     user: str = ""
     stdio: bool = False
     labels: dict[str, str] = {}
+    call_prefix: str = ""  # what a required tool call must begin with, where the engine does not see to it itself
 
 
 @dataclass(frozen=True)

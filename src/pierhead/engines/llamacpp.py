@@ -11,6 +11,7 @@ from typing import Any
 
 from pierhead.engines.base import ImageRecipe, LaunchSpec, Limits, Plan, PlanRequest
 from pierhead.engines.llamacpp_params import canonical
+from pierhead.engines.tool_template import CALL_PREFIX, with_tools
 from pierhead.errors import OutOfMemory, UsageError
 from pierhead.formats.estimate import Estimate, estimate, fit_context
 from pierhead.store.model import ModelFile
@@ -78,7 +79,11 @@ class LlamaCpp:
             **mode,
             **settings,
         }
-        return Plan(spec=self._spec(request, engine, needed), context=context, memory=needed.total)
+        taught = None if settings.keys() & {"chat_template", "use_jinja"} else with_tools(request.metadata)
+        if taught:
+            engine["chat_template"] = taught
+        spec = self._spec(request, engine, needed, CALL_PREFIX if taught else "")
+        return Plan(spec=spec, context=context, memory=needed.total)
 
     def _mode(self, settings: dict[str, Any], request: PlanRequest) -> dict[str, Any]:
         """Embeddings are always offered beside chat; rerank is a mode of its own."""
@@ -119,7 +124,9 @@ class LlamaCpp:
             raise too_large(request.model, needed, smallest, request.free_memory)
         return fits
 
-    def _spec(self, request: PlanRequest, engine: dict[str, Any], needed: Estimate) -> LaunchSpec:
+    def _spec(
+        self, request: PlanRequest, engine: dict[str, Any], needed: Estimate, call_prefix: str = ""
+    ) -> LaunchSpec:
         settings = json.dumps(engine, separators=(",", ":")).replace("$(", "$$(")
         places = ("--socket", "$(SOCKET)", "--model-dir", "$(MODEL_DIR)")
         pins = (f"xllamacpp=={engine_version()}",)
@@ -132,6 +139,7 @@ class LlamaCpp:
             entry=str(ENTRY),
             image=ImageRecipe(self.name, self._base_image, pins, (("/opt/engine/entry.py", entry_text()),)),
             limits=Limits(memory=needed.total * 5 // 4 + 512 * MIB),
+            call_prefix=call_prefix,
         )
 
 

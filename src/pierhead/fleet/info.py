@@ -12,7 +12,10 @@ if TYPE_CHECKING:
 
 
 class ReplicaInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """One replica; times are ISO 8601 UTC, ``memory_estimate`` bytes, ``ready_s`` seconds from asked to ready."""
+    """One replica; times are ISO 8601 UTC, ``memory_estimate`` bytes, ``ready_s`` seconds from asked to ready.
+
+    ``call_prefix`` is what the gateway has a required tool call begin with.
+    """
 
     id: str
     model: str
@@ -33,6 +36,7 @@ class ReplicaInfo(msgspec.Struct, frozen=True, kw_only=True):
     restarts: int
     requests_open: int
     socket: str
+    call_prefix: str
     error: dict[str, Any] | None
     sandbox: str
 
@@ -68,6 +72,7 @@ def describe_replica(replica: Replica) -> ReplicaInfo:
         restarts=replica.restarts,
         requests_open=replica.open,
         socket=instance.socket if instance is not None else "",
+        call_prefix=instance.spec.call_prefix if instance is not None else "",
         error=error.to_dict() if error is not None else None,
         sandbox=str(getattr(instance, "sandbox", "")),
     )

@@ -12,10 +12,14 @@ import msgspec
 
 
 class Endpoint(msgspec.Struct, frozen=True):
-    """One replica that answers: its id and the host path of its unix socket."""
+    """One replica that answers: its id and the host path of its unix socket.
+
+    ``call_prefix`` is what an answer must begin with for a tool call to be sure; "" where the engine sees to that.
+    """
 
     replica: str
     socket: str
+    call_prefix: str = ""
 
 
 class Route(msgspec.Struct, frozen=True, kw_only=True):

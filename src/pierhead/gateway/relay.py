@@ -10,6 +10,7 @@ from pierhead.gateway.faults import Fault, from_engine
 from pierhead.gateway.metrics import ModelStats
 from pierhead.gateway.model_name import INLINE, read_model
 from pierhead.gateway.sse import EventSplitter
+from pierhead.gateway.tool_choice import MARK, adapt
 from pierhead.gateway.upstream import Answer, Target, UpstreamConnection
 from pierhead.gateway.usage import tokens
 
@@ -39,6 +40,7 @@ class Relay:
     _collected: list[bytes] | None = None
     _tail = b""
     _chunked = False
+    _chooses = False
     _pooled = False
     _retried = False
     _revived = False
@@ -68,10 +70,14 @@ class Relay:
             else:
                 body = self._body
                 text = skeleton if skeleton is not None else body[0] if body else b""
+                self._chooses = MARK in text
                 if len(text) > INLINE:
                     self._spawn(text)
                     return
                 self._route(read_model(text))
+                if self._chooses:
+                    self._spawn(None)
+                    return
         except Fault as fault:
             self._fail(fault)
             return
@@ -114,6 +120,8 @@ class Relay:
         try:
             if text is not None:
                 self._route(await asyncio.to_thread(read_model, text))
+            if self._chooses:
+                await self._adapt()
             conn = await self._connection()
         except Fault as fault:
             self._fail(fault)
@@ -121,12 +129,20 @@ class Relay:
         self._pooled = False
         self._send(conn)
 
+    async def _adapt(self) -> None:
+        target = await self._ready()
+        self._body = [await asyncio.to_thread(adapt, b"".join(self._body), target.call_prefix)]
+        self._chooses = False
+
+    async def _ready(self) -> Target:
+        if self._target is None:
+            self._claim(await self._services.ensure_ready(self.model, ""))
+        assert self._target is not None
+        return self._target
+
     async def _connection(self) -> UpstreamConnection:
         while True:
-            if self._target is None:
-                self._claim(await self._services.ensure_ready(self.model, ""))
-            target = self._target
-            assert target is not None
+            target = await self._ready()
             try:
                 return await target.connect()
             except BlockingIOError as exc:

@@ -56,7 +56,7 @@ class RouteTable:
         entries: dict[str, Entry] = {}
         for route in snapshot.routes:
             for endpoint in route.endpoints:
-                target = before.pop(endpoint, None) or Target(endpoint.replica, endpoint.socket)
+                target = before.pop(endpoint, None) or Target(endpoint.replica, endpoint.socket, endpoint.call_prefix)
                 self._targets.setdefault(endpoint, target)
             entry = Entry(route, tuple(self._targets[e] for e in route.endpoints))
             entries[route.name] = entry
@@ -105,7 +105,7 @@ class RouteTable:
         """The target of an endpoint that the daemon named before its snapshot did."""
         target = self._targets.get(endpoint)
         if target is None:
-            target = self._targets[endpoint] = Target(endpoint.replica, endpoint.socket)
+            target = self._targets[endpoint] = Target(endpoint.replica, endpoint.socket, endpoint.call_prefix)
         return target
 
     def targets(self) -> Iterable[tuple[str, Target]]:

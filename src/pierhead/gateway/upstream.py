@@ -64,9 +64,10 @@ def _answer(raw: bytes) -> Answer:
 class Target:
     """One engine: its socket, its idle connections and what it did since the last report."""
 
-    def __init__(self, replica: str, path: str) -> None:
+    def __init__(self, replica: str, path: str, call_prefix: str = "") -> None:
         self.replica = replica
         self.path = path
+        self.call_prefix = call_prefix
         self.open = 0
         self.finished = 0
         self.failed = 0
