@@ -17,7 +17,7 @@ import pytest
 
 from pierhead.config import FleetSettings, Settings
 from pierhead.engines.base import LaunchSpec, Plan, PlanRequest
-from pierhead.errors import NotFound, OutOfMemory
+from pierhead.errors import NotFound, OutOfMemory, PierError
 from pierhead.events import AnyEvent, Listener
 from pierhead.fleet.memory import Memory
 from pierhead.fleet.supervisor import Supervisor
@@ -88,6 +88,7 @@ class Place:
     available: bool = True
     prepared: bool = True
     crashes: int = 0
+    refuses: str = ""
     starts: int = 0
     prepares: int = 0
     running: dict[str, Engine] = field(default_factory=dict)
@@ -109,6 +110,8 @@ class Place:
 
     async def start(self, spec: LaunchSpec) -> Engine:
         self.starts += 1
+        if self.refuses:
+            raise PierError(self.refuses)
         engine = Engine(self, spec, self.folder / spec.replica)
         (engine.folder / "s").mkdir(parents=True)
         self.running[spec.replica] = engine

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pierhead.config import FleetSettings
-from pierhead.errors import EngineFailed, NotFound, OutOfMemory, RuntimeUnavailable, Timeout, UsageError
+from pierhead.errors import EngineFailed, NotFound, OutOfMemory, PierError, RuntimeUnavailable, Timeout, UsageError
 from pierhead.events import Note
 from pierhead.fleet.memory import Memory
 
@@ -171,6 +171,28 @@ async def test_auto_answers_from_a_process_while_the_image_is_built_and_says_so(
     await build
     assert yard.docker.prepares == 1
     assert (await fleet.ensure_ready("c")).runtime == "docker"
+
+
+async def test_auto_answers_from_a_process_when_docker_cannot_start_containers_and_says_why(yard: Yard) -> None:
+    yard.docker.available, yard.docker.refuses = True, "the Engine said no"
+    fleet = await yard.open()
+    info = await fleet.ensure_ready("a", listener=yard.listener)
+    assert (info.runtime, info.state) == ("process", "ready")
+    assert any("the Engine said no" in e.message for e in yard.events if isinstance(e, Note))
+    yard.docker.refuses = ""
+    assert (await fleet.ensure_ready("b")).runtime == "docker"
+
+
+async def test_a_runtime_that_was_named_is_not_replaced_when_it_cannot_start(yard: Yard) -> None:
+    yard.docker.available, yard.docker.refuses = True, "the Engine said no"
+    fleet = await yard.open()
+    with pytest.raises(PierError, match="the Engine said no"):
+        await fleet.ensure_ready("a", runtime="docker")
+    assert not yard.process.starts
+    yard.process.refuses = "no room"
+    with pytest.raises(PierError, match="no room"):
+        await fleet.ensure_ready("b")
+    assert yard.process.starts == 1
 
 
 # --- memory -------------------------------------------------------------------------------------------------------

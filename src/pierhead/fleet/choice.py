@@ -31,19 +31,26 @@ class RuntimeChooser:
             )
         return wanted
 
-    async def choose(self, name: str | None, spec: LaunchSpec, listener: Listener) -> tuple[str, Runtime]:
-        """The runtime for ``spec``; RuntimeUnavailable when the one that was named cannot be used."""
+    async def choose(
+        self, name: str | None, spec: LaunchSpec, listener: Listener, refusal: PierError | None = None
+    ) -> tuple[str, Runtime]:
+        """The runtime for ``spec``; RuntimeUnavailable when the one that was named cannot be used.
+
+        ``refusal`` is why the choice before this one could not even start: ``auto`` then takes a process.
+        """
         wanted = self.check(name)
-        if wanted != "auto":
-            runtime = self.runtimes[wanted]
-            capabilities = await runtime.capabilities()
-            if not capabilities.available:
-                raise RuntimeUnavailable(
-                    f"the {wanted} runtime cannot be used: {capabilities.reason}",
-                    hint="`pier doctor` says what to install; `--runtime auto` takes what works.",
-                )
-            return wanted, runtime
-        return await self._auto(spec, listener)
+        if wanted == "auto":
+            return self._process(refusal, listener) if refusal is not None else await self._auto(spec, listener)
+        if refusal is not None:
+            raise refusal
+        runtime = self.runtimes[wanted]
+        capabilities = await runtime.capabilities()
+        if not capabilities.available:
+            raise RuntimeUnavailable(
+                f"the {wanted} runtime cannot be used: {capabilities.reason}",
+                hint="`pier doctor` says what to install; `--runtime auto` takes what works.",
+            )
+        return wanted, runtime
 
     async def _auto(self, spec: LaunchSpec, listener: Listener) -> tuple[str, Runtime]:
         docker = self.runtimes.get("docker")
@@ -53,9 +60,14 @@ class RuntimeChooser:
                 return "docker", docker
             if capabilities.available:
                 listener(Note(message=self._build(docker, spec)))
+        return self._process(None, listener)
+
+    def _process(self, refusal: PierError | None, listener: Listener) -> tuple[str, Runtime]:
         process = self.runtimes.get("process")
         if process is None:
-            raise RuntimeUnavailable("no runtime can be used", hint="`pier doctor` says what to install.")
+            raise refusal or RuntimeUnavailable("no runtime can be used", hint="`pier doctor` says what to install.")
+        if refusal is not None:
+            listener(Note(message=f"running as a process, because docker did not start: {refusal.message}"))
         return "process", process
 
     def _build(self, docker: Runtime, spec: LaunchSpec) -> str:

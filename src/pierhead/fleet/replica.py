@@ -46,7 +46,8 @@ class Life:
     lease: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
 
-Admit = Callable[["Replica"], Awaitable[tuple[Plan, str, Runtime]]]
+Admit = Callable[["Replica", PierError | None], Awaitable[tuple[Plan, str, Runtime]]]
+"""Gives a replica its place; the error is why the runtime it was given before could not start it."""
 
 
 class Replica:
@@ -175,14 +176,23 @@ class Replica:
 
     async def _first(self) -> None:
         self._phase(State.CREATED)
-        plan, self.runtime_name, runtime = await self._admit(self)
+        await self._place(None)
+        try:
+            await self._launch()
+        except PierError as exc:
+            if self.instance is not None or self.runtime_name == "process":  # it started, or nothing else is left
+                raise
+            await self._place(exc)
+            await self._launch()
+
+    async def _place(self, refusal: PierError | None) -> None:
+        plan, self.runtime_name, runtime = await self._admit(self, refusal)
         self.plan, self._runtime = plan, runtime
         for note in plan.notes:
             self.emit(Note(message=note))
         self._move(State.PREPARING, self.runtime_name)
         spec = await runtime.prepare(plan.spec, self.emit)
         self.plan = msgspec.structs.replace(plan, spec=spec)
-        await self._launch()
 
     async def _launch(self) -> None:
         assert self.plan is not None

@@ -227,7 +227,7 @@ class Supervisor:
             parallel=int(settings.get("parallel", self._settings.engine.parallel)),
         )
 
-    async def _admit(self, replica: Replica) -> tuple[Plan, str, Runtime]:
+    async def _admit(self, replica: Replica, refusal: PierError | None) -> tuple[Plan, str, Runtime]:
         """Find memory for a new replica, stopping idle ones for it, and choose where it runs."""
         engine = self._engine(replica.life.model)
         folder = await asyncio.to_thread(self._hold, replica)
@@ -242,7 +242,7 @@ class Supervisor:
                 replica.emit(Note(message=f"stopping {evicted.life.model.name}, idle, to make room"))
                 await self._stop(evicted, self._settings.fleet.drain_timeout)
             replica.plan = decision.plan
-        name, runtime = await self.chooser.choose(replica.life.runtime, decision.plan.spec, replica.emit)
+        name, runtime = await self.chooser.choose(replica.life.runtime, decision.plan.spec, replica.emit, refusal)
         return decision.plan, name, runtime
 
     def _hold(self, replica: Replica) -> Path:
