@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from pierhead.runtimes.docker_image import Images
 from pierhead.runtimes.docker_instance import DockerInstance
 from pierhead.runtimes.readiness import Notify
 
+NPROC = 16384  # per user of this machine; what one container may have is bounded by its cgroup
 ALWAYS = ("network", "filesystem", "processes", "capabilities", "user")
 
 
@@ -125,7 +127,8 @@ class DockerRuntime:
             encoded = msgspec.json.encode(spec)
             (folder / "spec.json").write_bytes(encoded)
             tags = config.labels(spec, self._home, config.spec_digest(encoded))
-            body = config.create_request(spec, self._settings, user, folder / folders.NAME, tags)
+            fitted = msgspec.structs.replace(spec, ulimits={**_ulimits(engine), **spec.ulimits})
+            body = config.create_request(fitted, self._settings, user, folder / folders.NAME, tags)
             container = await self._run(engine, body, config.container_name(spec.replica, self._home))
             return DockerInstance(engine, spec, container, folder, notify)
         except BaseException:
@@ -163,7 +166,7 @@ class DockerRuntime:
         filters = msgspec.json.encode({"label": tags}).decode()
         with engine.refusals("list containers"):
             async with engine.request("GET", "containers/json", {"all": "1", "filters": filters}) as answer:
-                return await answer.json()
+                return await answer.json(content_type=None)
 
     async def list(self) -> list[str]:
         """See ``Runtime.list``; nothing when no Engine is here."""
@@ -240,6 +243,14 @@ def _remapped(engine: Engine) -> tuple[int, int]:
 
 def _podman(engine: Engine) -> bool:
     return "podman" in str(engine.info.get("InitBinary", "")) or engine.info.get("ProductLicense") == "Apache-2.0"
+
+
+def _ulimits(engine: Engine) -> dict[str, int]:
+    """Podman gives each container more processes than it may itself have where it lacks CAP_SYS_RESOURCE."""
+    if not _podman(engine):
+        return {}
+    most = resource.getrlimit(resource.RLIMIT_NPROC)[1]
+    return {"nproc": NPROC if most == resource.RLIM_INFINITY else min(NPROC, most)}
 
 
 def _isolation(engine: Engine) -> tuple[tuple[str, ...], tuple[str, ...]]:

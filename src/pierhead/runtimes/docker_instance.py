@@ -131,7 +131,7 @@ class DockerInstance:
         params = {"stream": "false", "one-shot": "true"}
         with contextlib.suppress(Refused), self._engine.refusals("read the container's figures", passing=(404, 409)):
             async with self._engine.request("GET", f"containers/{self.container}/stats", params) as answer:
-                return reading(await answer.json())
+                return reading(await answer.json(content_type=None))
         return Stats(at=time.time())
 
     async def logs(self, *, tail: int | None = None, follow: bool = False) -> AsyncIterator[bytes]:
