@@ -8,7 +8,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import msgspec
 
@@ -53,10 +53,15 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 
 
 class RuntimeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Where replicas run; ``default`` is ``auto``, ``process`` or ``docker``."""
+    """Where replicas run; ``default`` is ``auto``, ``process`` or ``docker``.
+
+    ``docker_transport`` is how the gateway reaches a container: ``socket``, or ``port`` (published on loopback) where a
+    socket file cannot cross, as out of Docker Desktop's virtual machine.
+    """
 
     default: str = "auto"
     docker_host: str = ""
+    docker_transport: Literal["auto", "socket", "port"] = "auto"
     base_image: str = "docker.io/library/python:3.11-slim-bookworm"
     mirrors: dict[str, tuple[str, ...]] = {}
     insecure_registries: tuple[str, ...] = ()

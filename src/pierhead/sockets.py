@@ -39,6 +39,14 @@ def open_unix(path: str | os.PathLike[str]) -> Generator[str, None, None]:
         os.close(fd)
 
 
+def tcp_address(address: str) -> tuple[str, int] | None:
+    """Host and port of ``tcp://host:port``; None for the path of a unix socket."""
+    if not address.startswith("tcp://"):
+        return None
+    host, _, port = address.removeprefix("tcp://").rpartition(":")
+    return host.strip("[]"), int(port)
+
+
 def connect_unix(path: str | os.PathLike[str], timeout: float | None = None) -> socket.socket:
     """A blocking stream connection to the socket at ``path``; raises what ``pin`` and ``connect`` raise."""
     with open_unix(path) as address:

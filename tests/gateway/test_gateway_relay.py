@@ -442,3 +442,18 @@ async def test_a_20_mb_image_delays_other_streams_little(gate, new_engine, chat,
     stop.set()
     assert b"200" in (await done)[0]
     assert worst < 0.25
+
+
+async def test_an_engine_behind_a_loopback_port_is_reached_and_reconnected_to(gate, new_engine):
+    async def answer(request):
+        await request.json({"id": "x"})
+
+    engine = await new_engine(answer)
+    server = await asyncio.start_server(engine._serve, "127.0.0.1", 0)
+    async with server:
+        place = f"tcp://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        await gate.serve(link.Route(name="m", endpoints=(link.Endpoint(replica="r", socket=place),)))
+        for _ in range(3):
+            found = await gate.ask("POST", "/v1/chat/completions", {"model": "m", "messages": []})
+            assert (found.status, found.json()) == (200, {"id": "x"})
+        assert engine.connections == 1

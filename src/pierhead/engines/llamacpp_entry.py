@@ -28,7 +28,7 @@ def main() -> int:
     xllamacpp: Any = importlib.import_module("xllamacpp")
     try:
         params = parameters(xllamacpp, args.model_dir, settings)
-        params.hostnames = [args.socket]
+        listen(params, args.socket)
         server = xllamacpp.Server(params)
     except Exception as exc:  # the last stop of this program: the reason goes to its log
         print(f"engine: {exc}", file=sys.stderr, flush=True)  # noqa: T201
@@ -37,6 +37,15 @@ def main() -> int:
     threading.Event().wait()
     del server
     return 0
+
+
+def listen(params: Any, place: str) -> None:
+    """On a unix socket, or on ``address:port`` where a socket file cannot reach whoever asks."""
+    host, _, port = place.rpartition(":")
+    if place.startswith("/"):
+        params.hostnames = [place]
+    else:
+        params.hostnames, params.port = [host], int(port)
 
 
 def end(_signal: int, _frame: object) -> None:
@@ -91,6 +100,8 @@ def typed(xllamacpp: Any, now: Any, value: Any) -> Any:
 
 def notify(path: str) -> None:
     """Tell whoever started this that the model is loaded and the socket listens (as systemd's services do)."""
+    if not path.startswith("/"):
+        return  # nobody can be told
     place = os.path.join(os.path.dirname(path), "notify.sock")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as out:
         try:

@@ -12,7 +12,7 @@ import msgspec
 
 
 class Endpoint(msgspec.Struct, frozen=True):
-    """One replica that answers: its id and the host path of its unix socket.
+    """One replica that answers: its id and its socket, a host path (or ``tcp://host:port``).
 
     ``call_prefix`` is what an answer must begin with for a tool call to be sure; "" where the engine sees to that.
     """

@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol, cast
 
 from pierhead.gateway.faults import REASONS
 from pierhead.gateway.wire import HEAD_END, HOP_BY_HOP, BadMessage, ChunkedDecoder, Head, parse_response
-from pierhead.sockets import open_unix
+from pierhead.sockets import open_unix, tcp_address
 
 WHOLE = 65536  # a body up to this size is handed over in one piece
 _MAX_HEAD = 65536
@@ -89,6 +89,10 @@ class Target:
     async def connect(self, timeout: float = 10.0) -> UpstreamConnection:
         """A new connection; OSError when the engine does not listen, BlockingIOError when it stays too busy."""
         loop = asyncio.get_running_loop()
+        place = tcp_address(self.path)
+        if place is not None:
+            async with asyncio.timeout(timeout):
+                return (await loop.create_connection(lambda: UpstreamConnection(self), *place))[1]
         give_up = loop.time() + timeout
         wait = 0.002
         while True:

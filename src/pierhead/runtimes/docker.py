@@ -13,9 +13,10 @@ import msgspec
 from pierhead.config import RuntimeSettings
 from pierhead.engines.base import LaunchSpec
 from pierhead.errors import PierError, RuntimeUnavailable
-from pierhead.events import BuildProgress, Listener
+from pierhead.events import BuildProgress, Listener, Note
 from pierhead.runtimes import docker_config as config
 from pierhead.runtimes import docker_folder as folders
+from pierhead.runtimes import docker_network as network
 from pierhead.runtimes.base import Capabilities
 from pierhead.runtimes.docker_api import Engine, find
 from pierhead.runtimes.docker_image import Images
@@ -23,6 +24,10 @@ from pierhead.runtimes.docker_instance import DockerInstance
 from pierhead.runtimes.readiness import Notify
 
 NPROC = 16384  # per user of this machine; what one container may have is bounded by its cgroup
+BY_PORT = (
+    "The engine is reached by a port on loopback, which every user of this machine can use: "
+    "its unix socket cannot leave Docker's virtual machine."
+)
 ALWAYS = ("network", "filesystem", "processes", "capabilities", "user")
 
 
@@ -44,7 +49,6 @@ class DockerRuntime:
                 engine = Engine(host)
                 try:
                     await engine.open()
-                    _require_local(engine)
                 except BaseException:
                     await engine.close()
                     raise
@@ -76,6 +80,8 @@ class DockerRuntime:
             missing = (exc.hint,) if exc.hint else ()
             return Capabilities(name="docker", available=False, reason=exc.message, missing=missing)
         isolation, missing = _isolation(engine)
+        if self._by_port(engine):
+            isolation, missing = tuple(i for i in isolation if i != "network"), (*missing, BY_PORT)
         version = str(engine.info.get("ServerVersion", ""))
         return Capabilities(
             name="docker", available=True, isolation=isolation, missing=missing, version=version, prepared=prepared
@@ -92,6 +98,8 @@ class DockerRuntime:
         """Build or pull the image; the spec then names it by its id."""
         engine = await self._open()
         images = self._images(engine)
+        if self._by_port(engine):
+            listener(Note(message=BY_PORT))
         if spec.image_name:
 
             def report(step: str, done: int, total: int) -> None:
@@ -128,9 +136,14 @@ class DockerRuntime:
             (folder / "spec.json").write_bytes(encoded)
             tags = config.labels(spec, self._home, config.spec_digest(encoded))
             fitted = msgspec.structs.replace(spec, ulimits={**_ulimits(engine), **spec.ulimits})
-            body = config.create_request(fitted, self._settings, user, folder / folders.NAME, tags)
+            by_port = self._by_port(engine)
+            net = await network.ensure(engine) if by_port else ""
+            body = config.create_request(fitted, self._settings, user, folder / folders.NAME, tags, net)
             container = await self._run(engine, body, config.container_name(spec.replica, self._home))
-            return DockerInstance(engine, spec, container, folder, notify)
+            if not by_port:
+                return DockerInstance(engine, spec, container, folder, notify)
+            notify.close()
+            return DockerInstance(engine, spec, container, folder, None, await self._published(engine, container))
         except BaseException:
             if notify is not None:
                 notify.close()
@@ -153,6 +166,29 @@ class DockerRuntime:
                 await asyncio.shield(made.delete(force=True, v=True))
                 raise
             return str(made.id)
+
+    def _by_port(self, engine: Engine) -> bool:
+        """Whether containers are reached by a port instead of a socket file."""
+        desktop = "Docker Desktop" in str(engine.info.get("OperatingSystem", ""))
+        return self._settings.docker_transport == "port" or (desktop and self._settings.docker_transport == "auto")
+
+    async def _published(self, engine: Engine, container: str) -> str:
+        """Where a started container is reached; it is removed when it cannot be."""
+        made: Any = engine.docker.containers.container(container)
+        try:
+            with engine.refusals("look at the container"):
+                shown: dict[str, Any] = await made.show()
+            ports: dict[str, Any] = shown["NetworkSettings"].get("Ports") or {}
+            found = network.address(ports)
+            if found or not shown["State"].get("Running"):  # one that has ended already says why itself
+                return found or "tcp://127.0.0.1:0"
+            raise RuntimeUnavailable(
+                "Docker published no port for the container", hint="`--runtime process` needs none."
+            )
+        except BaseException:
+            with engine.refusals("remove the container"):
+                await asyncio.shield(made.delete(force=True, v=True))
+            raise
 
     async def _replace(self, engine: Engine, replica: str) -> None:
         """Remove an ended container of ours that still has the name."""
@@ -185,7 +221,8 @@ class DockerRuntime:
             folder = self._root / replica
             spec = self._provable(found, folder)
             if spec is not None and taken is None:
-                taken = DockerInstance(engine, spec, str(found["Id"]), folder, None)
+                ports = {f"{p['PrivatePort']}/{p['Type']}": [_binding(p)] for p in found.get("Ports") or ()}
+                taken = DockerInstance(engine, spec, str(found["Id"]), folder, None, network.address(ports))
                 continue
             with engine.refusals("remove an old container"):
                 await engine.docker.containers.container(found["Id"]).delete(force=True, v=True)
@@ -211,12 +248,9 @@ def _import_client() -> None:
     import aiodocker  # noqa: F401  # pyright: ignore[reportUnusedImport]
 
 
-def _require_local(engine: Engine) -> None:
-    if "Docker Desktop" in str(engine.info.get("OperatingSystem", "")):
-        raise RuntimeUnavailable(
-            "Docker Desktop runs its containers in a virtual machine, which a unix socket cannot leave",
-            hint="Use `--runtime process` here.",
-        )
+def _binding(port: dict[str, Any]) -> dict[str, str]:
+    """A line of the container list's ``Ports`` as inspecting the container shows it."""
+    return {"HostIp": str(port.get("IP", "")), "HostPort": str(port.get("PublicPort", ""))}
 
 
 def _user(engine: Engine) -> config.User:

@@ -18,6 +18,7 @@ SOCKETS = "/run/pierhead"
 TMP_SIZE = 64 << 20
 SHM_SIZE = 16 << 20
 NOFILE = 4096
+PORT = 8080  # inside, where an engine listens that no socket file can reach
 PLACES = Places("python3", "/opt/engine/site", MODELS, f"{SOCKETS}/engine.sock")
 
 
@@ -56,10 +57,11 @@ def labels(spec: LaunchSpec, home: str, digest: str) -> dict[str, str]:
 
 
 def create_request(
-    spec: LaunchSpec, settings: RuntimeSettings, user: User, sockets: Path, tags: dict[str, str]
+    spec: LaunchSpec, settings: RuntimeSettings, user: User, sockets: Path, tags: dict[str, str], network: str = ""
 ) -> dict[str, Any]:
-    """The body of ``POST /containers/create``."""
-    argv, env = expand(spec, PLACES)
+    """The body of ``POST /containers/create``; with a ``network`` the engine listens on a port instead of a socket."""
+    places = PLACES if not network else msgspec.structs.replace(PLACES, socket=f"0.0.0.0:{PORT}")
+    argv, env = expand(spec, places)
     variables = {"HOME": "/tmp", "LANG": "C.UTF-8", **env}  # noqa: S108  # a private tmpfs inside
     return {
         "Image": spec.image_name,
@@ -70,7 +72,8 @@ def create_request(
         "WorkingDir": "/",
         "Hostname": "engine",
         "Labels": tags,
-        "NetworkDisabled": True,
+        "NetworkDisabled": not network,
+        "ExposedPorts": {f"{PORT}/tcp": {}} if network else {},
         "StopSignal": "SIGTERM",
         "StopTimeout": max(1, round(spec.stop_timeout)),
         "Tty": False,
@@ -80,11 +83,13 @@ def create_request(
         "AttachStdout": spec.stdio,
         "AttachStderr": spec.stdio,
         "Healthcheck": {"Test": ["NONE"]},
-        "HostConfig": _host(spec, settings, user, sockets),
+        "HostConfig": _host(spec, settings, user, sockets)
+        if not network
+        else _published(_host(spec, settings, user, None), network),
     }
 
 
-def _host(spec: LaunchSpec, settings: RuntimeSettings, user: User, sockets: Path) -> dict[str, Any]:
+def _host(spec: LaunchSpec, settings: RuntimeSettings, user: User, sockets: Path | None) -> dict[str, Any]:
     ulimits = {"core": 0, "nofile": NOFILE, **spec.ulimits}
     host: dict[str, Any] = {
         "NetworkMode": "none",
@@ -116,8 +121,14 @@ def _host(spec: LaunchSpec, settings: RuntimeSettings, user: User, sockets: Path
     return host
 
 
-def _mounts(spec: LaunchSpec, sockets: Path) -> list[dict[str, Any]]:
-    wanted = [(spec.model_dir, MODELS, True), (str(sockets), SOCKETS, False)]
+def _published(host: dict[str, Any], network: str) -> dict[str, Any]:
+    """The port bound to loopback; names are looked up nowhere."""
+    binding = [{"HostIp": "127.0.0.1", "HostPort": ""}]
+    return {**host, "NetworkMode": network, "PortBindings": {f"{PORT}/tcp": binding}, "Dns": ["127.0.0.1"]}
+
+
+def _mounts(spec: LaunchSpec, sockets: Path | None) -> list[dict[str, Any]]:
+    wanted = [(spec.model_dir, MODELS, True), (str(sockets or ""), SOCKETS, False)]
     wanted += [(m.source, m.target, m.read_only) for m in spec.mounts]
     return [
         {

@@ -30,7 +30,9 @@ SLACK = 30.0  # seconds beyond the stop timeout before the Engine's word is no l
 class DockerInstance:
     """One engine program in a container."""
 
-    def __init__(self, engine: Engine, spec: LaunchSpec, container: str, folder: Path, notify: Notify | None) -> None:
+    def __init__(
+        self, engine: Engine, spec: LaunchSpec, container: str, folder: Path, notify: Notify | None, address: str = ""
+    ) -> None:
         self._engine = engine
         self._spec = spec
         self._container: Any = engine.docker.containers.container(container)
@@ -39,6 +41,7 @@ class DockerInstance:
         self.notify = notify
         self._ended = asyncio.ensure_future(self._watch())
         self._pumps: list[asyncio.Future[Any]] = []
+        self._address = address
 
     @property
     def spec(self) -> LaunchSpec:
@@ -46,7 +49,7 @@ class DockerInstance:
 
     @property
     def socket(self) -> str:
-        return str(self.folder / docker_folder.NAME / "engine.sock")
+        return self._address or str(self.folder / docker_folder.NAME / "engine.sock")
 
     async def wait(self) -> Exit:
         """See ``Instance.wait``."""

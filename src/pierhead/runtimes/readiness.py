@@ -11,7 +11,7 @@ from pathlib import Path
 from pierhead.engines.base import LaunchSpec, Readiness
 from pierhead.errors import EngineFailed, Timeout
 from pierhead.runtimes.base import Exit, Instance
-from pierhead.sockets import connect_unix
+from pierhead.sockets import connect_unix, tcp_address
 
 LOG_LINES = 20
 
@@ -77,28 +77,34 @@ async def _ready(instance: Instance, path: str) -> None:
 
 
 async def healthy(path: str, target: str = "/health", timeout: float = 5.0) -> bool:
-    """Whether the engine behind the socket answers ``target`` with 200 now."""
-    try:
-        sock = connect_unix(path, 1.0)
-    except OSError:
-        return False
+    """Whether the engine behind the socket (or ``tcp://host:port``) answers ``target`` with 200 now."""
     writer: asyncio.StreamWriter | None = None
     try:
         async with asyncio.timeout(timeout):
-            sock.setblocking(False)
-            reader, writer = await asyncio.open_unix_connection(sock=sock)
+            reader, writer = await _connect(path)
             writer.write(f"GET {target} HTTP/1.1\r\nHost: engine\r\nConnection: close\r\n\r\n".encode())
             line = await reader.readline()
             return line.startswith((b"HTTP/1.1 200", b"HTTP/1.0 200"))
     except (OSError, TimeoutError, ValueError):
         return False
     finally:
-        if writer is None:
-            sock.close()
-        else:
+        if writer is not None:
             writer.close()
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
+
+
+async def _connect(address: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    place = tcp_address(address)
+    if place is not None:
+        return await asyncio.open_connection(*place)
+    sock = connect_unix(address, 1.0)
+    try:
+        sock.setblocking(False)
+        return await asyncio.open_unix_connection(sock=sock)
+    except BaseException:
+        sock.close()
+        raise
 
 
 async def last_lines(instance: Instance) -> list[str]:
