@@ -55,7 +55,8 @@ def rps_rounds(setup: Setup, names: list[str], args: argparse.Namespace, auth: b
         order = names if number % 2 == 0 else names[::-1]
         for name in order:
             with PROXIES[name](setup, auth=auth, upstream=upstream, streaming=False):
-                wrk(setup, 4 if name == "litellm" else 1, 8 if name == "litellm" else args.connections, auth)
+                slow = name == "litellm"
+                wrk(setup, min(4, args.seconds) if slow else 1, 8 if slow else args.connections, auth)
                 result = wrk(setup, args.seconds, args.connections, auth)
             rounds[name].append(result)
             if args.verbose:
@@ -236,7 +237,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.quick:
         args.rounds, args.seconds, args.sse_rounds, args.sse_seconds, args.max_rounds = 1, 1, 1, 1.5, 1
-        args.sse_step, args.auth_only = 2.5, True
+        args.sse_step, args.auth_only = 4.0, True
     out = run(args)
     if args.json:
         print(json.dumps(flat(out)))
