@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from typing import Any
 
 import pytest
@@ -230,3 +232,23 @@ async def test_many_pipelined_local_requests_from_a_client_that_does_not_read_st
         async with asyncio.timeout(3):
             await flood()
     assert (await served.ask("GET", "/health")).status == 200
+
+
+async def test_a_thousand_clients_at_once_connect_though_the_gateway_is_busy(gate):
+    await gate.serve()
+    os.kill(gate.pid, signal.SIGSTOP)  # so nothing is accepted: all must wait in the kernel's queue
+    try:
+        async with asyncio.timeout(20):
+            opened = await asyncio.gather(
+                *(asyncio.open_connection("127.0.0.1", gate.port) for _ in range(1000)), return_exceptions=True
+            )
+    finally:
+        os.kill(gate.pid, signal.SIGCONT)
+    writers = [one[1] for one in opened if not isinstance(one, BaseException)]
+    for reader, writer in (one for one in opened if not isinstance(one, BaseException)):
+        writer.write(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        async with asyncio.timeout(20):
+            assert b" 200 " in await reader.readline()
+    for writer in writers:
+        writer.close()
+    assert len(writers) == 1000

@@ -18,7 +18,7 @@ from pierhead.errors import AccessDenied, AddressInUse, ConfigError
 from pierhead.gateway.admission import Door
 
 BRIDGE = "docker0"
-_BACKLOG = 1024
+BACKLOG = 4096  # connections that wait to be accepted; the kernel may allow fewer
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def bind_tcp(text: str) -> Listening:
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.bind((host, port))
-        sock.listen(_BACKLOG)
+        sock.listen(BACKLOG)
         sock.setblocking(False)
     except OSError as exc:
         sock.close()
@@ -114,7 +114,7 @@ def bind_unix(path: Path, *, replace: bool = False) -> Listening:
         fresh.unlink(missing_ok=True)
         sock.bind(str(fresh))
         fresh.chmod(0o600)
-        sock.listen(_BACKLOG)
+        sock.listen(BACKLOG)
         sock.setblocking(False)
         fresh.rename(path)
     except OSError as exc:

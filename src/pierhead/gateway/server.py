@@ -18,7 +18,7 @@ from pierhead.gateway.accesslog import AccessLog
 from pierhead.gateway.admin import LinkServer
 from pierhead.gateway.admission import Doorkeeper, host_of
 from pierhead.gateway.link import Hello, Report, Snapshot
-from pierhead.gateway.listeners import Listening, bind_tcp, bind_unix, check_exposure, doors, inherit
+from pierhead.gateway.listeners import BACKLOG, Listening, bind_tcp, bind_unix, check_exposure, doors, inherit
 from pierhead.gateway.local import Locals
 from pierhead.gateway.protocol import ClientConnection
 from pierhead.gateway.services import Services
@@ -111,11 +111,11 @@ class Gateway:
         for item, door in doors(self._listening, require_key=self._config.settings.require_key):
             self._servers.append(
                 await loop.create_server(
-                    lambda door=door: ClientConnection(services, locals_, door), sock=item.sock.dup()
+                    lambda door=door: ClientConnection(services, locals_, door), sock=item.sock.dup(), backlog=BACKLOG
                 )
                 if item.tcp
                 else await loop.create_unix_server(
-                    lambda door=door: ClientConnection(services, locals_, door), sock=item.sock.dup()
+                    lambda door=door: ClientConnection(services, locals_, door), sock=item.sock.dup(), backlog=BACKLOG
                 )
             )
         gc.collect()
