@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import tempfile
 from collections.abc import AsyncIterator
@@ -116,6 +117,8 @@ async def test_logs_are_whole_lines_and_following_ends_with_the_engine(instance:
     async def follow() -> list[bytes]:
         return [line async for line in instance.logs(follow=True)]
 
+    async with asyncio.timeout(20), contextlib.aclosing(instance.logs(follow=True)) as lines:
+        await anext(lines)  # what an engine says may reach its log a little after it is ready
     assert [line async for line in instance.logs(tail=1)] == [b"up\n"]
     following = asyncio.ensure_future(follow())
     await asyncio.wait((following,), timeout=0)
