@@ -457,3 +457,24 @@ async def test_an_engine_behind_a_loopback_port_is_reached_and_reconnected_to(ga
             found = await gate.ask("POST", "/v1/chat/completions", {"model": "m", "messages": []})
             assert (found.status, found.json()) == (200, {"id": "x"})
         assert engine.connections == 1
+
+
+async def test_a_request_that_chooses_a_tool_uses_the_open_connection(gate, new_engine):
+    async def answer(request):
+        await request.json({"id": "x"})
+
+    engine = await new_engine(answer)
+    await gate.serve(route(engine))
+    tools = [{"type": "function", "function": {"name": name}} for name in ("a", "b")]
+    body = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "tools": tools}
+    for choice in ("auto", {"type": "function", "function": {"name": "b"}}, "auto"):
+        assert (await gate.ask("POST", "/v1/chat/completions", body | {"tool_choice": choice})).status == 200
+    assert engine.connections == 1
+    seen = [json.loads(call.body) for call in engine.calls]
+    assert [len(s["tools"]) for s in seen] == [2, 1, 2]
+    assert [s["tool_choice"] for s in seen] == ["auto", "required", "auto"]
+    missing = body | {"tool_choice": {"type": "function", "function": {"name": "c"}}}
+    assert (await gate.ask("POST", "/v1/chat/completions", missing)).status == 400
+    large = body | {"messages": [{"role": "user", "content": "x" * 300_000}], "tool_choice": "auto"}
+    assert (await gate.ask("POST", "/v1/chat/completions", large)).status == 200
+    assert len(json.loads(engine.calls[-1].body)["messages"][0]["content"]) == 300_000

@@ -75,9 +75,8 @@ class Relay:
                     self._spawn(text)
                     return
                 self._route(read_model(text))
-                if self._chooses:
-                    self._spawn(None)
-                    return
+                if self._chooses and self._target is not None and skeleton is None:
+                    self._chooses, self._body = False, [adapt(text, self._target.call_prefix)]
         except Fault as fault:
             self._fail(fault)
             return
