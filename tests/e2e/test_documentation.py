@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGES = ("README.md", "docs/tutorial/first-answer.md")
-PORT = 12434
+PORT = "12434"
 
 
 def examples(page: str) -> list[str]:
@@ -25,15 +25,13 @@ def examples(page: str) -> list[str]:
 
 @pytest.fixture
 def shell(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """The environment of a newcomer: an own home, ``pier`` on the PATH."""
+    """The environment of a newcomer: an own home, ``pier`` on the PATH, and a port that nobody's daemon has."""
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", PORT))
-        except OSError:
-            pytest.skip(f"port {PORT} is in use on this machine")
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     env = {**os.environ, "PATH": path, "PIERHEAD_HOME": str(tmp_path / "home"), "NO_COLOR": "1"}
+    env |= {"PORT": port, "PIERHEAD_GATEWAY__LISTEN": f"127.0.0.1:{port}"}
     env.pop("DOCKER_HOST", None)
     try:
         yield env
@@ -49,7 +47,7 @@ def test_every_example_of_a_page_runs_as_it_stands(page: str, shell: dict[str, s
     assert len(commands) >= 5
     for command in commands:
         done = subprocess.run(
-            ["bash", "-o", "pipefail", "-c", command],
+            ["bash", "-o", "pipefail", "-c", command.replace(PORT, shell["PORT"])],
             env=shell,
             capture_output=True,
             text=True,

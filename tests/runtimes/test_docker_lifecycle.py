@@ -236,6 +236,31 @@ async def test_a_socket_for_others_is_denied_with_what_to_do(docker_settings: Ru
     assert b"usermod -aG docker" in done.stdout, done.stderr
 
 
+@pytest.mark.parametrize("configured", [True, False])
+def test_a_socket_in_a_folder_closed_to_this_user_is_denied_or_not_seen(tmp_path: Path, configured: bool) -> None:
+    closed = tmp_path / ".docker" / "run"
+    closed.mkdir(parents=True)
+    for folder in list(tmp_path.parents)[:2]:  # pytest's own are closed to others
+        folder.chmod(0o755)
+    tmp_path.chmod(0o755)
+    (closed / "docker.sock").touch()
+    closed.chmod(0o000)
+    code = (
+        "import os, sys\nfrom pierhead.errors import PierError\nfrom pierhead.runtimes.docker_api import find\n"
+        "os.getuid() or (os.setgroups([]), os.setgid(65534), os.setuid(65534))\n"
+        "try: find(sys.argv[1], {'HOME': sys.argv[2], 'XDG_RUNTIME_DIR': sys.argv[2]})\n"
+        "except PierError as exc: print(type(exc).__name__)"
+    )
+    host = f"unix://{closed}/docker.sock" if configured else ""
+    try:
+        done = subprocess.run([sys.executable, "-c", code, host, str(tmp_path)], capture_output=True, timeout=30)
+    finally:
+        closed.chmod(0o755)
+    assert done.stdout.strip() in ({b"AccessDenied"} if configured else {b"RuntimeUnavailable", b"AccessDenied"}), (
+        done.stderr
+    )
+
+
 def test_figures_of_both_kinds_of_control_groups_are_read() -> None:
     v1 = {"memory_stats": {"usage": 100, "limit": 500, "stats": {"total_inactive_file": 40}}}
     v2 = {

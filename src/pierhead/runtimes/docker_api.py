@@ -37,7 +37,7 @@ def candidates(configured: str, env: Mapping[str, str]) -> list[str]:
     home = env.get("HOME") or "/"
     places = ["/var/run/docker.sock", f"{run}/docker.sock", f"{home}/.docker/run/docker.sock"]
     places += [f"{run}/podman/podman.sock", "/run/podman/podman.sock"]
-    return [f"unix://{p}" for p in places if Path(p).exists()]
+    return [f"unix://{p}" for p in places if os.path.exists(p)]  # not in a folder closed to us
 
 
 def find(configured: str, env: Mapping[str, str] | None = None) -> str:
@@ -52,7 +52,7 @@ def find(configured: str, env: Mapping[str, str] | None = None) -> str:
         path = host.removeprefix("unix://")
         if os.access(path, os.R_OK | os.W_OK):
             return host
-        if Path(path).exists():
+        if _there(path):
             denied = path
         elif configured:
             raise RuntimeUnavailable(
@@ -63,6 +63,17 @@ def find(configured: str, env: Mapping[str, str] | None = None) -> str:
     raise RuntimeUnavailable(
         "no Docker Engine's socket is here", hint="Start Docker or Podman's service, or set [runtime] docker_host."
     )
+
+
+def _there(path: str) -> bool:
+    """Whether something is at ``path``, as far as this user may know; a folder that is closed to him may hold it."""
+    try:
+        Path(path).stat()
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def explain(refused: Refused, doing: str) -> PierError:
