@@ -89,7 +89,7 @@ class DaemonSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 
 
 class SourceSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Where models come from; ``connect_timeout``/``read_timeout`` in seconds."""
+    """Where models come from and go to; ``connect_timeout``/``read_timeout`` in seconds."""
 
     hf_endpoint: str = "https://huggingface.co"
     catalogs: tuple[str, ...] = ()
@@ -97,6 +97,8 @@ class SourceSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     allow_http: bool = False
     connect_timeout: float = 15.0
     read_timeout: float = 60.0
+    insecure_registries: tuple[str, ...] = ()  # host[:port] without TLS; loopback needs no mention
+    registry_connections: int = 4  # parallel ranges of one blob
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -39,6 +39,23 @@ class PullDone(Event, frozen=True, tag="pull_done"):
     cached: bool = False
 
 
+class PushProgress(Event, frozen=True, tag="push_progress"):
+    """``done`` of ``total`` bytes of one file are in the registry."""
+
+    name: str
+    file: str
+    done: int
+    total: int
+
+
+class PushDone(Event, frozen=True, tag="push_done"):
+    """The registry has the model under ``name`` with manifest ``digest``; ``sent`` bytes of blobs had to go there."""
+
+    name: str
+    digest: str
+    sent: int
+
+
 class Note(Event, frozen=True, tag="note"):
     """Something the user should know but need not act on at once; ``level`` is ``info`` or ``warning``."""
 
@@ -81,7 +98,9 @@ class Failed(Event, frozen=True, tag="failed"):
     error: dict[str, Any]
 
 
-AnyEvent = PullPlanned | PullProgress | PullDone | Note | Phase | BuildProgress | Ready | Failed
+AnyEvent = (
+    PullPlanned | PullProgress | PullDone | PushProgress | PushDone | Note | Phase | BuildProgress | Ready | Failed
+)
 Listener = Callable[[AnyEvent], None]
 
 

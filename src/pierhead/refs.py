@@ -75,6 +75,9 @@ def parse(text: str) -> Reference:
         return parser(rest.removeprefix("//") if scheme.lower() not in ("https", "http", "file") else text)
     if _DIGEST.fullmatch(text):
         return Reference("store", digest=text)
+    first, slash, _ = text.partition("/")
+    if slash and re.fullmatch(r"localhost|[A-Za-z0-9.-]+:\d{1,5}", first):
+        return _registry(text)
     if _is_path(text):
         return Reference("file", path=text)
     for prefix in ("hf.co/", "huggingface.co/"):

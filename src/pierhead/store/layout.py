@@ -124,6 +124,31 @@ class Store:
                 self.step("model:index")
         return self.get(name)
 
+    def commit_artifact(self, name: str, manifest: bytes, config: bytes, beside: dict[str, Any]) -> ModelRecord:
+        """Give a model that others packaged a name; its documents stay as they are, to the byte.
+
+        ``beside`` (``summary``, ``source``) is kept next to it. NotFound when a layer's blob is missing.
+        """
+        self._check_name(name)
+        document = msgspec.json.decode(manifest, type=oci.Manifest)
+        with os_errors("cannot commit the model"):
+            if self.blobs.put(config).digest != document.config.digest:
+                raise CorruptData(f"the config of '{name}' is not the one that its manifest names")
+            for layer in document.layers:
+                self.blob_path(layer.digest)
+            self.step("model:config")
+            stored = self.blobs.put(manifest)
+            self.step("model:manifest")
+            (self.root / "beside").mkdir(exist_ok=True)
+            replace(self._beside(stored.digest), msgspec.json.encode(beside))
+            with self._index() as index:
+                index.set(name, stored)
+                self.step("model:index")
+        return self.get(name)
+
+    def _beside(self, digest: str) -> Path:
+        return self.root / "beside" / self.blobs.path(digest).name
+
     def models(self) -> list[ModelRecord]:
         """All models, each once, by first name."""
         index = self._read_index()
@@ -300,7 +325,10 @@ class Store:
 
     def _record(self, digest: str, names: list[str]) -> ModelRecord:
         with os_errors(f"cannot read the model {names[0]}"):
-            return oci.record(digest, tuple(names), self.blob_path)
+            beside: dict[str, Any] = {}
+            with contextlib.suppress(FileNotFoundError, msgspec.DecodeError):
+                beside = msgspec.json.decode(self._beside(digest).read_bytes(), type=dict[str, Any])
+            return oci.record(digest, tuple(names), self.blob_path, beside)
 
     def _pins(self) -> dict[str, set[str]]:
         found: dict[str, set[str]] = {}
@@ -332,6 +360,7 @@ class Store:
         models = {d.removeprefix("sha256:") for d in roots}
         old += [p for p in (self.root / "models").iterdir() if p.name not in models and _changed(p) < horizon]
         old += [p for p in _children(self.root / "links") if p.name not in keep and _changed(p) < horizon]
+        old += [p for p in _children(self.root / "beside") if p.name not in models and _changed(p) < horizon]
         for part in self.blobs.ingests.glob("*.lock"):
             if not is_locked(part) and _changed(part) < horizon:
                 # a partial stays for a later pull to go on with, unless nothing has landed

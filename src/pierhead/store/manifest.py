@@ -27,7 +27,18 @@ REF_NAME = "org.opencontainers.image.ref.name"
 SOURCE = "ai.pierhead.source"
 MAX_DOCUMENT = 16 << 20
 
-ROLES: dict[str, Role] = {GGUF: "weights", LORA: "lora", MMPROJ: "mmproj", LICENSE: "license", TEMPLATE: "template"}
+CNCF = "application/vnd.cncf.model."
+ROLES: dict[str, Role] = {
+    f"{CNCF}weight.v1.raw": "weights",
+    f"{CNCF}weight.config.v1.raw": "config",
+    f"{CNCF}doc.v1.raw": "other",
+    FILE: "other",
+    GGUF: "weights",
+    LORA: "lora",
+    MMPROJ: "mmproj",
+    LICENSE: "license",
+    TEMPLATE: "template",
+}
 MEDIA: dict[Role, str] = {
     "weights": GGUF,
     "draft": GGUF,
@@ -144,8 +155,13 @@ def manifest_bytes(layers: Sequence[Layer], config: Blob, annotations: dict[str,
     return msgspec.json.encode({"schemaVersion": 2, **raw})
 
 
-def record(digest: str, names: tuple[str, ...], blob_path: Callable[[str], Path]) -> ModelRecord:
-    """Read a model's manifest and config; CorruptData when they are not what they should be."""
+def record(
+    digest: str, names: tuple[str, ...], blob_path: Callable[[str], Path], beside: dict[str, Any]
+) -> ModelRecord:
+    """Read a model's manifest and config; CorruptData when they are not what they should be.
+
+    ``beside`` is what this store found out about an artifact that others made: ``summary`` and ``source``.
+    """
     try:
         found = msgspec.json.decode(_read(blob_path(digest)), type=Manifest)
         config = msgspec.json.decode(_read(blob_path(found.config.digest)), type=dict[str, Any])
@@ -162,7 +178,7 @@ def record(digest: str, names: tuple[str, ...], blob_path: Callable[[str], Path]
         )
         for layer in found.layers
     )
-    summary = config.get("ai.pierhead.summary")
+    summary = config.get("ai.pierhead.summary") or beside.get("summary")
     return ModelRecord(
         name=names[0],
         names=names,
@@ -171,7 +187,7 @@ def record(digest: str, names: tuple[str, ...], blob_path: Callable[[str], Path]
         created=found.annotations.get("org.opencontainers.image.created", ""),
         files=files,
         metadata=summary if isinstance(summary, dict) else {},  # pyright: ignore[reportUnknownArgumentType]
-        source=found.annotations.get(SOURCE, ""),
+        source=str(beside.get("source") or found.annotations.get(SOURCE, "")),
         annotations=found.annotations,
     )
 

@@ -1,0 +1,1 @@
+"""OCI distribution: where artifacts are pushed to and pulled from."""

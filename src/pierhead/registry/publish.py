@@ -1,0 +1,79 @@
+"""A model of the store to a registry: its blobs, its config, then its manifest, which makes it visible."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+import msgspec
+
+from pierhead.config import SourceSettings
+from pierhead.events import Listener, PushDone, PushProgress
+from pierhead.registry.client import Registry, check_plain
+from pierhead.registry.credentials import find_login
+from pierhead.registry.name import ImageName
+from pierhead.registry.push import push_blob
+from pierhead.registry.wire import Retry
+from pierhead.store.layout import Store
+from pierhead.store.manifest import FILEPATH, Descriptor, Manifest
+
+AT_ONCE = 3  # blobs
+
+
+async def push_model(
+    store: Store,
+    model: str,
+    target: ImageName,
+    *,
+    settings: SourceSettings,
+    env: Mapping[str, str],
+    listener: Listener,
+    retry: Retry | None = None,
+) -> PushDone:
+    """Send ``model`` to ``target``; what the registry has is not sent again.
+
+    NotFound, AccessDenied or SourceUnavailable.
+    """
+    check_plain(target)
+    record = await asyncio.to_thread(store.get, model)
+    body = await asyncio.to_thread(store.blob_path(record.digest).read_bytes)
+    manifest = msgspec.json.decode(body, type=Manifest)
+    login = await asyncio.to_thread(find_login, target.host, env)
+    mount = _same_host(record.source, target)
+    slots = asyncio.Semaphore(AT_ONCE)
+    sent = 0
+
+    async with Registry(target, settings, login, retry=retry) as registry:
+
+        async def one(part: Descriptor, name: str) -> None:
+            nonlocal sent
+
+            def report(done: int) -> None:
+                listener(PushProgress(name=model, file=name, done=done, total=part.size))
+
+            async with slots:
+                path = store.blob_path(part.digest)
+                if await push_blob(registry, part.digest, path, part.size, report, mount):
+                    sent += part.size
+
+        parts = {d.digest: d for d in (*manifest.layers, manifest.config)}
+        tasks = [asyncio.create_task(one(d, d.annotations.get(FILEPATH) or d.digest[7:19])) for d in parts.values()]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        await registry.put_manifest(target.target, manifest.media_type, body)
+    done = PushDone(name=str(target), digest=record.digest, sent=sent)
+    listener(done)
+    return done
+
+
+def _same_host(source: str, target: ImageName) -> str:
+    """The repository of the same registry that the model came from, if it did."""
+    rest = source.removeprefix(f"oci://{target.host}/")
+    if rest == source:
+        return ""
+    repository = rest.partition("@")[0].partition(":")[0]
+    return repository if repository != target.repository else ""
