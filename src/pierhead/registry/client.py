@@ -26,6 +26,7 @@ from pierhead.registry.wire import (
     Retry,
     is_loopback,
     is_private,
+    new_session,
     origin,
     reason,
     redact,
@@ -195,17 +196,7 @@ class Registry:
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
-            timeout = aiohttp.ClientTimeout(
-                total=None, sock_connect=self._settings.connect_timeout, sock_read=self._settings.read_timeout
-            )
-            self._session = aiohttp.ClientSession(
-                timeout=timeout,
-                trust_env=True,
-                auto_decompress=False,
-                read_bufsize=READ,
-                connector=aiohttp.TCPConnector(limit=0),
-                headers={"User-Agent": "pierhead", "Accept-Encoding": "identity"},
-            )
+            self._session = new_session(self._settings, READ)
         return self._session
 
     async def _check(self, url: str) -> None:

@@ -1,4 +1,4 @@
-"""What every HTTP client here shares: retries, back-off, ranges, reasons without secrets; opens no connection."""
+"""What every HTTP client here shares: retries, back-off, ranges, reasons without secrets."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import aiohttp
 
+from pierhead.config import SourceSettings
 from pierhead.errors import PierError
 
 REDIRECTS = 10
@@ -45,6 +46,19 @@ class Again(Exception):  # control flow between one attempt and the loop around 
         self.error = error
         self.after = after
         self.connected = connected
+
+
+def new_session(settings: SourceSettings, read_size: int) -> aiohttp.ClientSession:
+    """A session for large bodies, taken as they come; proxies from the environment."""
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=settings.connect_timeout, sock_read=settings.read_timeout)
+    return aiohttp.ClientSession(
+        timeout=timeout,
+        trust_env=True,
+        auto_decompress=False,
+        read_bufsize=read_size,
+        connector=aiohttp.TCPConnector(limit=0),  # callers bound how much they ask for at once
+        headers={"User-Agent": "pierhead", "Accept-Encoding": "identity"},
+    )
 
 
 def redact(url: str) -> str:

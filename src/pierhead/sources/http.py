@@ -23,6 +23,7 @@ from pierhead.registry.wire import (
     Retry,
     content_range,
     is_loopback,
+    new_session,
     origin,
     reason,
     redact,
@@ -65,16 +66,7 @@ class Http:
 
     def _open_session(self) -> aiohttp.ClientSession:
         if self._session is None:
-            timeout = aiohttp.ClientTimeout(
-                total=None, sock_connect=self._settings.connect_timeout, sock_read=self._settings.read_timeout
-            )
-            self._session = aiohttp.ClientSession(
-                timeout=timeout,
-                trust_env=True,
-                auto_decompress=False,
-                read_bufsize=BATCH,
-                headers={"User-Agent": "pierhead", "Accept-Encoding": "identity"},
-            )
+            self._session = new_session(self._settings, BATCH)
         return self._session
 
     def _check(self, url: str, before: str = "") -> None:
