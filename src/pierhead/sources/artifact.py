@@ -16,7 +16,7 @@ from pierhead.registry.client import Registry
 from pierhead.registry.credentials import find_login
 from pierhead.registry.name import image_name
 from pierhead.registry.pull import pull_blob
-from pierhead.registry.wire import Again, Retry
+from pierhead.registry.wire import Retry
 from pierhead.sources.base import PullPlan, RemoteFile, Sink
 from pierhead.sources.landing import Landing
 from pierhead.store.blobs import DIGEST
@@ -89,10 +89,7 @@ class Artifacts:
     async def fetch(self, file: RemoteFile, sink: Sink) -> None:
         registry, landing = cast("Registry", file.opaque), cast("Landing", sink)
         connections = self._settings.registry_connections
-        try:
-            await pull_blob(registry, file.digest, file.size or 0, sink.offset, landing.write_all, connections)
-        except Again as again:
-            raise again.error from again
+        await pull_blob(registry, file.digest, file.size or 0, sink.offset, landing.write_all, connections)
 
     async def forget(self, plan: PullPlan) -> None:
         """Nothing is kept outside of the store."""
