@@ -32,7 +32,7 @@ from pierhead.registry.name import image_name
 from pierhead.registry.pull import pull_blob
 from pierhead.registry.push import push_blob
 from pierhead.store.layout import Store
-from pierhead.store.manifest import GGUF
+from pierhead.store.media import GGUF
 
 LIMIT = """
 import hashlib, http.client, os, sys

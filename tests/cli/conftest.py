@@ -13,7 +13,7 @@ import pytest
 from pierhead.formats.gguf import read_file, summary
 from pierhead.paths import Paths, resolve
 from pierhead.store.layout import Store
-from pierhead.store.manifest import GGUF
+from pierhead.store.media import GGUF
 from pierhead.store.model import Layer
 
 Pier = Callable[..., subprocess.CompletedProcess[str]]

@@ -14,7 +14,7 @@ from pierhead import events
 from pierhead.config import SourceSettings
 from pierhead.errors import AccessDenied, CorruptData, NotFound, PierError, SourceUnavailable, UsageError
 from pierhead.sources.http import redact
-from pierhead.store.manifest import MEDIA
+from pierhead.store.media import MEDIA
 from pierhead.store.model import Layer
 
 from .servers import Puller, Server, digest, make_gguf

@@ -16,7 +16,8 @@ import pytest
 
 from pierhead.errors import Conflict, CorruptData, NotFound, OutOfSpace, PierError, UsageError
 from pierhead.store.layout import Store
-from pierhead.store.manifest import GGUF, check_filepath
+from pierhead.store.manifest import check_filepath
+from pierhead.store.media import GGUF
 from pierhead.store.model import Layer, ModelRecord
 
 SUMMARY = {"format": "gguf", "architecture": "llama", "parameters": 3, "quantization": "F32"}

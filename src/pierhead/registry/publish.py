@@ -14,8 +14,10 @@ from pierhead.registry.credentials import find_login
 from pierhead.registry.name import ImageName
 from pierhead.registry.push import push_blob
 from pierhead.registry.wire import Retry
+from pierhead.store.index import Descriptor
 from pierhead.store.layout import Store
-from pierhead.store.manifest import FILEPATH, Descriptor, Manifest
+from pierhead.store.manifest import Manifest
+from pierhead.store.media import FILEPATH
 
 AT_ONCE = 3  # blobs
 

@@ -20,7 +20,9 @@ from pierhead.registry.wire import Retry
 from pierhead.sources.base import PullPlan, RemoteFile, Sink
 from pierhead.sources.landing import Landing
 from pierhead.store.blobs import DIGEST
-from pierhead.store.manifest import FILEPATH, GGUF, ROLES, Descriptor, Manifest, check_filepath
+from pierhead.store.index import Descriptor
+from pierhead.store.manifest import Manifest, check_filepath
+from pierhead.store.media import FILEPATH, GGUF, ROLE, Kind, kind_of
 
 MAX_LAYERS = 4096
 
@@ -123,20 +125,25 @@ def _check(found: Manifest, where: str) -> None:
     paths = [check_filepath(x.annotations[FILEPATH]) for x in found.layers if x.annotations.get(FILEPATH)]
     if len(set(paths)) != len(paths):
         raise CorruptData(f"{where} has two files of one name")
-    odd = sorted({x.media_type for x in found.layers} - set(ROLES))
+    kinds = [_kind(x) for x in found.layers]
+    odd = sorted({x.media_type for x, kind in zip(found.layers, kinds, strict=True) if kind is None})
     if odd:
         raise UsageError(
             f"{where} has layers of a kind that cannot be used: {', '.join(odd)[:300]}",
             hint="Models in GGUF, as Docker's or CNCF's artifacts, can be pulled so far.",
         )
-    if not any(ROLES[x.media_type] == "weights" for x in found.layers):
+    if not any(kind and kind.role == "weights" for kind in kinds):
         raise UsageError(f"{where} holds no model's weights", hint=f"A model has a layer of type {GGUF}.")
 
 
 def _file(registry: Registry, layer: Descriptor) -> RemoteFile:
     name = layer.annotations.get(FILEPATH) or layer.digest.removeprefix("sha256:")
-    role = ROLES[layer.media_type]
-    return RemoteFile(name, layer.digest, layer.size, layer.digest, role, opaque=registry)
+    kind = _kind(layer)
+    return RemoteFile(name, layer.digest, layer.size, layer.digest, kind.role if kind else "other", opaque=registry)
+
+
+def _kind(layer: Descriptor) -> Kind | None:
+    return kind_of(layer.media_type, layer.annotations.get(FILEPATH, ""), layer.annotations.get(ROLE, ""))
 
 
 def _digest(data: bytes) -> str:

@@ -42,7 +42,7 @@ from pierhead.sources.threads import entered
 from pierhead.sources.web import Web
 from pierhead.store.files import locked, os_errors
 from pierhead.store.layout import Store
-from pierhead.store.manifest import MEDIA, SOURCE
+from pierhead.store.media import MEDIA, SOURCE
 from pierhead.store.model import Blob, Layer, ModelRecord
 
 EARLY = 64 << 10

@@ -53,10 +53,22 @@ class Blobs:
     def has(self, digest: str) -> bool:
         return self.path(digest).is_file()
 
+    def claim(self, digest: str) -> bool:
+        """Whether the blob is there; if so it counts as new, so that no collector takes it from a lease's holder."""
+        path = self.path(digest)
+        if not path.is_file():
+            return False
+        with locked(self.ingests.parent / "index.lock"):  # a collector that has chosen already ends first
+            try:
+                path.chmod(path.stat().st_mode & 0o777)  # the same mode: only its ctime moves
+            except FileNotFoundError:
+                return False
+        return True
+
     def put(self, data: bytes) -> Blob:
         """A small blob (a manifest, a config) at once."""
         digest = "sha256:" + hashlib.sha256(data).hexdigest()
-        if not self.has(digest):
+        if not self.claim(digest):
             replace(self.path(digest), data, 0o444)
         return Blob(digest, len(data))
 
@@ -138,7 +150,7 @@ class Ingest:
         digest = self._digest
         if digest is None and self._waited and self._done_mark.exists():
             digest = self._done_mark.read_text().strip()
-        if digest and DIGEST.fullmatch(digest) and self._blobs.has(digest):
+        if digest and DIGEST.fullmatch(digest) and self._blobs.claim(digest):
             return Blob(digest, self._blobs.path(digest).stat().st_size)
         return None
 
@@ -202,7 +214,7 @@ class Ingest:
             )
         with os_errors("cannot store the download"):
             os.fsync(self._file.fileno())
-            if self._blobs.has(digest):
+            if self._blobs.claim(digest):
                 self.part.unlink()
             else:
                 self._blobs.publish(self.part, digest)

@@ -1,13 +1,13 @@
 """The store: models as OCI artifacts in an image layout that other tools read; all calls block and are crash-safe.
 
-Content becomes visible in one step: blobs by a rename, names by replacing ``index.json`` under a lock. What no name
-reaches is garbage, and ``collect`` reclaims it unless a pin or a live lease may still need it.
+Content becomes visible in one step: blobs by a rename, names by replacing ``index.json`` under a lock. What neither a
+name nor one of its earlier versions reaches is garbage, and ``collect`` reclaims it unless a pin or a live lease may
+still need it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import datetime
 import difflib
 import os
 import re
@@ -20,21 +20,23 @@ from typing import Any
 import msgspec
 
 from pierhead.errors import Conflict, CorruptData, NotFound, UsageError
+from pierhead.store import garbage
 from pierhead.store import manifest as oci
 from pierhead.store.blobs import Blobs, Ingest
 from pierhead.store.files import (
     disk_bytes,
-    is_locked,
     locked,
     mapped,
     os_errors,
     remove_tree,
     replace,
-    sync_folder,
 )
 from pierhead.store.files import reflink as clone
+from pierhead.store.history import History, Move, now
+from pierhead.store.index import Index, decode_index, is_digest_like
 from pierhead.store.link import LinkRecord, adopt, hash_file
-from pierhead.store.model import Blob, Layer, ModelRecord, Removed, Usage
+from pierhead.store.media import CONFIG, CREATED, SOURCE
+from pierhead.store.model import Blob, Layer, ModelRecord, Referrer, Removed, Usage
 
 NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._@:/+-]{0,253}[A-Za-z0-9_])?")
 
@@ -50,6 +52,7 @@ class Store:
         self.root = root
         self.step = step
         self.blobs = Blobs(root, step)
+        self._history = History(root / "history.jsonl")
 
     @classmethod
     def open(cls, root: Path, step: Callable[[str], None] = _nothing) -> Store:
@@ -63,7 +66,7 @@ class Store:
             replace(root / "oci-layout", b'{"imageLayoutVersion":"1.0.0"}')
             with locked(root / "index.lock"):
                 if not (root / "index.json").exists():
-                    replace(root / "index.json", msgspec.json.encode(oci.Index()))
+                    replace(root / "index.json", msgspec.json.encode(Index()))
         return store
 
     # --- blobs ----------------------------------------------------------------------------------------------------
@@ -106,25 +109,28 @@ class Store:
         layers: Sequence[Layer],
         metadata: dict[str, Any],
         annotations: dict[str, str] | None = None,
+        by: str = "pull",
     ) -> ModelRecord:
-        """Give a set of blobs a name, in one step. NotFound when a layer's blob is missing."""
+        """Give a set of blobs a name, in one step. NotFound when a layer's blob is missing.
+
+        ``by`` is the verb that the name's history will show.
+        """
         self._check_name(name)
         for layer in layers:
             oci.check_filepath(layer.filepath)
             self.blob_path(layer.digest)
         config = self.blobs.put(oci.config_bytes(layers, metadata))
         self.step("model:config")
-        created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        body = oci.manifest_bytes(layers, config, {"org.opencontainers.image.created": created, **(annotations or {})})
+        told = {CREATED: now(), **(annotations or {})}
         with os_errors("cannot commit the model"):
-            stored = self.blobs.put(body)
+            stored = self.blobs.put(oci.manifest_bytes(layers, config, told))
             self.step("model:manifest")
-            with self._index() as index:
-                index.set(name, stored)
-                self.step("model:index")
+            self._point(name, stored, by=by, source=told.get(SOURCE, ""))
         return self.get(name)
 
-    def commit_artifact(self, name: str, manifest: bytes, config: bytes, beside: dict[str, Any]) -> ModelRecord:
+    def commit_artifact(
+        self, name: str, manifest: bytes, config: bytes, beside: dict[str, Any], *, by: str = "pull"
+    ) -> ModelRecord:
         """Give a model that others packaged a name; its documents stay as they are, to the byte.
 
         ``beside`` (``summary``, ``source``) is kept next to it. NotFound when a layer's blob is missing.
@@ -141,10 +147,18 @@ class Store:
             self.step("model:manifest")
             (self.root / "beside").mkdir(exist_ok=True)
             replace(self._beside(stored.digest), msgspec.json.encode(beside))
-            with self._index() as index:
-                index.set(name, stored)
-                self.step("model:index")
+            kind = document.artifact_type or document.config.media_type
+            self._point(name, stored, by=by, source=str(beside.get("source") or ""), artifact_type=kind)
         return self.get(name)
+
+    def _point(self, name: str, stored: Blob, *, by: str, source: str = "", artifact_type: str = CONFIG) -> None:
+        """Make a name mean a manifest; what it meant before becomes an earlier version of it."""
+        with self._index() as index:
+            was = next((e.digest for e in index.named if e.name == name), "")
+            self._history.add(name, stored.digest, was=was, by=by, source=source)
+            self.step("model:history")
+            index.set(name, stored, artifact_type)
+            self.step("model:index")
 
     def _beside(self, digest: str) -> Path:
         return self.root / "beside" / self.blobs.path(digest).name
@@ -153,16 +167,16 @@ class Store:
         """All models, each once, by first name."""
         index = self._read_index()
         names: dict[str, list[str]] = {}
-        for entry in index.manifests:
+        for entry in index.named:
             names.setdefault(entry.digest, []).append(entry.name)
         return sorted((self._record(d, sorted(n)) for d, n in names.items()), key=lambda r: r.name)
 
     def get(self, name: str) -> ModelRecord:
-        """The model by name, ``name:latest`` or digest (``sha256:`` and eight hex digits or more)."""
+        """The model by name, ``name:latest``, ``name@digest`` or digest (``sha256:`` and eight hex digits or more)."""
         index = self._read_index()
         found = index.find(name)
         if found is None:
-            known = sorted({e.name for e in index.manifests})
+            known = sorted({e.name for e in index.named})
             close = difflib.get_close_matches(name, known, 1)
             hint = f"Did you mean '{close[0]}'? " if close else ""
             raise NotFound(
@@ -171,34 +185,75 @@ class Store:
                 data={"known": known[:50]},
             )
         digest, exact = found
-        names = sorted((e.name for e in index.manifests if e.digest == digest), key=lambda n: (n != exact, n))
-        return self._record(digest, names)
+        names = sorted((e.name for e in index.named if e.digest == digest), key=lambda n: (n != exact, n))
+        earlier = next((e.previous for e in index.manifests if e.digest == digest and e.previous), "")
+        return self._record(digest, names, earlier)
+
+    def versions(self, name: str) -> list[ModelRecord]:
+        """The earlier versions of a name that are still here, the latest first."""
+        return [self._record(e.digest, [], name) for e in self._read_index().versions(name)]
+
+    def history(self, name: str) -> list[Move]:
+        """Where a name pointed and when, the latest first."""
+        found = next((e for e in self._read_index().named if e.name == name), None)
+        return self._history.of(name, found.digest if found else "")
+
+    def note(self, name: str, *, by: str, source: str = "") -> None:
+        """Remember that a name was looked at and still means what it meant."""
+        with os_errors("cannot write to the store"), locked(self.root / "index.lock"):
+            digest = self.get(name).digest
+            self._history.add(name, digest, was=digest, by=by, source=source)
+
+    # --- what is said about models --------------------------------------------------------------------------------
+
+    def attach(self, subject: str, manifest: bytes, blobs: Sequence[bytes] = ()) -> Referrer:
+        """Keep a manifest about the model ``subject`` (a digest), with its blobs, for as long as the model is here."""
+        document = msgspec.json.decode(manifest, type=oci.Manifest)
+        with os_errors("cannot write to the store"):
+            for data in blobs:
+                self.blobs.put(data)
+            stored = self.blobs.put(manifest)
+            kind = document.artifact_type or document.config.media_type
+            self.step("attach:manifest")
+            with self._index() as index:
+                index.refer(subject, stored, kind)
+        return Referrer(stored.digest, stored.size, kind)
+
+    def referrers(self, digest: str) -> list[Referrer]:
+        """What is said about a manifest."""
+        return [Referrer(e.digest, e.size, e.artifact_type) for e in self._read_index().referrers(digest)]
+
+    # --- names ----------------------------------------------------------------------------------------------------
 
     def tag(self, old: str, new: str) -> ModelRecord:
         """Give a model one more name; a name that pointed elsewhere moves."""
         self._check_name(new)
         record = self.get(old)
-        with os_errors("cannot name the model"), self._index() as index:
+        with os_errors("cannot name the model"):
             size = self.blobs.path(record.digest).stat().st_size
-            index.set(new, Blob(record.digest, size))
+            self._point(new, Blob(record.digest, size), by="tag", source=old, artifact_type=record.config_type)
         return self.get(new)
 
     def remove(self, name: str) -> Removed:
         """Remove a name and, when it was the last one, the bytes that nothing else needs. Conflict while pinned."""
         record = self.get(name)
-        gone = list(record.names) if oci.is_digest_like(name) else [record.name]
+        gone = list(record.names) if is_digest_like(name) or not record.names else [record.name]
         before = self._used()
         before_linked = LinkRecord.total(self.root / "links", self.blobs)
         with os_errors("cannot remove the model"):
             with self._index() as index:
-                left = [e for e in index.manifests if e.digest == record.digest and e.name not in gone]
+                left = [e for e in index.named if e.digest == record.digest and e.name not in gone]
                 owners = self._pins().get(record.digest)
                 if owners and not left:
                     raise Conflict(
                         f"'{name}' is in use by {', '.join(sorted(owners))}",
                         hint=f"Type `pier stop {record.name}` first.",
                     )
-                index.manifests = [e for e in index.manifests if e.name not in gone]
+                for one in gone:
+                    self._history.add(one, "", was=record.digest, by="rm")
+                index.drop(gone)
+                if not record.names:  # an earlier version
+                    index.manifests = [e for e in index.manifests if e.name or e.digest != record.digest]
                 self.step("remove:index")
             self.collect()
         linked = before_linked - LinkRecord.total(self.root / "links", self.blobs)
@@ -267,11 +322,21 @@ class Store:
     def collect(self) -> int:
         """Remove what nothing needs: unnamed blobs, dead ingests, folders of models that are gone. Bytes freed."""
         before = self._used()
-        with os_errors("cannot clean up the store"), locked(self.root / "index.lock"):
-            horizon = self._oldest_lease()
-            for path in self._garbage(horizon):
+        with os_errors("cannot clean up the store"), self._index() as index:
+            live = index.live(self._pins())
+            index.manifests = [e for e in index.manifests if e.digest in live]
+            for path in garbage.find(self.root, live, garbage.horizon(self.root)):
                 remove_tree(path) if path.is_dir() else path.unlink(missing_ok=True)
                 self.step("collect:removed")
+        return max(0, before - self._used())
+
+    def prune(self, keep: int = 0) -> int:
+        """``collect``, after forgetting all but the latest ``keep`` earlier versions of each name. Bytes freed."""
+        before = self._used()
+        with os_errors("cannot clean up the store"), self._index() as index:
+            index.trim({e.previous for e in index.manifests if e.previous}, keep)
+        self.step("prune:index")
+        self.collect()
         return max(0, before - self._used())
 
     def usage(self) -> Usage:
@@ -287,7 +352,7 @@ class Store:
             blobs=blobs,
             ingests=ingests,
             materialized=materialized,
-            reclaimable=sum(_size(p) for p in self._garbage(self._oldest_lease())),
+            reclaimable=sum(garbage.size(p) for p in self._garbage()),
             linked_outside=LinkRecord.total(self.root / "links", self.blobs),
             free=disk.free,
             models={r.name: r.size for r in self.models()},
@@ -304,10 +369,10 @@ class Store:
                 f"'{name[:100]}' cannot name a model", hint="Use letters, digits and . _ - : / @, up to 255 of them."
             )
 
-    def _read_index(self) -> oci.Index:
+    def _read_index(self) -> Index:
         path = self.root / "index.json"
         try:
-            return oci.decode_index(path.read_bytes())
+            return decode_index(path.read_bytes())
         except msgspec.DecodeError as exc:
             raise CorruptData(
                 f"the store's {path} cannot be read: {exc}",
@@ -317,18 +382,19 @@ class Store:
             raise mapped(exc, f"cannot read the store in {self.root}") from exc
 
     @contextlib.contextmanager
-    def _index(self) -> Generator[oci.Index]:
+    def _index(self) -> Generator[Index]:
         with locked(self.root / "index.lock"):
             index = self._read_index()
             yield index
             replace(self.root / "index.json", msgspec.json.encode(index))
 
-    def _record(self, digest: str, names: list[str]) -> ModelRecord:
-        with os_errors(f"cannot read the model {names[0]}"):
+    def _record(self, digest: str, names: list[str], earlier: str = "") -> ModelRecord:
+        name = names[0] if names else f"{earlier}@{digest}" if earlier else digest
+        with os_errors(f"cannot read the model {name}"):
             beside: dict[str, Any] = {}
             with contextlib.suppress(FileNotFoundError, msgspec.DecodeError):
                 beside = msgspec.json.decode(self._beside(digest).read_bytes(), type=dict[str, Any])
-            return oci.record(digest, tuple(names), self.blob_path, beside)
+            return oci.record(digest, name, tuple(names), self.blob_path, beside)
 
     def _pins(self) -> dict[str, set[str]]:
         found: dict[str, set[str]] = {}
@@ -339,45 +405,14 @@ class Store:
                         found.setdefault(f"sha256:{path.read_text().strip()}", set()).add(path.name)
         return found
 
-    def _oldest_lease(self) -> float:
-        """Unix time; what appeared later may be needed. Infinity without live leases; dead ones are removed."""
-        oldest = float("inf")
-        for path in (self.root / "leases").glob("*.lock"):
-            if is_locked(path):
-                with contextlib.suppress(FileNotFoundError):
-                    oldest = min(oldest, path.stat().st_mtime - 1)
-            else:
-                with contextlib.suppress(OSError):
-                    path.unlink(missing_ok=True)
-        return oldest
-
-    def _garbage(self, horizon: float) -> list[Path]:
-        roots = {e.digest for e in self._read_index().manifests} | set(self._pins())
-        keep = {d.removeprefix("sha256:") for d in roots}
-        for digest in roots:
-            keep |= oci.reachable(self.blobs.path(digest))
-        old = [p for p in self.blobs.folder.iterdir() if p.name not in keep and _changed(p) < horizon]
-        models = {d.removeprefix("sha256:") for d in roots}
-        old += [p for p in (self.root / "models").iterdir() if p.name not in models and _changed(p) < horizon]
-        old += [p for p in _children(self.root / "links") if p.name not in keep and _changed(p) < horizon]
-        old += [p for p in _children(self.root / "beside") if p.name not in models and _changed(p) < horizon]
-        for part in self.blobs.ingests.glob("*.lock"):
-            if not is_locked(part) and _changed(part) < horizon:
-                # a partial stays for a later pull to go on with, unless nothing has landed
-                data = part.with_suffix(".part")
-                if not data.exists() or data.stat().st_size == 0:
-                    old += [p for p in (data, *(part.with_suffix(s) for s in (".mark", ".done")), part) if p.exists()]
-        return old
+    def _garbage(self) -> list[Path]:
+        return garbage.find(self.root, self._read_index().live(self._pins()), garbage.horizon(self.root))
 
     def discard_partials(self) -> int:
         """Remove what interrupted pulls left; bytes freed. Pulls in progress keep theirs."""
         before = self._used()
         with os_errors("cannot clean up the store"):
-            for lock in list(self.blobs.ingests.glob("*.lock")):
-                if not is_locked(lock):
-                    for suffix in (".part", ".mark", ".done", ".lock"):
-                        lock.with_suffix(suffix).unlink(missing_ok=True)
-            sync_folder(self.blobs.ingests)
+            garbage.discard_partials(self.blobs.ingests)
         return max(0, before - self._used())
 
 
@@ -394,23 +429,3 @@ def _share(blob: Path, place: Path) -> None:
         if not clone(blob, place):
             shutil.copyfile(blob, place)
         place.chmod(0o444)
-
-
-def _changed(path: Path) -> float:
-    try:
-        return path.lstat().st_ctime
-    except FileNotFoundError:
-        return float("inf")
-
-
-def _children(path: Path) -> list[Path]:
-    return list(path.iterdir()) if path.is_dir() else []
-
-
-def _size(path: Path) -> int:
-    if path.is_dir():
-        return 0  # hard links of blobs, which are counted themselves
-    try:
-        return path.lstat().st_blocks * 512
-    except FileNotFoundError:
-        return 0

@@ -83,7 +83,7 @@ def adopt(blobs: Blobs, links: Path, path: Path, *, link: bool) -> Blob:
             digest = _copy(path, temporary)
         if LinkRecord.of(path) != before:
             raise CorruptData(f"{path} changed while it was read", hint="Wait until it is complete, then try again.")
-        if blobs.has(digest):
+        if blobs.claim(digest):
             return Blob(digest, before.size)
         if link:
             links.mkdir(exist_ok=True)

@@ -1,9 +1,8 @@
-"""OCI documents of a model: index, manifest and Docker's model config, written and (from strangers) read; no files."""
+"""OCI documents of a model: manifest and Docker's model config, written and (from strangers) read; no files."""
 
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -11,83 +10,11 @@ from typing import Any
 import msgspec
 
 from pierhead.errors import CorruptData
-from pierhead.store.blobs import DIGEST
-from pierhead.store.model import Blob, Layer, ModelFile, ModelRecord, Role
+from pierhead.store.index import Descriptor
+from pierhead.store.media import CONFIG, CREATED, FILEPATH, MANIFEST, ROLE, SOURCE, kind_of
+from pierhead.store.model import Blob, Layer, ModelFile, ModelRecord
 
-MANIFEST = "application/vnd.oci.image.manifest.v1+json"
-CONFIG = "application/vnd.docker.ai.model.config.v0.1+json"
-GGUF = "application/vnd.docker.ai.gguf.v3"
-LORA = "application/vnd.docker.ai.gguf.v3.lora"
-MMPROJ = "application/vnd.docker.ai.mmproj"
-LICENSE = "application/vnd.docker.ai.license"
-TEMPLATE = "application/vnd.docker.ai.chat.template.jinja"
-FILE = "application/vnd.docker.ai.model.file"
-FILEPATH = "org.cncf.model.filepath"
-REF_NAME = "org.opencontainers.image.ref.name"
-SOURCE = "ai.pierhead.source"
 MAX_DOCUMENT = 16 << 20
-
-CNCF = "application/vnd.cncf.model."
-ROLES: dict[str, Role] = {
-    f"{CNCF}weight.v1.raw": "weights",
-    f"{CNCF}weight.config.v1.raw": "config",
-    f"{CNCF}doc.v1.raw": "other",
-    FILE: "other",
-    GGUF: "weights",
-    LORA: "lora",
-    MMPROJ: "mmproj",
-    LICENSE: "license",
-    TEMPLATE: "template",
-}
-MEDIA: dict[Role, str] = {
-    "weights": GGUF,
-    "draft": GGUF,
-    "lora": LORA,
-    "mmproj": MMPROJ,
-    "license": LICENSE,
-    "template": TEMPLATE,
-    "config": FILE,
-    "other": FILE,
-}
-
-
-class Descriptor(msgspec.Struct, rename="camel", omit_defaults=True):
-    """A pointer to a blob."""
-
-    media_type: str
-    digest: str
-    size: int
-    artifact_type: str = ""
-    annotations: dict[str, str] = {}
-
-    @property
-    def name(self) -> str:
-        return self.annotations.get(REF_NAME, "")
-
-
-class Index(msgspec.Struct, rename="camel"):
-    """``index.json``: each entry a name and the manifest it points to."""
-
-    schema_version: int = 2
-    media_type: str = "application/vnd.oci.image.index.v1+json"
-    manifests: list[Descriptor] = []
-
-    def set(self, name: str, blob: Blob) -> None:
-        """Point ``name`` to a manifest."""
-        self.manifests = [e for e in self.manifests if e.name != name]
-        self.manifests.append(Descriptor(MANIFEST, blob.digest, blob.size, CONFIG, {REF_NAME: name}))
-
-    def find(self, name: str) -> tuple[str, str] | None:
-        """The digest that a name, ``name:latest`` or an unambiguous digest prefix points to, and the exact name."""
-        by_name = {e.name: e.digest for e in self.manifests}
-        for wanted in (name, f"{name}:latest", name.removesuffix(":latest")):
-            if wanted in by_name:
-                return by_name[wanted], wanted
-        if is_digest_like(name):
-            wanted = name if name.startswith("sha256:") else f"sha256:{name}"
-            found = {e.digest for e in self.manifests if e.digest.startswith(wanted)}
-            return (found.pop(), "") if len(found) == 1 else None
-        return None
 
 
 class Manifest(msgspec.Struct, rename="camel", omit_defaults=True):
@@ -98,21 +25,8 @@ class Manifest(msgspec.Struct, rename="camel", omit_defaults=True):
     layers: list[Descriptor]
     schema_version: int = msgspec.field(default=2)
     artifact_type: str = ""
+    subject: Descriptor | None = None
     annotations: dict[str, str] = {}
-
-
-def is_digest_like(name: str) -> bool:
-    """Whether a user's word is a digest or the start of one."""
-    return re.fullmatch(r"(?:sha256:[0-9a-f]{8,64}|[0-9a-f]{12,64})", name) is not None
-
-
-def decode_index(data: bytes) -> Index:
-    """Read ``index.json``; entries that are not ours to read are kept. msgspec.DecodeError when it is damaged."""
-    index = msgspec.json.decode(data, type=Index)
-    for entry in index.manifests:
-        if not DIGEST.fullmatch(entry.digest):
-            raise msgspec.ValidationError(f"not a digest: {entry.digest[:80]!r}")
-    return index
 
 
 def check_filepath(path: str) -> str:
@@ -150,13 +64,19 @@ def manifest_bytes(layers: Sequence[Layer], config: Blob, annotations: dict[str,
     entries = [
         Descriptor(x.media_type, x.digest, x.size, annotations={FILEPATH: x.filepath, **x.annotations}) for x in layers
     ]
-    document = Manifest(MANIFEST, Descriptor(CONFIG, config.digest, config.size), entries, 2, CONFIG, annotations)
+    document = Manifest(
+        MANIFEST,
+        Descriptor(CONFIG, config.digest, config.size),
+        entries,
+        artifact_type=CONFIG,
+        annotations=annotations,
+    )
     raw = msgspec.to_builtins(document)
     return msgspec.json.encode({"schemaVersion": 2, **raw})
 
 
 def record(
-    digest: str, names: tuple[str, ...], blob_path: Callable[[str], Path], beside: dict[str, Any]
+    digest: str, name: str, names: tuple[str, ...], blob_path: Callable[[str], Path], beside: dict[str, Any]
 ) -> ModelRecord:
     """Read a model's manifest and config; CorruptData when they are not what they should be.
 
@@ -167,29 +87,30 @@ def record(
         config = msgspec.json.decode(_read(blob_path(found.config.digest)), type=dict[str, Any])
     except msgspec.DecodeError as exc:
         raise CorruptData(
-            f"the manifest of '{names[0]}' is damaged: {exc}", hint=f"Type `pier rm {names[0]}` and pull it again."
+            f"the manifest of '{name}' is damaged: {exc}", hint=f"Type `pier rm {name}` and pull it again."
         ) from exc
-    files = tuple(
-        ModelFile(
-            check_filepath(layer.annotations.get(FILEPATH) or layer.digest.removeprefix("sha256:")),
-            layer.size,
-            ROLES.get(layer.media_type, "other"),
-            layer.digest,
-        )
-        for layer in found.layers
-    )
+    files = tuple(_file(layer) for layer in found.layers)
     summary = config.get("ai.pierhead.summary") or beside.get("summary")
     return ModelRecord(
-        name=names[0],
+        name=name,
         names=names,
         digest=digest,
         size=sum(f.size for f in files),
-        created=found.annotations.get("org.opencontainers.image.created", ""),
+        created=found.annotations.get(CREATED, ""),
         files=files,
         metadata=summary if isinstance(summary, dict) else {},  # pyright: ignore[reportUnknownArgumentType]
         source=str(beside.get("source") or found.annotations.get(SOURCE, "")),
         annotations=found.annotations,
+        config_type=found.config.media_type,
     )
+
+
+def _file(layer: Descriptor) -> ModelFile:
+    path = check_filepath(layer.annotations.get(FILEPATH) or layer.digest.removeprefix("sha256:"))
+    kind = kind_of(layer.media_type, path, layer.annotations.get(ROLE, ""))
+    if kind is None:
+        return ModelFile(path, layer.size, "other", layer.digest, media_type=layer.media_type)
+    return ModelFile(path, layer.size, kind.role, layer.digest, kind.format, kind.packing, layer.media_type)
 
 
 def reachable(manifest: Path) -> set[str]:

@@ -6,16 +6,23 @@ from typing import Any, Literal
 
 import msgspec
 
-Role = Literal["weights", "mmproj", "lora", "draft", "template", "license", "config", "other"]
+Role = Literal["weights", "mmproj", "lora", "draft", "template", "license", "config", "doc", "code", "dataset", "other"]
 
 
 class ModelFile(msgspec.Struct, frozen=True):
-    """One file of a model: its name inside the read-only model folder, size in bytes, and role."""
+    """One file of a model: its name inside the read-only model folder, size in bytes, and role.
+
+    ``format`` is that of weights (gguf, safetensors, onnx, dduf); ``packing`` other than ``raw`` is an archive whose
+    members are the files, below ``name``'s folder.
+    """
 
     name: str
     size: int
     role: Role = "weights"
     digest: str = ""
+    format: str = ""
+    packing: str = "raw"
+    media_type: str = ""
 
 
 class Blob(msgspec.Struct, frozen=True):
@@ -39,7 +46,10 @@ class Layer(msgspec.Struct, frozen=True):
 
 
 class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """A committed model: ``digest`` is its manifest's, ``size`` the bytes of its files, ``created`` ISO 8601 UTC."""
+    """A committed model: ``digest`` is its manifest's, ``size`` the bytes of its files, ``created`` ISO 8601 UTC.
+
+    An earlier version of a name has no ``names`` and is called ``NAME@sha256:…``.
+    """
 
     name: str
     names: tuple[str, ...]
@@ -50,6 +60,15 @@ class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
     metadata: dict[str, Any]
     source: str = ""
     annotations: dict[str, str] = {}
+    config_type: str = ""  # the media type of its config: which specification it follows
+
+
+class Referrer(msgspec.Struct, frozen=True):
+    """A manifest about a model: a signature, an SBOM, provenance."""
+
+    digest: str
+    size: int
+    artifact_type: str
 
 
 class Removed(msgspec.Struct, frozen=True):

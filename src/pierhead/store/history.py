@@ -1,0 +1,83 @@
+"""Where names pointed, and when: a log beside ``index.json`` that survives torn writes; decides nothing.
+
+A line is written before the index changes. One that no index followed (the process died between the two) is passed
+over: the next line of that name, or the index itself, tells what the name pointed to.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+from pathlib import Path
+
+import msgspec
+
+from pierhead.store.files import replace
+
+MAX_BYTES = 8 << 20  # then the older half goes
+
+
+class Move(msgspec.Struct, frozen=True):
+    """A name was pointed to ``digest`` (empty: removed) at ``time`` (ISO 8601 UTC); ``was`` is what it had before.
+
+    ``by`` is the verb: pull, package, tag, import, rm. A pull that found nothing new has ``was == digest``.
+    """
+
+    time: str
+    name: str
+    digest: str
+    was: str = ""
+    by: str = ""
+    source: str = ""
+
+
+class History:
+    """The log file; callers hold the index's lock when they write."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def add(self, name: str, digest: str, *, was: str, by: str, source: str = "") -> None:
+        """Append one line, durably."""
+        line = msgspec.json.encode(Move(now(), name, digest, was, by, source)) + b"\n"
+        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        try:
+            size = os.fstat(fd).st_size
+            if size and os.pread(fd, 1, size - 1) != b"\n":
+                line = b"\n" + line  # the last writer died in the middle of its line
+            os.write(fd, line)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        if size > MAX_BYTES:
+            lines = self._path.read_bytes().splitlines(keepends=True)
+            replace(self._path, b"".join(lines[len(lines) // 2 :]))
+
+    def of(self, name: str, current: str) -> list[Move]:
+        """What happened to a name, the latest first; ``current`` is what the index says now (empty: no such name)."""
+        found = [m for m in self._all() if m.name == name]
+        true: list[Move] = []
+        expected = current
+        for move in reversed(found):
+            if move.digest == expected:
+                true.append(move)
+                expected = move.was
+        return true
+
+    def _all(self) -> list[Move]:
+        try:
+            lines = self._path.read_bytes().splitlines()
+        except FileNotFoundError:
+            return []
+        found: list[Move] = []
+        for line in lines:
+            try:
+                found.append(msgspec.json.decode(line, type=Move))
+            except msgspec.DecodeError:
+                continue  # a torn line
+        return found
+
+
+def now() -> str:
+    """The time as the log and manifests write it."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
