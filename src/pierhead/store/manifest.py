@@ -11,7 +11,7 @@ import msgspec
 
 from pierhead.errors import CorruptData
 from pierhead.store.index import Descriptor
-from pierhead.store.media import CONFIG, CREATED, FILEPATH, MANIFEST, ROLE, SOURCE, kind_of
+from pierhead.store.media import CONFIG, CREATED, FILEPATH, MANIFEST, ROLE, SOURCE, TITLE, kind_of
 from pierhead.store.model import Blob, Layer, ModelFile, ModelRecord
 
 MAX_DOCUMENT = 16 << 20
@@ -62,7 +62,10 @@ def config_bytes(layers: Sequence[Layer], metadata: dict[str, Any]) -> bytes:
 def manifest_bytes(layers: Sequence[Layer], config: Blob, annotations: dict[str, str]) -> bytes:
     """The manifest; layers are uncompressed, so digest equals diffID."""
     entries = [
-        Descriptor(x.media_type, x.digest, x.size, annotations={FILEPATH: x.filepath, **x.annotations}) for x in layers
+        Descriptor(
+            x.media_type, x.digest, x.size, annotations={FILEPATH: x.filepath, TITLE: x.filepath, **x.annotations}
+        )
+        for x in layers
     ]
     document = Manifest(
         MANIFEST,

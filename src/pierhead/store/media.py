@@ -34,6 +34,7 @@ CNCF_CONFIG = f"{CNCF}config.v1+json"
 
 # --- annotations ---
 FILEPATH = "org.cncf.model.filepath"
+TITLE = "org.opencontainers.image.title"  # the same path, for tools that know no models (oras)
 REF_NAME = "org.opencontainers.image.ref.name"
 CREATED = "org.opencontainers.image.created"
 SOURCE = "ai.pierhead.source"
