@@ -98,6 +98,9 @@ class SourceSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     connect_timeout: float = 15.0
     read_timeout: float = 60.0
     insecure_registries: tuple[str, ...] = ()  # host[:port] without TLS; loopback needs no mention
+    mirrors: dict[str, tuple[str, ...]] = {}  # of a registry, tried in order before it; for pulls only
+    token_hosts: tuple[str, ...] = ()  # in your own network, that may make tokens for a registry on another host
+    ca_file: str = ""  # PEM certificates of authorities to trust beside the system's
     registry_connections: int = 4  # parallel ranges of one blob
 
 

@@ -27,6 +27,8 @@ VERBS: dict[str, dict[str, tuple[str, str]]] = {
         "pull": ("pierhead.cli.models:pull", "Fetch a model into the store."),
         "list": ("pierhead.cli.models:list_models", "List the models in the store."),
         "push": ("pierhead.cli.registry:push", "Send a model to a registry."),
+        "login": ("pierhead.cli.registry:login", "Keep a login for a registry."),
+        "logout": ("pierhead.cli.registry:logout", "Forget the login for a registry."),
         "inspect": ("pierhead.cli.inspect:inspect", "Show what a model is and what memory it needs."),
         "cp": ("pierhead.cli.models:cp", "Give a model a further name."),
         "rm": ("pierhead.cli.models:rm", "Remove models from the store."),

@@ -1,28 +1,34 @@
-"""Verbs about registries: push; it needs no daemon."""
+"""Verbs about registries: push, login, logout; none needs a daemon."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import sys
+from typing import TYPE_CHECKING
 
 import click
 
 from pierhead import events
 from pierhead.cli.completion import complete_model
-from pierhead.cli.help import Verb, json_option
+from pierhead.cli.help import Verb, json_option, option
 from pierhead.cli.models import known, open_store
-from pierhead.cli.output import here, say, settings, size
+from pierhead.cli.output import here, print_json, say, settings, size
 from pierhead.cli.progress import bars
-from pierhead.errors import BadReference
+from pierhead.errors import BadReference, UsageError
 from pierhead.refs import parse
+
+if TYPE_CHECKING:
+    from pierhead.registry.credentials import Login
+
+_LIMIT = 1 << 20  # bytes of a password
 
 
 @click.command(
     cls=Verb,
     examples=(
         ("pier push smollm2 localhost:5000/team/smollm2:1.0", "To a registry of your own."),
-        ("pier push smollm2 oci://ghcr.io/team/smollm2:1.0", "With the login that `docker login` keeps."),
+        ("pier push smollm2 oci://ghcr.io/team/smollm2:1.0", "With the login of `pier login` or `docker login`."),
     ),
 )
 @click.argument("model", shell_complete=complete_model)
@@ -61,3 +67,78 @@ def push(model: str, target: str | None, as_json: bool) -> None:
         done = asyncio.run(push_model(store, model, place, settings=wanted, env=os.environ, listener=listener))
     say(f"Pushed {done.name}, {size(done.sent)} sent." + ("" if done.sent else " The registry had everything."))
     click.echo(done.digest)
+
+
+@click.command(
+    cls=Verb,
+    examples=(
+        ("pier login ghcr.io", "Ask for user and password, or access token."),
+        ("pier login ghcr.io -u me --password-stdin < token.txt", "For scripts: the password never is an argument."),
+    ),
+)
+@click.argument("host")
+@option("-u", "--username", metavar="USER", help="User; `<token>` when the password is an identity token.")
+@option("--password-stdin", is_flag=True, help="Read the password from standard input.")
+@json_option
+def login(host: str, username: str | None, password_stdin: bool, as_json: bool) -> None:
+    """Keep a login for a registry.
+
+    HOST is asked whether the login is good before it is kept: in the credential helper that Docker's config.json names
+    (credsStore, credHelpers), else in config.json itself, readable by you alone. Docker and Podman find it there too.
+    DOCKER_CONFIG and REGISTRY_AUTH_FILE say where else that file is.
+    """
+    from pierhead.registry.keeping import keep_login
+    from pierhead.registry.login import registry_host, try_login
+
+    place = registry_host(host)
+    given = _given(place, username, password_stdin)
+    tried = asyncio.run(try_login(place, given, settings(here()).settings.sources))
+    kept = keep_login(place, tried.login, os.environ)
+    user = tried.login.user or "<token>"
+    if as_json:
+        token = bool(tried.login.identity_token)
+        print_json({"host": place, "user": user, "kept_in": kept, "identity_token": token, "asked": tried.asked})
+        return
+    if not tried.asked:
+        say(f"{place} wants no login to begin with, so this one could not be tried.")
+    say(f"Logged in to {place} as {user}; kept in {kept}.")
+
+
+def _given(place: str, username: str | None, password_stdin: bool) -> Login:
+    """The login that the user types, or pipes in."""
+    from pierhead.registry.login import bare_login
+
+    if password_stdin:
+        if not username:
+            raise UsageError("--password-stdin needs the user beside it", hint=f"pier login {place} -u USER …")
+        secret = sys.stdin.buffer.read(_LIMIT).decode(errors="strict").rstrip("\r\n")
+    elif not sys.stdin.isatty():
+        raise UsageError(
+            "a password can only be asked for on a terminal",
+            hint=f"pier login {place} -u USER --password-stdin < FILE",
+        )
+    else:
+        username = username or click.prompt("User", err=True)
+        secret = click.prompt("Password or token", hide_input=True, err=True)
+    if not secret or not username or ":" in username:
+        raise UsageError("a login is a user without a colon, and a password", hint=f"pier login {place}")
+    return bare_login(username, secret)
+
+
+@click.command(cls=Verb, examples=(("pier logout ghcr.io", "Forget the login everywhere it is kept."),))
+@click.argument("host")
+@json_option
+def logout(host: str, as_json: bool) -> None:
+    """Forget the login for a registry.
+
+    It is removed from Docker's config.json, from Podman's auth.json, and from their credential helpers.
+    """
+    from pierhead.registry.keeping import forget_login
+    from pierhead.registry.login import registry_host
+
+    place = registry_host(host)
+    found = forget_login(place, os.environ)
+    if as_json:
+        print_json({"host": place, "removed_from": found})
+    else:
+        say(f"Removed the login for {place} from {', '.join(found)}." if found else f"There is no login for {place}.")

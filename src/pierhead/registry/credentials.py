@@ -44,7 +44,9 @@ class _Auth(msgspec.Struct):
     identitytoken: str = ""
 
 
-class _File(msgspec.Struct, rename="camel"):
+class KeptLogins(msgspec.Struct, rename="camel"):
+    """What Docker's config.json has to say about logins."""
+
     auths: dict[str, _Auth] = {}
     cred_helpers: dict[str, str] = {}
     creds_store: str = ""
@@ -69,28 +71,42 @@ def config_files(env: Mapping[str, str]) -> list[Path]:
 def find_login(host: str, env: Mapping[str, str]) -> Login:
     """The login for a registry's host; an empty one where there is none. ConfigError for a file that is damaged."""
     for path in config_files(env):
-        try:
-            kept = msgspec.json.decode(path.read_bytes(), type=_File)
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        except (OSError, msgspec.DecodeError) as exc:
-            raise ConfigError(f"cannot read the logins in {path}: {exc}", hint=f"Correct or move away {path}.") from exc
-        if login := _from_file(kept, host, path, env):
+        kept = read_logins(path)
+        if kept is not None and (login := _from_file(kept, host, path, env)):
             return login
     return Login()
 
 
-def _keys(host: str) -> tuple[str, ...]:
+def read_logins(path: Path) -> KeptLogins | None:
+    """One file; None when it is not there or empty. ConfigError when it is damaged."""
+    try:
+        data = path.read_bytes()
+        return msgspec.json.decode(data, type=KeptLogins) if data.strip() else None
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, msgspec.DecodeError) as exc:
+        raise ConfigError(f"cannot read the logins in {path}: {exc}", hint=f"Correct or move away {path}.") from exc
+
+
+def login_keys(host: str) -> tuple[str, ...]:
+    """The names under which a host's login may be kept, the usual one first."""
     return (HUB_KEY, HUB, "index.docker.io") if host == HUB else (host, f"https://{host}", f"http://{host}")
 
 
-def _from_file(kept: _File, host: str, path: Path, env: Mapping[str, str]) -> Login:
-    for key in _keys(host):
+def check_helper(name: str) -> str:
+    """A helper's name, fit to be part of a program's; ConfigError for any other text."""
+    if name and not _HELPER.fullmatch(name):
+        raise ConfigError(f"not the name of a credential helper: {name[:80]!r}", hint="Correct Docker's config.json.")
+    return name
+
+
+def _from_file(kept: KeptLogins, host: str, path: Path, env: Mapping[str, str]) -> Login:
+    for key in login_keys(host):
         helper = kept.cred_helpers.get(key) or kept.creds_store
         if helper and (login := _ask(helper, key, env)):
             return login
     by_host = {key.rstrip("/"): value for key, value in kept.auths.items()}
-    for key in _keys(host):
+    for key in login_keys(host):
         if (found := by_host.get(key.rstrip("/"))) is not None and (login := _decode(found, host, path)):
             return login
     return Login()
@@ -102,19 +118,16 @@ def _decode(found: _Auth, host: str, path: Path) -> Login:
         try:
             user, _, password = base64.b64decode(found.auth, validate=True).decode().rstrip("\0").partition(":")
         except (binascii.Error, UnicodeDecodeError) as exc:
-            raise ConfigError(
-                f"the login for {host} in {path} is damaged", hint=f"Type `docker login {host}`."
-            ) from exc
+            raise ConfigError(f"the login for {host} in {path} is damaged", hint=f"Type `pier login {host}`.") from exc
     return Login(user, password, found.identitytoken)
 
 
 def _ask(helper: str, key: str, env: Mapping[str, str]) -> Login:
     """What ``docker-credential-<helper> get`` answers; an empty login where it knows none or is not installed."""
-    if not _HELPER.fullmatch(helper):
-        raise ConfigError(f"not the name of a credential helper: {helper[:80]!r}", hint="Correct Docker's config.json.")
+    program = f"docker-credential-{check_helper(helper)}"
     try:
         done = subprocess.run(
-            [f"docker-credential-{helper}", "get"],
+            [program, "get"],
             input=key.encode(),
             capture_output=True,
             timeout=HELPER_LIMIT,

@@ -102,7 +102,7 @@ class _Transfer:
 
     async def _range(self, at: int, end: int, chunks: Chunks) -> int:
         headers = {"Range": f"bytes={at}-{end - 1}"}
-        async with self._registry.request("GET", self._url, headers=headers) as response:
+        async with self._registry.request("GET", self._url, headers=headers, accept=(416,)) as response:
             if response.status == 200 and not (at == 0 and end == self._size):
                 raise _Whole
             self._agrees(response, at, end)

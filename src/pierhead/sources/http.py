@@ -15,7 +15,7 @@ import msgspec
 from yarl import URL
 
 from pierhead.config import SourceSettings
-from pierhead.errors import AccessDenied, CorruptData, NotFound, SourceUnavailable, UsageError
+from pierhead.errors import AccessDenied, CorruptData, NotFound, PierError, SourceUnavailable, UsageError
 from pierhead.registry.wire import (
     REDIRECTS,
     TRANSIENT,
@@ -23,8 +23,10 @@ from pierhead.registry.wire import (
     Retry,
     content_range,
     is_loopback,
+    is_unreachable,
     new_session,
     origin,
+    persist,
     reason,
     redact,
     retry_after,
@@ -112,10 +114,8 @@ class Http:
     ) -> AsyncGenerator[aiohttp.ClientResponse]:
         """A response with status 200, 206 or 416; Again for what may pass, PierError for the rest."""
         where = redact(url)
-        connected = False
         try:
             async with self._request(url, headers, token) as response:
-                connected = True
                 _raise_for_status(response, where, bool(token))
                 yield response
         except aiohttp.ClientSSLError as exc:
@@ -131,14 +131,14 @@ class Http:
             host = urlsplit(url).hostname
             raise Again(
                 SourceUnavailable(f"cannot read from {host}: {reason(exc)}", hint="Check the network, then try again."),
-                connected=connected,
+                connected=not is_unreachable(exc),
             ) from exc
 
     # --- small things ---------------------------------------------------------------------------------------------
 
     async def json(self, url: str, *, token: str = "", limit: int = 32 << 20) -> Any:
         """A JSON document of at most ``limit`` bytes."""
-        data = await self._repeat(lambda: self._whole(url, token, limit))
+        data = await persist(self.retry, lambda: self._whole(url, token, limit))
         try:
             return msgspec.json.decode(data)
         except msgspec.DecodeError as exc:
@@ -146,25 +146,15 @@ class Http:
 
     async def whole(self, url: str, *, token: str = "", limit: int = 16 << 20) -> bytes:
         """A whole small file."""
-        return await self._repeat(lambda: self._whole(url, token, limit))
+        return await persist(self.retry, lambda: self._whole(url, token, limit))
 
     async def probe(self, url: str, *, token: str = "", digest: str = "") -> Remote:
         """Size, validator and whether ranges work, by asking for the first byte."""
-        return await self._repeat(lambda: self._probe(url, token, digest))
+        return await persist(self.retry, lambda: self._probe(url, token, digest))
 
     async def read(self, remote: Remote, offset: int, length: int) -> bytes:
         """A part of the file, by range where the server can, else by reading up to it."""
-        return await self._repeat(lambda: self._read(remote, offset, length))
-
-    async def _repeat(self, attempt: Any) -> Any:
-        for number in range(1, self.retry.attempts + 1):
-            try:
-                return await attempt()
-            except Again as again:
-                if number >= (self.retry.attempts if again.connected else 2):
-                    raise again.error from again.__cause__
-                await self.retry.pause(number, again.after)
-        raise AssertionError
+        return await persist(self.retry, lambda: self._read(remote, offset, length))
 
     async def _whole(self, url: str, token: str, limit: int) -> bytes:
         async with self._response(url, {}, token) as response:
@@ -210,20 +200,11 @@ class Http:
 
     async def download(self, remote: Remote, sink: Sink) -> None:
         """Stream the file into ``sink`` from its offset to the end; drops, stalls and 5xx are tried again."""
-        idle = 0
-        best = sink.offset
-        while True:
-            try:
-                await self._attempt(remote, sink)
-            except Again as again:
-                idle = 1 if sink.offset > best else idle + 1
-                best = max(best, sink.offset)
-                if idle >= (self.retry.attempts if again.connected else 2):
-                    again.error.data["received"] = sink.offset
-                    raise again.error from again.__cause__
-                await self.retry.pause(idle, again.after)
-            else:
-                return
+        try:
+            await persist(self.retry, lambda: self._attempt(remote, sink), lambda: sink.offset)
+        except PierError as error:
+            error.data.setdefault("received", sink.offset)
+            raise
 
     async def _attempt(self, remote: Remote, sink: Sink) -> None:
         if remote.size is not None and sink.offset == remote.size:
