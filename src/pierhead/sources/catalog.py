@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import re
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import msgspec
 
 from pierhead import refs
 from pierhead.config import SourceSettings
-from pierhead.errors import BadReference, ConfigError, NotFound
+from pierhead.errors import AccessDenied, BadReference, ConfigError, NotFound
 from pierhead.paths import Paths
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(?:/[A-Za-z0-9][A-Za-z0-9._-]*)*")
@@ -88,6 +89,31 @@ class Catalog:
             hint=f"{hint}Any GGUF works by its full reference: hf:org/repo:Q4_K_M, https://…, ./file.gguf.",
             data={"choices": close or sorted(self._found)[:50]},
         )
+
+    def meaning(self, reference: refs.Reference) -> Entry | refs.Reference:
+        """What a short name stands for: its entry, else for ``owner/name`` a repository of Docker Hub, as Docker reads
+        it."""
+        try:
+            return self.find(str(reference))
+        except NotFound:
+            if "/" not in reference.repo:
+                raise
+            return refs.Reference("oci", repo=f"docker.io/{reference.repo}", tag=reference.tag)
+
+
+@contextlib.contextmanager
+def unknown_name(reference: refs.Reference | None) -> Generator[None]:
+    """Say of a name that no catalogue has, and Docker Hub refuses, that both are so; None is another kind of name."""
+    try:
+        yield
+    except (NotFound, AccessDenied) as exc:
+        if reference is None:
+            raise
+        raise type(exc)(
+            f"no catalog has a model '{reference}', and Docker Hub does not give it out: {exc.message}",
+            hint="Check the name. A private repository needs `docker login`; models of Hugging Face are hf:org/repo.",
+            data=exc.data,
+        ) from exc
 
 
 def builtin() -> list[Entry]:

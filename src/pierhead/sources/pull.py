@@ -29,7 +29,7 @@ from pierhead.paths import Paths
 from pierhead.refs import Reference, default_name, parse
 from pierhead.sources.artifact import Artifacts
 from pierhead.sources.base import PullPlan, RemoteFile, Source
-from pierhead.sources.catalog import Catalog
+from pierhead.sources.catalog import Catalog, unknown_name
 from pierhead.sources.catalog import Entry as CatalogEntry
 from pierhead.sources.http import Http, Retry
 from pierhead.sources.hub import Hub
@@ -125,9 +125,12 @@ async def pull(
             one = _Pull(store, sources, listener, link)
             if parsed.kind != "short":
                 return await one.run(parsed, name or default_name(parsed))
-            entry = Catalog.load(settings, paths).find(str(parsed))
+            found = Catalog.load(settings, paths).meaning(parsed)
+            if isinstance(found, Reference):
+                with unknown_name(parsed):
+                    return await one.run(found, name or default_name(parsed))
             pins = Pins(paths.state / "short-names.json")
-            return await _short(one, entry, name or default_name(parsed), pins, listener)
+            return await _short(one, found, name or default_name(parsed), pins, listener)
     finally:
         lease.__exit__(None, None, None)
 
@@ -146,13 +149,16 @@ async def inspect_remote(
     """
     parsed = parse(reference)
     candidates: tuple[str, ...] = (reference,)
+    found: Reference | CatalogEntry | None = None
     if parsed.kind == "short":
-        candidates = Catalog.load(settings, paths).find(str(parsed)).sources
+        found = Catalog.load(settings, paths).meaning(parsed)
+        candidates = (str(found),) if isinstance(found, Reference) else found.sources
     reasons: list[tuple[str, PierError]] = []
     async with Sources(settings, paths, env=env, retry=retry) as sources:
         for text in candidates:
             try:
-                return await _inspect(sources, parse(text), default_name(parsed))
+                with unknown_name(parsed if isinstance(found, Reference) else None):
+                    return await _inspect(sources, parse(text), default_name(parsed))
             except _NEXT as exc:
                 reasons.append((text, exc))
     raise _all_failed(str(parsed), reasons)
