@@ -70,15 +70,15 @@ class Registry:
             body = await limited(got, MAX_DOCUMENT, redact(str(got.url)))
             return got.content_type, body
 
-    async def put_manifest(self, target: str, media_type: str, body: bytes) -> None:
-        """Publish a manifest under a tag or its digest."""
+    async def put_manifest(self, target: str, media_type: str, body: bytes) -> str:
+        """Publish a manifest under a tag or its digest; the subject that the registry took note of, if it does so."""
 
-        async def attempt() -> None:
+        async def attempt() -> str:
             url = self.url("manifests", target)
-            async with self.request("PUT", url, push=True, headers={"Content-Type": media_type}, data=body):
-                pass
+            async with self.request("PUT", url, push=True, headers={"Content-Type": media_type}, data=body) as answer:
+                return answer.headers.get("OCI-Subject", "")
 
-        await self.repeat(attempt)
+        return await self.repeat(attempt)
 
     async def small(self, digest: str, limit: int = MAX_DOCUMENT) -> bytes:
         """A whole small blob, such as a config; the caller checks its digest."""

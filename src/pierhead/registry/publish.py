@@ -9,6 +9,7 @@ import msgspec
 
 from pierhead.config import SourceSettings
 from pierhead.events import Listener, PushDone, PushProgress
+from pierhead.registry import referrers
 from pierhead.registry.client import Registry, check_plain
 from pierhead.registry.credentials import find_login
 from pierhead.registry.name import ImageName
@@ -67,6 +68,8 @@ async def push_model(
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
         await registry.put_manifest(target.target, manifest.media_type, body)
+        for attachment in await asyncio.to_thread(referrers.kept, store, record.digest):
+            await referrers.push(registry, record.digest, attachment)
     done = PushDone(name=str(target), digest=record.digest, sent=sent)
     listener(done)
     return done

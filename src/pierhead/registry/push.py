@@ -32,6 +32,21 @@ async def push_blob(registry: Registry, digest: str, path: Path, size: int, repo
     return True
 
 
+async def push_bytes(registry: Registry, digest: str, data: bytes) -> None:
+    """Upload a small blob at once, unless it is there."""
+
+    async def attempt() -> None:
+        location = await _begin(registry, digest, "")
+        url = f"{location}{'&' if '?' in location else '?'}{urlencode({'digest': digest})}"
+        headers = {"Content-Type": "application/octet-stream"}
+        async with registry.request("PUT", url, push=True, headers=headers, data=data) as answer:
+            if answer.status != 201:
+                raise Again(SourceUnavailable(f"{redact(url)} answers {answer.status} at the end of an upload"))
+
+    if not await registry.repeat(lambda: _there(registry, digest)):
+        await registry.repeat(attempt)
+
+
 async def _there(registry: Registry, digest: str) -> bool:
     async with registry.request("HEAD", registry.url("blobs", digest), missing_ok=True) as answer:
         return answer.status == 200

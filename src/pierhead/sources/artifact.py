@@ -16,6 +16,7 @@ from pierhead.registry.client import Registry
 from pierhead.registry.credentials import find_login
 from pierhead.registry.name import image_name
 from pierhead.registry.pull import pull_blob
+from pierhead.registry.referrers import Attachment, fetch_all
 from pierhead.registry.wire import Retry
 from pierhead.sources.base import PullPlan, RemoteFile, Sink
 from pierhead.sources.landing import Landing
@@ -95,6 +96,11 @@ class Artifacts:
 
     async def forget(self, plan: PullPlan) -> None:
         """Nothing is kept outside of the store."""
+
+    async def said(self, plan: PullPlan) -> list[Attachment]:
+        """The signatures and other referrers of a planned artifact."""
+        registry = cast("Registry", plan.files[0].opaque)
+        return await fetch_all(registry, _digest(plan.manifest))
 
 
 async def _manifest(registry: Registry, target: str) -> bytes:

@@ -31,6 +31,7 @@ from pierhead.sources.artifact import Artifacts
 from pierhead.sources.base import PullPlan, RemoteFile, Source
 from pierhead.sources.catalog import Catalog, unknown_name
 from pierhead.sources.catalog import Entry as CatalogEntry
+from pierhead.sources.guard import Guard
 from pierhead.sources.http import Http, Retry
 from pierhead.sources.hub import Hub
 from pierhead.sources.installer import Installer
@@ -256,8 +257,11 @@ class _Pull:
         self._listener(PullPlanned(name=name, source=plan.source, total=plan.total))
         heavy = [f for f in plan.files if f.role in ("weights", "mmproj")]
         cached = all(f.digest and self._store.has(f.digest) for f in heavy)
+        guard = Guard(self._store, source, plan, self._listener)
+        await guard.before()
         layers = [await self._layer(source, file, name) for file in plan.files]
         record = await asyncio.to_thread(self._commit, name, plan, layers)
+        await guard.after(record)
         await source.forget(plan)
         self._listener(PullDone(name=name, digest=record.digest, size=record.size, cached=cached))
         return record
