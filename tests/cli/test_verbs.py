@@ -85,9 +85,9 @@ def test_a_picture_for_a_model_without_eyes_is_refused(stocked: Stocked, tmp_pat
     assert "cannot see pictures" in done.stderr
 
 
-def test_list_inspect_cp_df_and_rm_keep_the_books(stocked: Stocked) -> None:
+def test_list_inspect_tag_df_and_rm_keep_the_books(stocked: Stocked) -> None:
     pier = stocked[0]
-    assert pier("cp", "smollm2", "mine").returncode == 0
+    assert pier("tag", "smollm2", "mine").returncode == 0
     names = {n for m in json.loads(pier("list", "--json").stdout) for n in m["names"]}
     assert names == {"smollm2", "mine"}
     found = json.loads(pier("inspect", "mine", "--context", "2048", "--json").stdout)
@@ -109,7 +109,7 @@ def test_list_inspect_cp_df_and_rm_keep_the_books(stocked: Stocked) -> None:
 
 def test_of_several_models_none_is_removed_when_one_is_not_there(stocked: Stocked) -> None:
     pier = stocked[0]
-    pier("cp", "smollm2", "mine")
+    pier("tag", "smollm2", "mine")
     done = pier("rm", "mine", "ghost")
     assert done.returncode == 3
     assert pier("rm", "mine").returncode == 0

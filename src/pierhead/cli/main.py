@@ -30,9 +30,11 @@ VERBS: dict[str, dict[str, tuple[str, str]]] = {
         "login": ("pierhead.cli.registry:login", "Keep a login for a registry."),
         "logout": ("pierhead.cli.registry:logout", "Forget the login for a registry."),
         "inspect": ("pierhead.cli.inspect:inspect", "Show what a model is and what memory it needs."),
-        "cp": ("pierhead.cli.models:cp", "Give a model a further name."),
+        "tag": ("pierhead.cli.versions:tag", "Give a model a name, or move one."),
+        "history": ("pierhead.cli.versions:history", "Show where a name pointed, and when."),
         "rm": ("pierhead.cli.models:rm", "Remove models from the store."),
-        "df": ("pierhead.cli.models:df", "Show where the disk space goes."),
+        "df": ("pierhead.cli.space:df", "Show where the disk space goes."),
+        "prune": ("pierhead.cli.space:prune", "Remove what no name needs."),
     },
     "Operate": {
         "serve": ("pierhead.cli.serve:serve", "Run the daemon and its gateway in the foreground."),
@@ -53,7 +55,7 @@ _EXAMPLES = (
     ("pier inspect hf:Qwen/Qwen3-0.6B-GGUF:Q8_0", "Look at a model before pulling it."),
     ("pier serve", "Serve every pulled model, OpenAI-compatible, at http://127.0.0.1:12434/v1."),
 )
-_HIDDEN = {"ls": "list", "images": "list", "remove": "rm", "tag": "cp"}
+_HIDDEN = {"ls": "list", "images": "list", "remove": "rm", "cp": "tag"}
 
 
 class Root(click.Group):
@@ -153,7 +155,7 @@ def _from_system(exc: OSError) -> PierError:
     """A failure of the system that no room had a better word for."""
     what = f"{exc.filename}: {exc.strerror}" if exc.filename else str(exc.strerror or exc)
     if exc.errno in (errno.ENOSPC, errno.EDQUOT):
-        return OutOfSpace(f"cannot write: {what}", hint="`pier df --prune` frees what interrupted pulls left.")
+        return OutOfSpace(f"cannot write: {what}", hint="`pier prune --all` frees what nothing needs.")
     if exc.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return AccessDenied(f"no permission: {what}", hint="`pier doctor` shows the folders that pier uses.")
     return PierError(f"the system refused: {what}", hint="`pier doctor` looks at this machine.")

@@ -1,23 +1,22 @@
-"""Verbs about the store: pull, list, cp, rm, df; they need no daemon."""
+"""Verbs about the store: pull, list, rm; they need no daemon."""
 
 from __future__ import annotations
 
 import asyncio
 import sys
-from typing import Any
 
 import click
 
 from pierhead import events
 from pierhead.cli.completion import complete_model
 from pierhead.cli.help import Verb, json_option, option
-from pierhead.cli.output import age, here, pairs, print_json, say, settings, size, table, warn
+from pierhead.cli.output import age, here, print_json, say, settings, size, table
 from pierhead.cli.progress import bars
 from pierhead.daemon.client import Client
-from pierhead.errors import DaemonUnavailable, NotFound
+from pierhead.errors import Conflict, DaemonUnavailable, NotFound
 from pierhead.paths import Paths
 from pierhead.store.layout import Store
-from pierhead.store.model import ModelRecord
+from pierhead.store.model import ModelRecord, Removed
 
 
 def open_store(paths: Paths) -> Store:
@@ -94,7 +93,8 @@ def _closest(hint: str | None) -> str:
 @json_option
 def list_models(quiet: bool, as_json: bool) -> None:
     """List the models in the store."""
-    records = open_store(here()).models()
+    store = open_store(here())
+    records = store.models()
     if as_json:
         print_json(records)
         return
@@ -102,6 +102,7 @@ def list_models(quiet: bool, as_json: bool) -> None:
         for name in (name for record in records for name in record.names):
             click.echo(name)
         return
+    versions = store.earlier()
     rows = [
         (
             name,
@@ -109,49 +110,37 @@ def list_models(quiet: bool, as_json: bool) -> None:
             size(record.size),
             str(record.metadata.get("architecture") or ""),
             str(record.metadata.get("quantization") or ""),
+            str(1 + versions.get(name, 0)),
             age(record.created),
         )
         for record in records
         for name in record.names
     ]
-    table(("NAME", "DIGEST", "SIZE", "ARCH", "QUANT", "CREATED"), rows, right=(2,), fold=(0,))
+    table(("NAME", "DIGEST", "SIZE", "ARCH", "QUANT", "VERSIONS", "CREATED"), rows, right=(2, 5), fold=(0,))
     if not rows:
         say("The store is empty. Type `pier pull smollm2`.")
 
 
 @click.command(
-    cls=Verb, examples=(("pier cp smollm2 assistant", "Clients may now also ask for the model 'assistant'."),)
+    cls=Verb,
+    examples=(
+        ("pier rm smollm2 other", "Two names, with their earlier versions."),
+        ("pier rm smollm2@sha256:4f2a…", "One earlier version; `pier history smollm2` shows them."),
+    ),
 )
-@click.argument("source", shell_complete=complete_model)
-@click.argument("target")
-@json_option
-def cp(source: str, target: str, as_json: bool) -> None:
-    """Give the model SOURCE the further name TARGET.
-
-    Nothing is copied; `pier rm SOURCE` afterwards makes it a rename.
-    """
-    store = open_store(here())
-    known(store, source)
-    record = store.tag(source, target)
-    if as_json:
-        print_json(record)
-        return
-    say(f"{target} is now {record.digest[:19]}.")
-
-
-@click.command(cls=Verb)
 @click.argument("names", nargs=-1, required=True, shell_complete=complete_model)
+@option("-f", "--force", is_flag=True, help="Stop what runs from them first; names that are not there are no failure.")
 @json_option
-def rm(names: tuple[str, ...], as_json: bool) -> None:
+def rm(names: tuple[str, ...], force: bool, as_json: bool) -> None:
     """Remove models from the store.
 
-    The bytes go with the last name. A model that runs must be stopped first.
+    A name goes with its earlier versions, a digest with all its names; the bytes go with the last name. A model that
+    runs must be stopped first.
     """
     paths = here()
     store = open_store(paths)
-    for name in names:
-        known(store, name)
-    removed = [store.remove(name) for name in names]
+    there = [name for name in dict.fromkeys(names) if _is_there(store, name, force)]
+    removed = [_remove(paths, store, name, force) for name in there]
     _tell_daemon(paths)
     if as_json:
         print_json(removed)
@@ -162,6 +151,29 @@ def rm(names: tuple[str, ...], as_json: bool) -> None:
         say(f"Removed {', '.join(one.names)}: {size(one.freed_bytes)} freed{kept}{linked}.")
 
 
+def _is_there(store: Store, name: str, force: bool) -> bool:
+    try:
+        known(store, name)
+    except NotFound:
+        if not force:
+            raise
+        return False
+    return True
+
+
+def _remove(paths: Paths, store: Store, name: str, force: bool) -> Removed:
+    try:
+        return store.remove(name)
+    except Conflict as exc:
+        owners: list[str] = exc.data.get("owners", [])
+        if not force or not owners:
+            raise
+    client = Client(paths, timeout=600)
+    for owner in owners:
+        client.request("DELETE", f"/replicas/{owner}")
+    return store.remove(name)
+
+
 def _tell_daemon(paths: Paths) -> None:
     """A daemon that runs watches the store itself; nothing to do without one."""
     if paths.control_socket.exists():
@@ -169,37 +181,3 @@ def _tell_daemon(paths: Paths) -> None:
             Client(paths, timeout=2).request("GET", "/version")
         except DaemonUnavailable:
             return
-
-
-@click.command(cls=Verb)
-@option("--prune", is_flag=True, help="Also drop what interrupted pulls and removed models left.")
-@json_option
-def df(prune: bool, as_json: bool) -> None:
-    """Show where the disk space goes."""
-    store = open_store(here())
-    freed = store.collect() + store.discard_partials() if prune else 0
-    usage = store.usage()
-    if as_json:
-        print_json({**_plain(usage), "pruned": freed})
-        return
-    if prune:
-        say(f"{size(freed)} freed.")
-    pairs(
-        [
-            ("Store", str(store.root)),
-            ("Models", f"{size(usage.blobs)} in {len(usage.models)}"),
-            ("Interrupted pulls", size(usage.ingests)),
-            ("Reclaimable", size(usage.reclaimable) + (" (pier df --prune)" if usage.reclaimable else "")),
-            ("Total", size(usage.total)),
-            ("Free on disk", size(usage.free)),
-        ]
-    )
-    if usage.linked_outside:
-        warn(f"{size(usage.linked_outside)} of it are links to your own files.")
-
-
-def _plain(value: Any) -> dict[str, Any]:
-    import msgspec
-
-    made: dict[str, Any] = msgspec.to_builtins(value)
-    return made

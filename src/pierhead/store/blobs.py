@@ -13,7 +13,7 @@ from typing import Self
 import msgspec
 
 from pierhead.errors import CorruptData, OutOfSpace, UsageError
-from pierhead.store.files import locked, os_errors, replace, sync_folder
+from pierhead.store.files import locked, os_errors, replace, sync_file, sync_folder
 from pierhead.store.model import Blob
 
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
@@ -73,9 +73,10 @@ class Blobs:
         return Blob(digest, len(data))
 
     def publish(self, file: Path, digest: str) -> None:
-        """Give a complete, hashed file its name; from here on it exists."""
+        """Give a complete, hashed file its name; from here on it exists, after a power cut too."""
         target = self.path(digest)
         file.chmod(0o444)
+        sync_file(file)
         self.step("blob:synced")
         os.replace(file, target)
         self.step("blob:renamed")
@@ -172,7 +173,7 @@ class Ingest:
         if free.f_bavail * free.f_frsize < need:
             raise OutOfSpace(
                 f"the disk has {free.f_bavail * free.f_frsize:,} bytes free, the download needs {need:,} more",
-                hint="Free some space (`pier df`, `pier rm NAME`), then try again.",
+                hint="Free some space (`pier df`, `pier prune`, `pier rm NAME`), then try again.",
                 data={"needed": need, "free": free.f_bavail * free.f_frsize},
             )
 
@@ -213,7 +214,6 @@ class Ingest:
                 hint="The source changed or is damaged; nothing was kept. Try again, or another source.",
             )
         with os_errors("cannot store the download"):
-            os.fsync(self._file.fileno())
             if self._blobs.claim(digest):
                 self.part.unlink()
             else:

@@ -29,7 +29,8 @@ def mapped(exc: OSError, doing: str) -> PierError:
     """The PierError for one OSError."""
     if exc.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return OutOfSpace(
-            f"{doing}: the disk is full", hint="Free some space (`pier df`, `pier rm NAME`), then try again."
+            f"{doing}: the disk is full",
+            hint="Free some space (`pier df`, `pier prune`, `pier rm NAME`), then try again.",
         )
     if exc.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         where = exc.filename or "the store"
@@ -40,33 +41,72 @@ def mapped(exc: OSError, doing: str) -> PierError:
 @contextlib.contextmanager
 def locked(path: Path, *, waiting: Callable[[], None] | None = None, shared: bool = False) -> Generator[None]:
     """Hold the lock file ``path``, which dies with the process; ``waiting`` is called when it is taken."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     mode = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            try:
+                fcntl.flock(fd, mode | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if waiting is not None:
+                    waiting()
+                fcntl.flock(fd, mode)
+            if _is_at(fd, path):  # a cleaner may have removed the file between the two calls
+                yield
+                return
+        finally:
+            os.close(fd)
+
+
+@contextlib.contextmanager
+def seized(path: Path) -> Generator[bool]:
+    """Hold the lock file if nobody does, and say so; whoever wants it meanwhile waits. False for a missing file."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        yield False
+        return
     try:
         try:
-            fcntl.flock(fd, mode | fcntl.LOCK_NB)
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            if waiting is not None:
-                waiting()
-            fcntl.flock(fd, mode)
-        yield
+            yield False
+        else:
+            yield _is_at(fd, path)
     finally:
         os.close(fd)
 
 
 def is_locked(path: Path) -> bool:
     """Whether a live process holds the lock file."""
+    with seized(path) as free:
+        return not free and path.exists()
+
+
+def _is_at(fd: int, path: Path) -> bool:
+    mine = os.fstat(fd)
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        there = path.stat()
     except FileNotFoundError:
         return False
+    return (mine.st_dev, mine.st_ino) == (there.st_dev, there.st_ino)
+
+
+def sync_file(path: Path) -> None:
+    """Make the content of a file survive a power cut."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+        os.fsync(fd)
     finally:
         os.close(fd)
-    return False
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, so that they survive a power cut; nothing for one that is there."""
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True, mode=0o755)
+        sync_folder(path.parent)
 
 
 def sync_folder(path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from pierhead.store.files import replace
+from pierhead.store.files import replace, sync_folder
 
 MAX_BYTES = 8 << 20  # then the older half goes
 
@@ -49,6 +49,8 @@ class History:
             os.fsync(fd)
         finally:
             os.close(fd)
+        if not size:
+            sync_folder(self._path.parent)
         if size > MAX_BYTES:
             lines = self._path.read_bytes().splitlines(keepends=True)
             replace(self._path, b"".join(lines[len(lines) // 2 :]))

@@ -84,6 +84,12 @@ class Index(msgspec.Struct, rename="camel"):
         gone = set(names)
         self.manifests = [e for e in self.manifests if not gone & {e.name, e.previous}]
 
+    def forget(self, digest: str, name: str = "") -> None:
+        """Forget a digest as an earlier version of ``name``, or of every name."""
+        self.manifests = [
+            e for e in self.manifests if not (e.digest == digest and e.previous and name in ("", e.previous))
+        ]
+
     def trim(self, names: Iterable[str], keep: int) -> None:
         """Forget all but the latest ``keep`` earlier versions of each name."""
         gone = {id(e) for name in names for e in self.versions(name)[keep:]}

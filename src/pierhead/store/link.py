@@ -12,7 +12,7 @@ import msgspec
 
 from pierhead.errors import CorruptData, UsageError
 from pierhead.store.blobs import Blobs
-from pierhead.store.files import reflink, replace
+from pierhead.store.files import make_folder, reflink, replace, sync_file, sync_folder
 from pierhead.store.model import Blob
 
 
@@ -86,9 +86,11 @@ def adopt(blobs: Blobs, links: Path, path: Path, *, link: bool) -> Blob:
         if blobs.claim(digest):
             return Blob(digest, before.size)
         if link:
-            links.mkdir(exist_ok=True)
+            make_folder(links)
             replace(links / digest.removeprefix("sha256:"), msgspec.json.encode(before))
+            sync_file(temporary)
             os.rename(temporary, blobs.path(digest))
+            sync_folder(blobs.folder)
         else:
             blobs.publish(temporary, digest)
         return Blob(digest, before.size, note, str(path) if link else "")
@@ -102,6 +104,4 @@ def _copy(path: Path, target: Path) -> str:
         while chunk := source.read(1 << 20):
             running.update(chunk)
             copy.write(chunk)
-        copy.flush()
-        os.fsync(copy.fileno())
     return "sha256:" + running.hexdigest()

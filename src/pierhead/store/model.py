@@ -84,6 +84,19 @@ class Removed(msgspec.Struct, frozen=True):
     user_linked: int = 0
 
 
+class Pruned(msgspec.Struct, frozen=True, kw_only=True):
+    """What ``prune`` removed, or would remove: bytes that the disk got back, in all and by what they belonged to.
+
+    ``models`` are earlier versions (``NAME@sha256:…``) and their own bytes; 0 where all of them are shared.
+    """
+
+    freed: int
+    models: dict[str, int] = {}
+    unnamed: int = 0  # blobs and folders that no name reached
+    partials: int = 0  # what interrupted transfers left
+    dry_run: bool = False
+
+
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
     """Disk use in bytes (allocated blocks, each inode counted once)."""
 
