@@ -29,8 +29,8 @@ from pierhead.refs import parse
 from pierhead.registry.client import Registry
 from pierhead.registry.credentials import Login
 from pierhead.registry.name import image_name
-from pierhead.registry.pull import pull_blob
 from pierhead.registry.push import push_blob
+from pierhead.registry.transfer import pull_blob
 from pierhead.store.layout import Store
 from pierhead.store.media import GGUF
 

@@ -17,11 +17,11 @@ from pierhead.config import SourceSettings
 from pierhead.errors import AccessDenied, CorruptData, PierError, SourceUnavailable
 from pierhead.paths import Paths
 from pierhead.refs import parse
-from pierhead.registry import pull as transfer
+from pierhead.registry import transfer
 from pierhead.registry.client import Registry
 from pierhead.registry.credentials import Login, find_login
 from pierhead.registry.name import image_name
-from pierhead.registry.pull import pull_blob
+from pierhead.registry.transfer import pull_blob
 from pierhead.registry.wire import Retry, is_private
 from pierhead.sources.pull import pull
 from pierhead.store.layout import Store

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import random
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 
 from pierhead import events
 from pierhead.errors import AccessDenied, CorruptData, NotFound, SourceUnavailable, UsageError
+from pierhead.registry import transfer
+from pierhead.registry.wire import Retry, retry_after
 from pierhead.sources.hub import endpoint, find_token
 
 from .servers import COMMIT, FakeHub, Puller, digest, make_gguf
@@ -206,3 +211,95 @@ def test_the_endpoint_comes_from_the_setting_or_the_environment() -> None:
     assert endpoint(default, {}) == default
     assert endpoint(default, {"HF_ENDPOINT": "https://mirror/"}) == "https://mirror"
     assert endpoint("https://own", {"HF_ENDPOINT": "https://mirror"}) == "https://own"
+
+
+# --- ranges in parallel -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts small enough that a small model has many."""
+    monkeypatch.setattr(transfer, "SEGMENT", 50_000)
+    monkeypatch.setattr(transfer, "WINDOW", 400_000)
+
+
+@pytest.mark.usefixtures("small_parts")
+async def test_parts_come_in_parallel_and_the_hub_is_not_asked_for_each(hub: FakeHub, puller: Puller) -> None:
+    hub.add(REPO, {"Tiny-Q8_0.gguf": Q8})
+    record = await puller(f"hf:{REPO}")
+    assert puller.content(record) == Q8
+    path = "/lfs/" + digest(Q8).removeprefix("sha256:")
+    parts = [r for r in hub.cdn.asked(path) if r.startswith("bytes=")]
+    assert len(parts) >= len(Q8) // 50_000
+    asked = [r for r in hub.server.requests if "/resolve/" in r.path]
+    assert len(asked) <= 1 + 4  # the look at the header, and one for each of the first connections
+
+
+@pytest.mark.usefixtures("small_parts")
+async def test_an_address_that_expires_meanwhile_is_asked_for_again(hub: FakeHub, puller: Puller) -> None:
+    hub.add(REPO, {"Tiny-Q8_0.gguf": Q8}, token="hf_secret")
+    puller.env["HF_TOKEN"] = "hf_secret"
+    at_cdn = hub.cdn.files["/lfs/" + digest(Q8).removeprefix("sha256:")]
+    at_hub = hub.server.files[f"/{REPO}/resolve/{COMMIT}/Tiny-Q8_0.gguf"]
+    check, seen = at_hub.gate, dict[str, int]()
+    assert check
+
+    def sign(request: web.Request) -> web.Response | None:
+        at_hub.redirect = at_hub.redirect.partition("?")[0] + f"?X-Amz-Signature={len(hub.server.requests)}"
+        return check(request)
+
+    def expire(request: web.Request) -> web.Response | None:
+        signature = request.query["X-Amz-Signature"]
+        seen[signature] = seen.get(signature, 0) + 1
+        return web.Response(status=403) if seen[signature] > 3 else None
+
+    at_hub.gate, at_cdn.gate = sign, expire
+    assert puller.content(await puller(f"hf:{REPO}")) == Q8
+    assert len(seen) > 2
+    assert not any("Authorization" in r.headers for r in hub.cdn.requests)
+
+
+@pytest.mark.usefixtures("small_parts")
+async def test_a_fifth_of_all_requests_may_fail(hub: FakeHub, puller: Puller) -> None:
+    hub.add(REPO, FILES)
+    dice = random.Random(5)
+
+    def spoil(request: web.Request) -> web.Response | None:
+        return web.Response(status=dice.choice((429, 500, 503))) if dice.random() < 0.2 else None
+
+    for served in (*hub.server.files.values(), *hub.cdn.files.values()):
+        served.gate = spoil
+    record = await puller(f"hf:{REPO}:Q8_0", retry=Retry(attempts=8, first=0.001, most=0.01))
+    assert puller.content(record) == Q8
+
+
+async def test_a_hub_that_limits_its_rate_is_given_the_time_it_asks_for(hub: FakeHub, puller: Puller) -> None:
+    hub.add(REPO, FILES)
+    served = hub.server.files[f"/api/models/{REPO}/revision/main"]
+    served.statuses = [429]
+    served.headers = {"RateLimit": '"api";r=0;t=1'}
+    before = asyncio.get_running_loop().time()
+    await puller(f"hf:{REPO}")
+    assert asyncio.get_running_loop().time() - before >= 1
+
+
+@pytest.mark.parametrize(
+    ("headers", "wait"),
+    [
+        ({"Retry-After": "7"}, 7.0),
+        ({"Retry-After": "100000"}, 120.0),
+        ({"RateLimit": '"resolvers";r=0;t=33'}, 33.0),
+        ({"RateLimit": '"resolvers";r=12;t=33'}, None),
+        ({"RateLimit": "nonsense"}, None),
+        ({}, None),
+    ],
+)
+def test_how_long_to_wait_is_read_from_either_header(headers: dict[str, str], wait: float | None) -> None:
+    assert retry_after(headers) == wait
+
+
+@pytest.mark.usefixtures("small_parts")
+async def test_a_hub_whose_storage_knows_no_ranges_is_read_in_one_go(hub: FakeHub, puller: Puller) -> None:
+    hub.add(REPO, {"Tiny-Q8_0.gguf": Q8})
+    hub.cdn.files["/lfs/" + digest(Q8).removeprefix("sha256:")].ranges = False
+    assert puller.content(await puller(f"hf:{REPO}")) == Q8

@@ -78,9 +78,8 @@ async def test_a_second_pull_of_a_known_digest_fetches_nothing(server: Server, p
 async def test_a_cut_connection_is_taken_up_where_it_stopped(server: Server, puller: Puller) -> None:
     url = server.add("/m.gguf", MODEL, drops=[120_000, 90_000])
     assert puller.content(await puller(url)) == MODEL
-    tails = [r for r in server.asked("/m.gguf") if r.endswith("-")]
+    tails = [r for r in server.asked("/m.gguf") if r.startswith("bytes=") and not r.startswith("bytes=0-")]
     assert len(tails) == 2
-    assert all(int(r[6:-1]) > 0 for r in tails)
     assert all(r.headers.get("If-Range") == '"v1"' for r in server.requests if r.headers.get("Range") in tails)
 
 
@@ -216,7 +215,7 @@ async def test_a_stalled_transfer_is_taken_up_again(server: Server, puller: Pull
     settings = SourceSettings(connect_timeout=5, read_timeout=0.5)
 
     def release(request: web.Request) -> None:
-        if request.headers.get("Range", "").endswith("-"):  # it goes on, on another connection
+        if not request.headers.get("Range", "bytes=0-").startswith("bytes=0-"):  # it goes on, on another connection
             stalled.set()
 
     server.files["/m.gguf"].gate = release

@@ -25,6 +25,7 @@ from pierhead.errors import ConfigError, PierError
 REDIRECTS = 10
 MAX_RETRY_AFTER = 120.0
 TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
+_RATE_LIMIT = re.compile(r"\br=0\s*;\s*t=(\d+)")  # nothing remains, for so many seconds
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 T = TypeVar("T")
@@ -175,7 +176,8 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     with contextlib.suppress(ValueError, TypeError):
         moment = email.utils.parsedate_to_datetime(text)
         return min(max(0.0, moment.timestamp() - time.time()), MAX_RETRY_AFTER)
-    return None
+    used_up = _RATE_LIMIT.search(headers.get("RateLimit", ""))
+    return min(float(used_up[1]), MAX_RETRY_AFTER) if used_up else None
 
 
 def reason(exc: BaseException) -> str:

@@ -15,11 +15,10 @@ from pierhead.refs import Reference
 from pierhead.registry.client import Registry
 from pierhead.registry.credentials import find_login
 from pierhead.registry.name import image_name
-from pierhead.registry.pull import pull_blob
 from pierhead.registry.referrers import Attachment, fetch_all
+from pierhead.registry.transfer import pull_blob
 from pierhead.registry.wire import Retry
 from pierhead.sources.base import PullPlan, RemoteFile, Sink
-from pierhead.sources.landing import Landing
 from pierhead.store.blobs import DIGEST
 from pierhead.store.index import Descriptor
 from pierhead.store.manifest import Manifest, check_filepath
@@ -90,9 +89,9 @@ class Artifacts:
         return await registry.repeat(attempt) if end > offset else b""
 
     async def fetch(self, file: RemoteFile, sink: Sink) -> None:
-        registry, landing = cast("Registry", file.opaque), cast("Landing", sink)
+        registry = cast("Registry", file.opaque)
         connections = self._settings.registry_connections
-        await pull_blob(registry, file.digest, file.size or 0, sink.offset, landing.write_all, connections)
+        await pull_blob(registry, file.digest, file.size or 0, sink.offset, sink.write_all, connections)
 
     async def forget(self, plan: PullPlan) -> None:
         """Nothing is kept outside of the store."""

@@ -55,6 +55,10 @@ class Sink(Protocol):
         """Append."""
         ...
 
+    async def write_all(self, chunks: list[bytes]) -> None:
+        """Append several pieces in one go."""
+        ...
+
     async def restart(self) -> None:
         """Forget everything: the source cannot go on where it stopped."""
         ...

@@ -16,6 +16,7 @@ from yarl import URL
 
 from pierhead.config import SourceSettings
 from pierhead.errors import AccessDenied, CorruptData, NotFound, PierError, SourceUnavailable, UsageError
+from pierhead.registry.transfer import Changed, Origin, transfer, validator_of
 from pierhead.registry.wire import (
     REDIRECTS,
     TRANSIENT,
@@ -33,7 +34,8 @@ from pierhead.registry.wire import (
 )
 from pierhead.sources.base import Sink
 
-BATCH = 256 << 10
+READ = 256 << 10
+CHANGES = 5
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Http:
 
     def _open_session(self) -> aiohttp.ClientSession:
         if self._session is None:
-            self._session = new_session(self._settings, BATCH)
+            self._session = new_session(self._settings, READ)
         return self._session
 
     def _check(self, url: str, before: str = "") -> None:
@@ -87,7 +89,7 @@ class Http:
 
     @contextlib.asynccontextmanager
     async def _request(
-        self, url: str, headers: Mapping[str, str], token: str
+        self, url: str, headers: Mapping[str, str], token: str, encoded: bool = False
     ) -> AsyncGenerator[aiohttp.ClientResponse]:
         """GET through redirects; a token goes only to the place it was given for."""
         self._check(url)
@@ -97,7 +99,7 @@ class Http:
             if token and origin(url) == home:
                 sent["Authorization"] = f"Bearer {token}"
             async with self._open_session().get(
-                URL(url, encoded=hop > 0), headers=sent, allow_redirects=False
+                URL(url, encoded=encoded or hop > 0), headers=sent, allow_redirects=False
             ) as response:
                 location = response.headers.get("Location")
                 if response.status not in (301, 302, 303, 307, 308) or not location:
@@ -109,13 +111,13 @@ class Http:
         raise SourceUnavailable(f"{redact(url)}: more than {REDIRECTS} redirects")
 
     @contextlib.asynccontextmanager
-    async def _response(
-        self, url: str, headers: Mapping[str, str], token: str
+    async def response(
+        self, url: str, headers: Mapping[str, str], token: str, *, encoded: bool = False
     ) -> AsyncGenerator[aiohttp.ClientResponse]:
         """A response with status 200, 206 or 416; Again for what may pass, PierError for the rest."""
         where = redact(url)
         try:
-            async with self._request(url, headers, token) as response:
+            async with self._request(url, headers, token, encoded) as response:
                 _raise_for_status(response, where, bool(token))
                 yield response
         except aiohttp.ClientSSLError as exc:
@@ -157,7 +159,7 @@ class Http:
         return await persist(self.retry, lambda: self._read(remote, offset, length))
 
     async def _whole(self, url: str, token: str, limit: int) -> bytes:
-        async with self._response(url, {}, token) as response:
+        async with self.response(url, {}, token) as response:
             data = bytearray()
             async for chunk in response.content.iter_any():
                 data += chunk
@@ -166,7 +168,7 @@ class Http:
             return bytes(data)
 
     async def _probe(self, url: str, token: str, digest: str) -> Remote:
-        async with self._response(url, {"Range": "bytes=0-0"}, token) as response:
+        async with self.response(url, {"Range": "bytes=0-0"}, token) as response:
             part = content_range(response.headers)
             if response.status == 206 and part is not None:
                 size = part[2]
@@ -175,13 +177,13 @@ class Http:
             else:
                 size = response.content_length
             name = response.content_disposition.filename if response.content_disposition else None
-            return Remote(url, size, _validator(response), response.status == 206, token, digest, name or "")
+            return Remote(url, size, validator_of(response), response.status == 206, token, digest, name or "")
 
     async def _read(self, remote: Remote, offset: int, length: int) -> bytes:
         if length <= 0:
             return b""
         headers = {"Range": f"bytes={offset}-{offset + length - 1}"}
-        async with self._response(remote.url, headers, remote.token) as response:
+        async with self.response(remote.url, headers, remote.token) as response:
             if response.status == 416:
                 return b""
             skip = offset if response.status == 200 else 0
@@ -199,73 +201,72 @@ class Http:
     # --- downloads ------------------------------------------------------------------------------------------------
 
     async def download(self, remote: Remote, sink: Sink) -> None:
-        """Stream the file into ``sink`` from its offset to the end; drops, stalls and 5xx are tried again."""
+        """Bring the file into ``sink`` from its offset to the end; drops, stalls and 5xx are tried again."""
+        for _ in range(CHANGES):
+            door = _Door(self, remote)
+            origin = Origin(
+                door.ask,
+                redact(remote.url),
+                remote.size,
+                self.retry,
+                exact=bool(remote.digest),
+                validator=remote.validator,
+                ranges=remote.ranges,
+                told="it announced",
+            )
+            try:
+                await transfer(origin, sink.offset, sink.write_all, self._settings.registry_connections)
+            except Changed:
+                await sink.restart()
+                remote = await self._again(remote)
+            except PierError as error:
+                error.data.setdefault("received", sink.offset)
+                raise
+            else:
+                return
+        raise SourceUnavailable(f"{redact(remote.url)} is another file each time it is asked for", hint="Try later.")
+
+    async def _again(self, remote: Remote) -> Remote:
+        """The file that is behind the address now; CorruptData when it is not as long as was announced."""
+        found = await self.probe(remote.url, token=remote.token, digest=remote.digest)
+        if remote.size is not None and found.size != remote.size:
+            where = redact(remote.url)
+            raise CorruptData(f"{where} has {found.size} bytes now, {remote.size} were announced", hint="Try again.")
+        return found
+
+
+class _Door:
+    """Requests for one file; where the server redirects to is kept until that place refuses: hubs count requests."""
+
+    def __init__(self, http: Http, remote: Remote) -> None:
+        self._http = http
+        self._remote = remote
+        self._target = ""
+
+    @contextlib.asynccontextmanager
+    async def ask(self, headers: Mapping[str, str]) -> AsyncGenerator[aiohttp.ClientResponse]:
+        """One GET of the file, or of a part of it."""
+        async with contextlib.AsyncExitStack() as stack:
+            response = await self._short_cut(headers, stack) if self._target else None
+            if response is None:
+                asked = self._http.response(self._remote.url, headers, self._remote.token)
+                response = await stack.enter_async_context(asked)
+                landed = str(response.url)
+                self._target = landed if origin(landed) != origin(self._remote.url) else ""
+            yield response
+
+    async def _short_cut(
+        self, headers: Mapping[str, str], stack: contextlib.AsyncExitStack
+    ) -> aiohttp.ClientResponse | None:
+        """Straight to where the file was found last; None where that address has expired."""
         try:
-            await persist(self.retry, lambda: self._attempt(remote, sink), lambda: sink.offset)
-        except PierError as error:
-            error.data.setdefault("received", sink.offset)
+            return await stack.enter_async_context(self._http.response(self._target, headers, "", encoded=True))
+        except Again:
+            self._target = ""
             raise
-
-    async def _attempt(self, remote: Remote, sink: Sink) -> None:
-        if remote.size is not None and sink.offset == remote.size:
-            return
-        headers: dict[str, str] = {}
-        if sink.offset:
-            headers["Range"] = f"bytes={sink.offset}-"
-            if remote.validator:
-                headers["If-Range"] = remote.validator
-        async with self._response(remote.url, headers, remote.token) as response:
-            skip = await self._line_up(remote, sink, response)
-            await _pour(response, sink, skip)
-        if remote.size is not None and sink.offset < remote.size:
-            error = CorruptData(f"{redact(remote.url)} ended after {sink.offset} of {remote.size} bytes")
-            raise Again(error)
-
-    async def _line_up(self, remote: Remote, sink: Sink, response: aiohttp.ClientResponse) -> int:
-        """How many bytes of the body are there already; restarts the sink when the file is another one now."""
-        where = redact(remote.url)
-        if response.headers.get("Content-Encoding", "identity") not in ("identity", ""):
-            raise SourceUnavailable(f"{where} is sent compressed although that was not asked for")
-        if response.status == 416:
-            await sink.restart()
-            raise Again(SourceUnavailable(f"{where} is shorter than what was received of it"))
-        part = content_range(response.headers) if response.status == 206 else None
-        if response.status == 206 and (part is None or part[0] != sink.offset):
-            raise CorruptData(f"{where} answers with another part than it was asked for")
-        total = part[2] if part else response.content_length
-        if remote.size is not None and total is not None and total != remote.size:
-            raise CorruptData(f"{where} has {total} bytes now, {remote.size} were announced", hint="Try again.")
-        if part or not sink.offset:
-            return 0
-        same = bool(remote.digest) or (bool(remote.validator) and _validator(response) == remote.validator)
-        if not same:
-            await sink.restart()
-        return sink.offset
-
-
-async def _pour(response: aiohttp.ClientResponse, sink: Sink, skip: int) -> None:
-    """The body into the sink, in batches; what came before an error is kept."""
-    batch = bytearray()
-    try:
-        async for chunk in response.content.iter_any():
-            batch += chunk[skip:]
-            skip = max(0, skip - len(chunk))
-            if len(batch) >= BATCH:
-                full, batch = bytes(batch), bytearray()
-                await sink.write(full)
-    except (aiohttp.ClientError, TimeoutError, OSError):
-        if batch:
-            await sink.write(bytes(batch))
-        raise
-    if batch:
-        await sink.write(bytes(batch))
-
-
-def _validator(response: aiohttp.ClientResponse) -> str:
-    etag = response.headers.get("ETag", "")
-    if etag and not etag.startswith("W/"):
-        return etag
-    return response.headers.get("Last-Modified", "") if not etag else ""
+        except PierError:
+            self._target = ""
+            return None
 
 
 def _raise_for_status(response: aiohttp.ClientResponse, where: str, with_token: bool) -> None:

@@ -50,6 +50,14 @@ class Spool:
         await finished(self._write, data)
         self._changed(self._offset)
 
+    async def write_all(self, chunks: list[bytes]) -> None:
+        await finished(self._write_all, chunks)
+        self._changed(self._offset)
+
+    def _write_all(self, chunks: list[bytes]) -> None:
+        for chunk in chunks:
+            self._write(chunk)
+
     def _write(self, data: bytes) -> None:
         with os_errors("cannot keep the download"):
             view = memoryview(data)
