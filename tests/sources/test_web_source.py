@@ -14,7 +14,7 @@ from pierhead import events
 from pierhead.config import SourceSettings
 from pierhead.errors import AccessDenied, CorruptData, NotFound, PierError, SourceUnavailable, UsageError
 from pierhead.sources.http import redact
-from pierhead.store.media import MEDIA
+from pierhead.store.media import docker_type
 from pierhead.store.model import Layer
 
 from .servers import Puller, Server, digest, make_gguf
@@ -54,7 +54,7 @@ async def test_a_digest_in_the_reference_is_checked(server: Server, puller: Pull
 async def test_a_later_pull_of_an_unchanged_model_leaves_it_as_it_is(server: Server, puller: Puller) -> None:
     url = server.add("/m.gguf", MODEL)
     first = await puller(url)
-    layers = [Layer(f.digest, f.size, MEDIA[f.role], f.name, f.role) for f in first.files]
+    layers = [Layer(f.digest, f.size, docker_type(f.role, f.format), f.name, f.role) for f in first.files]
     created = {"org.opencontainers.image.created": "2020-01-01T00:00:00+00:00"}
     annotations = {**first.annotations, **created}
     aged = puller.store.commit_model(first.name, layers=layers, metadata=first.metadata, annotations=annotations)

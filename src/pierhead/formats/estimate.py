@@ -21,6 +21,9 @@ PER_TOKEN_OF_VOCABULARY = 192
 # and no less than this.
 PROJECTOR_SCRATCH = 128 << 20
 
+# What other formats need to work depends on inputs that nobody knows yet. This margin is not measured either.
+OTHER_SCRATCH = 128 << 20
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -78,9 +81,9 @@ def estimate(
     """Memory for ``parallel`` slots of ``context`` tokens each; ``extra_weights``: bytes of adapters and draft model.
 
     ``projector`` are the bytes of a multimodal projector: they count as weights, and a margin for its work as compute.
-    ``summary`` is what ``gguf.summary`` made. Cache types are llama.cpp's names (f32, f16, bf16, q8_0, q4_0, q4_1,
-    q5_0, q5_1, iq4_nl); any other is a ``UsageError``. Without flash attention the whole matrix of attention scores of
-    a ubatch is materialized.
+    ``summary`` is what ``summarize`` made; a model without known layers (most in ONNX) needs its weights and a margin.
+    Cache types are llama.cpp's names (f32, f16, bf16, q8_0, q4_0, q4_1, q5_0, q5_1, iq4_nl); any other is a
+    ``UsageError``. Without flash attention the whole matrix of attention scores of a ubatch is materialized.
     """
     if min(context, parallel, batch, ubatch) < 1 or extra_weights < 0 or projector < 0:
         raise UsageError(
@@ -96,8 +99,11 @@ def estimate(
         flash=flash_attention,
     )
     shape = Shape.of(summary)
+    weights = Facts(summary).number("weights_bytes")
+    if not shape.layers and summary.get("format", "gguf") not in ("gguf", "safetensors"):
+        return Estimate(weights + extra_weights + projector, 0, max(weights // 4, OTHER_SCRATCH), PROGRAM)
     return Estimate(
-        weights=Facts(summary).number("weights_bytes") + extra_weights + projector,
+        weights=weights + extra_weights + projector,
         kv_cache=_cache(shape, plan) + shape.state * plan.parallel,
         compute=_compute(shape, plan) + (max(projector, PROJECTOR_SCRATCH) if projector else 0),
         overhead=PROGRAM + PER_TOKEN_OF_VOCABULARY * shape.vocabulary,

@@ -31,7 +31,7 @@ def read_file(path: Path) -> Header:
             parser = HeaderParser(size)
             step = FIRST_STEP
             while parser.header is None:
-                _feed(parser, file.read(_length(parser, step, size)), size)
+                _feed(parser, file.read(next_length(parser, step, size)), size)
                 step = min(step * 2, MAX_STEP)
             return parser.header
     except FileNotFoundError as error:
@@ -49,7 +49,7 @@ async def read_remote(fetch: Fetch, size: int | None) -> Header:
     parser = HeaderParser(size)
     step = FIRST_STEP_REMOTE
     while parser.header is None:
-        wanted = _length(parser, step, size)
+        wanted = next_length(parser, step, size)
         _feed(parser, (await fetch(parser.received, wanted))[:wanted], size)
         step = min(step * 2, MAX_STEP)
     return parser.header
@@ -91,7 +91,7 @@ def _split(header: Header, key: str, default: int) -> int:
     return value
 
 
-def _length(parser: HeaderParser, step: int, size: int | None) -> int:
+def next_length(parser: HeaderParser, step: int, size: int | None) -> int:
     """Bytes to read next: what is needed at least, in a good stride, inside the file and the limit."""
     end = min(MAX_HEADER, MAX_HEADER if size is None else size)
     return max(0, min(max(parser.need - parser.received, step), MAX_STEP, end - parser.received))

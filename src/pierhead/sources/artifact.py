@@ -21,8 +21,9 @@ from pierhead.registry.wire import Retry
 from pierhead.sources.base import PullPlan, RemoteFile, Sink
 from pierhead.store.blobs import DIGEST
 from pierhead.store.index import Descriptor
-from pierhead.store.manifest import Manifest, check_filepath
-from pierhead.store.media import FILEPATH, GGUF, ROLE, Kind, kind_of
+from pierhead.store.layers import check_filepath, config_of, files_of
+from pierhead.store.manifest import Manifest
+from pierhead.store.media import FILEPATH, GGUF, kind_of
 
 MAX_LAYERS = 4096
 
@@ -62,7 +63,7 @@ class Artifacts:
         if _digest(config) != found.config.digest:
             raise CorruptData(f"{where} sends another config than its manifest names", hint="Try again.")
         digest = _digest(body)
-        files = tuple(_file(registry, layer) for layer in found.layers)
+        files = _files(registry, found, config, where)
         tag = f":{name.tag}" if name.tag else ""
         source = f"oci://{name.host}/{name.repository}{tag}@{digest}"
         return PullPlan(reference.repo, source, files, {}, body, config)
@@ -130,25 +131,22 @@ def _check(found: Manifest, where: str) -> None:
     paths = [check_filepath(x.annotations[FILEPATH]) for x in found.layers if x.annotations.get(FILEPATH)]
     if len(set(paths)) != len(paths):
         raise CorruptData(f"{where} has two files of one name")
-    kinds = [_kind(x) for x in found.layers]
-    odd = sorted({x.media_type for x, kind in zip(found.layers, kinds, strict=True) if kind is None})
+    odd = sorted({x.media_type for x in found.layers if kind_of(x.media_type) is None})
     if odd:
         raise UsageError(
             f"{where} has layers of a kind that cannot be used: {', '.join(odd)[:300]}",
-            hint="Models in GGUF, as Docker's or CNCF's artifacts, can be pulled so far.",
+            hint="Models can be pulled as Docker's or CNCF ModelPack's artifacts.",
         )
-    if not any(kind and kind.role == "weights" for kind in kinds):
+
+
+def _files(registry: Registry, found: Manifest, config: bytes, where: str) -> tuple[RemoteFile, ...]:
+    files = files_of(found.layers, config_of(config))
+    if not any(f.role in ("weights", "code") or f.packing != "raw" for f in files):
         raise UsageError(f"{where} holds no model's weights", hint=f"A model has a layer of type {GGUF}.")
-
-
-def _file(registry: Registry, layer: Descriptor) -> RemoteFile:
-    name = layer.annotations.get(FILEPATH) or layer.digest.removeprefix("sha256:")
-    kind = _kind(layer)
-    return RemoteFile(name, layer.digest, layer.size, layer.digest, kind.role if kind else "other", opaque=registry)
-
-
-def _kind(layer: Descriptor) -> Kind | None:
-    return kind_of(layer.media_type, layer.annotations.get(FILEPATH, ""), layer.annotations.get(ROLE, ""))
+    return tuple(
+        RemoteFile(f.name, f.digest, f.size, f.digest, f.role, opaque=registry, format=f.format, packing=f.packing)
+        for f in files
+    )
 
 
 def _digest(data: bytes) -> str:

@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from pierhead.formats.reading import File
 from pierhead.refs import Reference
+from pierhead.store.media import format_of
 from pierhead.store.model import Role
 
 
@@ -16,6 +18,7 @@ class RemoteFile:
 
     ``digest`` (``sha256:…``) is what the source promises, ``key`` names the transfer (two pulls with one key share
     it; no secrets in it), ``local`` is a file on this machine to take in instead, ``opaque`` the source's own.
+    ``format`` is that of weights, where it is not what the name tells; ``packing`` that of an archive.
     """
 
     name: str
@@ -25,6 +28,12 @@ class RemoteFile:
     role: Role = "weights"
     local: Path | None = None
     opaque: Any = None
+    format: str = ""
+    packing: str = "raw"
+
+    def shaped(self) -> File:
+        """The file as readers of headers see it."""
+        return File(self.name, self.size, self.role, self.format or format_of(self.name))
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ from pierhead.errors import (
     UsageError,
 )
 from pierhead.events import Listener, Note, PullDone, PullPlanned, ignore
-from pierhead.formats import gguf
-from pierhead.formats.gguf_parser import HeaderParser
+from pierhead.formats.reading import File
+from pierhead.formats.summarize import EARLY, READABLE, check_file, glance, summarize_remote
 from pierhead.paths import Paths
 from pierhead.refs import Reference, default_name, parse
 from pierhead.sources.artifact import Artifacts
@@ -41,12 +41,12 @@ from pierhead.sources.pins import Pins
 from pierhead.sources.pypi import PyPI
 from pierhead.sources.threads import entered
 from pierhead.sources.web import Web
+from pierhead.store.describe import summary_of
 from pierhead.store.files import locked, os_errors
 from pierhead.store.layout import Store
-from pierhead.store.media import MEDIA, SOURCE
-from pierhead.store.model import Blob, Layer, ModelRecord
+from pierhead.store.media import HEAVY, SOURCE, docker_type
+from pierhead.store.model import Blob, Layer, ModelFile, ModelRecord
 
-EARLY = 64 << 10
 # What makes a short name try its next source; anything else (a full disk, a bad setting) would fail there too.
 _NEXT = (SourceUnavailable, NotFound, AccessDenied, CorruptData, Timeout, UsageError, Conflict)
 
@@ -168,14 +168,12 @@ async def inspect_remote(
 async def _inspect(sources: Sources, reference: Reference, name: str) -> dict[str, Any]:
     source = sources.of(reference)
     plan = await source.plan(reference)
-    headers: list[gguf.Header] = []
-    for file in plan.files:
-        if file.role == "weights":
+    known = {f.name: f for f in plan.files}
 
-            async def fetch(offset: int, length: int, file: RemoteFile = file) -> bytes:
-                return await source.read(file, offset, length)
+    async def fetch(name: str, offset: int, length: int) -> bytes:
+        return await source.read(known[name], offset, length)
 
-            headers.append(await _named(file, gguf.read_remote(fetch, file.size)))
+    metadata = await summarize_remote([_shaped(f, plan) for f in plan.files if f.packing == "raw"], fetch)
     files = [{"name": f.name, "size": f.size or 0, "role": f.role, "digest": f.digest} for f in plan.files]
     return {
         "name": name,
@@ -183,16 +181,17 @@ async def _inspect(sources: Sources, reference: Reference, name: str) -> dict[st
         "source": plan.source,
         "size": plan.total,
         "files": files,
-        "metadata": gguf.summary(gguf.merge(headers)),
+        "metadata": metadata,
         "annotations": plan.annotations,
     }
 
 
-async def _named(file: RemoteFile, reading: Any) -> gguf.Header:
-    try:
-        return await reading
-    except CorruptData as exc:
-        raise CorruptData(f"{file.name}: {exc.message}", hint=exc.hint, data=exc.data) from exc
+def _shaped(file: RemoteFile, plan: PullPlan) -> File:
+    """The file for readers of headers; weights that nobody tells the format of are taken to be GGUF."""
+    shaped = file.shaped()
+    if not shaped.format and file.role in HEAVY and not plan.manifest:
+        return shaped._replace(format="gguf")
+    return shaped
 
 
 # --- short names ------------------------------------------------------------------------------------------------------
@@ -255,11 +254,11 @@ class _Pull:
         source = self._sources.of(reference)
         plan = _expecting(await source.plan(reference), expected)
         self._listener(PullPlanned(name=name, source=plan.source, total=plan.total))
-        heavy = [f for f in plan.files if f.role in ("weights", "mmproj")]
+        heavy = [f for f in plan.files if f.role in HEAVY]
         cached = all(f.digest and self._store.has(f.digest) for f in heavy)
         guard = Guard(self._store, source, plan, self._listener)
         await guard.before()
-        layers = [await self._layer(source, file, name) for file in plan.files]
+        layers = [await self._layer(source, file, _shaped(file, plan), name) for file in plan.files]
         record = await asyncio.to_thread(self._commit, name, plan, layers)
         await guard.after(record)
         await source.forget(plan)
@@ -279,18 +278,18 @@ class _Pull:
         self._listener(PullDone(name=name, digest=record.digest, size=record.size, cached=True))
         return record
 
-    async def _layer(self, source: Source, file: RemoteFile, name: str) -> Layer:
+    async def _layer(self, source: Source, file: RemoteFile, shaped: File, name: str) -> Layer:
         progress = Progress(self._listener, name, file.name, file.size)
         if file.local is not None:
-            blob = await self._adopt(file, progress)
+            blob = await self._adopt(file, shaped, progress)
         else:
-            blob = await self._fetch(source, file, progress)
-        return Layer(blob.digest, blob.size, MEDIA[file.role], file.name, file.role)
+            blob = await self._fetch(source, file, shaped, progress)
+        return Layer(blob.digest, blob.size, docker_type(file.role, shaped.format), file.name, file.role)
 
-    async def _adopt(self, file: RemoteFile, progress: Progress) -> Blob:
+    async def _adopt(self, file: RemoteFile, shaped: File, progress: Progress) -> Blob:
         assert file.local is not None
-        if file.role in ("weights", "mmproj"):
-            await asyncio.to_thread(gguf.read_file, file.local)
+        if file.role in HEAVY:
+            await asyncio.to_thread(check_file, file.local, shaped.format)
         progress.at(0, force=True)
         blob = await asyncio.to_thread(self._store.adopt_file, file.local, link=self._link)
         if file.digest and blob.digest != file.digest:
@@ -300,49 +299,51 @@ class _Pull:
         progress.at(blob.size, force=True)
         return blob
 
-    async def _fetch(self, source: Source, file: RemoteFile, progress: Progress) -> Blob:
+    async def _fetch(self, source: Source, file: RemoteFile, shaped: File, progress: Progress) -> Blob:
+        checked = file.packing != "raw" or (file.role in HEAVY and shaped.format in READABLE)
         async with landing(self._store, file, progress) as sink:
             if sink.done is not None:
                 progress.at(sink.done.size, force=True)
                 return sink.done
-            if file.role in ("weights", "mmproj"):
-                await self._look(source, file, sink)
+            if checked:
+                await self._look(source, file, shaped, sink)
             await source.fetch(file, sink)
-            if file.role in ("weights", "mmproj"):
-                await _readable(file, sink)
+            if checked and file.packing == "raw":
+                await _readable(shaped, sink)
             return await sink.commit()
 
-    async def _look(self, source: Source, file: RemoteFile, sink: Landing) -> None:
-        """Refuse what is not GGUF before it is fetched."""
+    async def _look(self, source: Source, file: RemoteFile, shaped: File, sink: Landing) -> None:
+        """Refuse what is not of its format before it is fetched."""
         if sink.offset:
             return
         beginning = await source.read(file, 0, EARLY)
-        parser = HeaderParser(file.size)
         try:
-            parser.feed(beginning)
-            if parser.header is None and len(beginning) < EARLY:
-                raise CorruptData("not a usable GGUF file: it ends inside its header")
+            glance(beginning, shaped, file.packing)
         except CorruptData as exc:
             raise CorruptData(f"{file.name} is {_nature(beginning, exc)}", hint=exc.hint) from exc
 
     def _commit(self, name: str, plan: PullPlan, layers: Sequence[Layer]) -> ModelRecord:
         """Read the headers of what was fetched and give it its name."""
-        weights = [layer for layer in layers if layer.role == "weights"]
         try:
-            metadata = gguf.summary(gguf.read_files([self._store.blob_path(layer.digest) for layer in weights]))
+            if plan.manifest:
+                beside = {**self._store.describe(plan.manifest, plan.config), "source": plan.source}
+                return self._store.commit_artifact(name, plan.manifest, plan.config, beside)
+            metadata = self._summary(plan, layers)
         except CorruptData as exc:
             raise CorruptData(
                 f"{plan.source} is not a model that can be used: {exc.message}", hint=exc.hint, data=exc.data
             ) from exc
-        if plan.manifest:
-            beside = {"summary": msgspec.to_builtins(metadata), "source": plan.source}
-            return self._store.commit_artifact(name, plan.manifest, plan.config, beside)
         annotations = {SOURCE: plan.source, **plan.annotations}
         with os_errors("cannot commit the model"), locked(self._store.root / "commit.lock"):
             present = _present(self._store, name)
             if present is not None and _same(present, layers, metadata, annotations):
                 return present  # a manifest tells its time: a second one would be another model to those who use it
             return self._store.commit_model(name, layers=layers, metadata=metadata, annotations=annotations)
+
+    def _summary(self, plan: PullPlan, layers: Sequence[Layer]) -> dict[str, Any]:
+        formats = {f.name: _shaped(f, plan).format for f in plan.files}
+        files = [ModelFile(x.filepath, x.size, x.role or "other", x.digest, formats[x.filepath]) for x in layers]
+        return summary_of(files, {f.name: self._store.blob_path(f.digest) for f in files})
 
 
 def _present(store: Store, name: str) -> ModelRecord | None:
@@ -366,14 +367,13 @@ def _same(
     )
 
 
-async def _readable(file: RemoteFile, sink: Landing) -> None:
+async def _readable(file: File, sink: Landing) -> None:
     """Refuse a damaged file before it becomes a blob."""
     try:
-        await asyncio.to_thread(gguf.read_file, sink.part)
-    except CorruptData as exc:
+        await asyncio.to_thread(check_file, sink.part, file.format, file.name)
+    except CorruptData:
         await sink.abort()
-        said = exc.message.removeprefix(f"{sink.part}: ")
-        raise CorruptData(f"{file.name}: {said}", hint=exc.hint) from exc
+        raise
 
 
 def _nature(beginning: bytes, exc: CorruptData) -> str:

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import os
+import hashlib
 import re
-import shutil
-import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,13 +23,14 @@ from pierhead.store import manifest as oci
 from pierhead.store import removal
 from pierhead.store.blobs import Blobs, Ingest
 from pierhead.store.cleaner import Cleaner
-from pierhead.store.files import disk_bytes, locked, make_folder, os_errors, remove_tree, replace
-from pierhead.store.files import reflink as clone
+from pierhead.store.describe import describe
+from pierhead.store.files import disk_bytes, locked, make_folder, os_errors, replace
 from pierhead.store.history import Move, now
 from pierhead.store.keep import Keep
 from pierhead.store.link import LinkRecord, adopt, hash_file
+from pierhead.store.materialize import lay_out
 from pierhead.store.media import CREATED, SOURCE
-from pierhead.store.model import Blob, Layer, ModelRecord, Pruned, Referrer, Removed, Usage
+from pierhead.store.model import Blob, Layer, ModelFile, ModelRecord, Pruned, Referrer, Removed, Usage
 from pierhead.store.names import Names
 from pierhead.store.usage import measure
 
@@ -256,25 +255,21 @@ class Store:
 
     def materialize(self, record: ModelRecord) -> Path:
         """A read-only folder with the model's files under their own names, sharing the blobs' bytes."""
-        target = self.root / "models" / record.digest.removeprefix("sha256:")
-        if target.is_dir():
-            return target
-        temporary = target.with_name(f".{uuid.uuid4().hex}")
-        with os_errors("cannot lay out the model's files"), self.lease():
-            try:
-                for file in record.files:
-                    oci.check_filepath(file.name)
-                    place = temporary / file.name
-                    place.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
-                    _share(self.blob_path(file.digest), place)
-                self.step("materialize:filled")
-                os.rename(temporary, target)
-            except OSError:
-                if not target.is_dir():  # somebody else was first
-                    raise
-            finally:
-                remove_tree(temporary)
+        return self.lay_out(record.digest, record.files)
+
+    def lay_out(self, digest: str, files: Sequence[ModelFile]) -> Path:
+        """The folder of the manifest ``digest`` with these files, which need not be committed yet."""
+        target = self.root / "models" / self.blobs.path(digest).name
+        if not target.is_dir():
+            with os_errors("cannot lay out the model's files"), self.lease():
+                lay_out(files, self.blob_path, target, self.step)
         return target
+
+    def describe(self, manifest: bytes, config: bytes) -> dict[str, Any]:
+        """What ``commit_artifact`` keeps beside an artifact whose blobs are here."""
+        digest = "sha256:" + hashlib.sha256(manifest).hexdigest()
+        with os_errors("cannot read the model"):
+            return describe(manifest, config, self.blob_path, lambda files: self.lay_out(digest, files))
 
     def recheck(self, record: ModelRecord) -> None:
         """CorruptData when a file that was linked, not copied, changed since; checked before each start."""
@@ -337,12 +332,3 @@ class Store:
             with contextlib.suppress(FileNotFoundError, msgspec.DecodeError):
                 beside = msgspec.json.decode(self._beside(digest).read_bytes(), type=dict[str, Any])
             return oci.record(digest, name, tuple(names), self.blob_path, beside)
-
-
-def _share(blob: Path, place: Path) -> None:
-    try:
-        os.link(blob, place)
-    except OSError:
-        if not clone(blob, place):
-            shutil.copyfile(blob, place)
-        place.chmod(0o444)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import msgspec
 
 from pierhead.errors import CorruptData
 from pierhead.store.index import Descriptor
-from pierhead.store.media import CONFIG, CREATED, FILEPATH, MANIFEST, ROLE, SOURCE, TITLE, kind_of
-from pierhead.store.model import Blob, Layer, ModelFile, ModelRecord
+from pierhead.store.layers import check_filepath, files_of
+from pierhead.store.media import CONFIG, CREATED, FILEPATH, MANIFEST, ROLE, SETTINGS, SOURCE, TITLE, needs_role
+from pierhead.store.model import Blob, Layer, ModelFile, ModelRecord, Packaged
+
+__all__ = ["MAX_DOCUMENT", "Manifest", "check_filepath", "config_bytes", "manifest_bytes", "reachable", "record"]
 
 MAX_DOCUMENT = 16 << 20
 
@@ -27,15 +30,6 @@ class Manifest(msgspec.Struct, rename="camel", omit_defaults=True):
     artifact_type: str = ""
     subject: Descriptor | None = None
     annotations: dict[str, str] = {}
-
-
-def check_filepath(path: str) -> str:
-    """Return a relative path that stays inside its folder; CorruptData for any other."""
-    parts = PurePosixPath(path).parts
-    odd = any(ord(c) < 32 or c in "\\\x7f" for c in path)
-    if not path or odd or len(path) > 1024 or path.startswith("/") or ".." in parts or not parts:
-        raise CorruptData(f"a file of the model has a path that leaves its folder: {path[:100]!r}")
-    return path
 
 
 def config_bytes(layers: Sequence[Layer], metadata: dict[str, Any]) -> bytes:
@@ -61,12 +55,7 @@ def config_bytes(layers: Sequence[Layer], metadata: dict[str, Any]) -> bytes:
 
 def manifest_bytes(layers: Sequence[Layer], config: Blob, annotations: dict[str, str]) -> bytes:
     """The manifest; layers are uncompressed, so digest equals diffID."""
-    entries = [
-        Descriptor(
-            x.media_type, x.digest, x.size, annotations={FILEPATH: x.filepath, TITLE: x.filepath, **x.annotations}
-        )
-        for x in layers
-    ]
+    entries = [Descriptor(x.media_type, x.digest, x.size, annotations=_annotated(x)) for x in layers]
     document = Manifest(
         MANIFEST,
         Descriptor(CONFIG, config.digest, config.size),
@@ -76,6 +65,13 @@ def manifest_bytes(layers: Sequence[Layer], config: Blob, annotations: dict[str,
     )
     raw = msgspec.to_builtins(document)
     return msgspec.json.encode({"schemaVersion": 2, **raw})
+
+
+def _annotated(layer: Layer) -> dict[str, str]:
+    told = {FILEPATH: layer.filepath, TITLE: layer.filepath, **layer.annotations}
+    if layer.role is not None and needs_role(layer.media_type, layer.filepath, layer.role):
+        told[ROLE] = layer.role
+    return told
 
 
 def record(
@@ -92,28 +88,41 @@ def record(
         raise CorruptData(
             f"the manifest of '{name}' is damaged: {exc}", hint=f"Type `pier rm {name}` and pull it again."
         ) from exc
-    files = tuple(_file(layer) for layer in found.layers)
-    summary = config.get("ai.pierhead.summary") or beside.get("summary")
+    summary = beside.get("summary") or config.get("ai.pierhead.summary")
     return ModelRecord(
         name=name,
         names=names,
         digest=digest,
-        size=sum(f.size for f in files),
+        size=sum(layer.size for layer in found.layers),
         created=found.annotations.get(CREATED, ""),
-        files=files,
+        files=files_of(found.layers, config),
         metadata=summary if isinstance(summary, dict) else {},  # pyright: ignore[reportUnknownArgumentType]
         source=str(beside.get("source") or found.annotations.get(SOURCE, "")),
         annotations=found.annotations,
         config_type=found.config.media_type,
+        packaged=_packaged(found, config, summary),
+        unpacked=_unpacked(beside),
     )
 
 
-def _file(layer: Descriptor) -> ModelFile:
-    path = check_filepath(layer.annotations.get(FILEPATH) or layer.digest.removeprefix("sha256:"))
-    kind = kind_of(layer.media_type, path, layer.annotations.get(ROLE, ""))
-    if kind is None:
-        return ModelFile(path, layer.size, "other", layer.digest, media_type=layer.media_type)
-    return ModelFile(path, layer.size, kind.role, layer.digest, kind.format, kind.packing, layer.media_type)
+def _packaged(found: Manifest, config: dict[str, Any], summary: Any) -> Packaged:
+    """How the model is to run. Docker's context size counts where it is not just what the model was trained for."""
+    packaged = Packaged()
+    with contextlib.suppress(msgspec.DecodeError):
+        packaged = msgspec.json.decode(found.annotations.get(SETTINGS) or "{}", type=Packaged)
+    about = config.get("config")
+    asked = cast("dict[str, Any]", about).get("context_size") if isinstance(about, dict) else None
+    trained = cast("dict[str, Any]", summary).get("context_length") if isinstance(summary, dict) else None
+    if not packaged.context and type(asked) is int and 0 < asked < 1 << 31 and asked != trained:
+        packaged = msgspec.structs.replace(packaged, context=asked)
+    return packaged
+
+
+def _unpacked(beside: dict[str, Any]) -> tuple[ModelFile, ...]:
+    try:
+        return msgspec.convert(beside.get("unpacked") or (), tuple[ModelFile, ...])
+    except msgspec.ValidationError:
+        return ()
 
 
 def reachable(manifest: Path) -> set[str]:

@@ -34,11 +34,15 @@ CNCF_CONFIG = f"{CNCF}config.v1+json"
 
 # --- annotations ---
 FILEPATH = "org.cncf.model.filepath"
+FILE_METADATA = "org.cncf.model.file.metadata+json"
+UNTESTED = "org.cncf.model.file.mediatype.untested"
 TITLE = "org.opencontainers.image.title"  # the same path, for tools that know no models (oras)
 REF_NAME = "org.opencontainers.image.ref.name"
 CREATED = "org.opencontainers.image.created"
 SOURCE = "ai.pierhead.source"
-ROLE = "ai.pierhead.role"  # of a CNCF layer, whose types know fewer roles than we do
+ROLE = "ai.pierhead.role"  # of a layer whose type does not tell it: there are fewer types than roles
+SETTINGS = "ai.pierhead.settings"  # JSON, of a manifest: how the model is to run (``store.model.Packaged``)
+SCALE = "ai.pierhead.scale"  # of a LoRA's layer: how strongly it counts
 MEMORY = "ai.pierhead.memory"  # JSON: the memory that a weights layer's model needs
 
 Packing = Literal["raw", "tar", "tar+gzip", "tar+zstd"]
@@ -72,7 +76,19 @@ _CNCF_ROLES: dict[str, Role] = {
     "dataset": "dataset",
 }
 _PACKINGS: tuple[Packing, ...] = ("raw", "tar", "tar+gzip", "tar+zstd")
-_FORMATS = {".gguf": "gguf", ".safetensors": "safetensors", ".onnx": "onnx", ".dduf": "dduf"}
+_FORMATS = {
+    ".gguf": "gguf",
+    ".safetensors": "safetensors",
+    ".onnx": "onnx",
+    ".dduf": "dduf",
+    **dict.fromkeys((".onnx_data", ".onnx.data"), "data"),  # weights that another file describes
+    **dict.fromkeys((".pt", ".pth", ".bin", ".ckpt"), "pytorch"),
+    **dict.fromkeys((".h5", ".keras"), "keras"),
+    **dict.fromkeys((".engine", ".plan"), "tensorrt"),
+    **dict.fromkeys((".npz", ".npy"), "numpy"),
+    **dict.fromkeys((".pkl", ".pickle", ".joblib"), "pickle"),
+}
+HEAVY: frozenset[Role] = frozenset({"weights", "draft", "lora", "mmproj"})
 _ROLES: frozenset[str] = frozenset(get_args(Role))
 
 
@@ -92,8 +108,9 @@ def kind_of(media_type: str, filepath: str = "", role: str = "") -> Kind | None:
         known = known._replace(format=format_of(filepath))
     elif media_type == FILE and format_of(filepath) == "onnx":
         known = Kind("weights", "onnx")  # Docker has no type of its own for these
-    if role in _ROLES and media_type.startswith((CNCF, FILE)):
-        known = known._replace(role=role)  # pyright: ignore[reportArgumentType]
+    if role in _ROLES and role != known.role:
+        format = known.format or (format_of(filepath) if role in HEAVY else "")
+        known = known._replace(role=role, format=format)  # pyright: ignore[reportArgumentType]
     return known
 
 
@@ -102,16 +119,24 @@ def format_of(filepath: str) -> str:
     return next((found for ending, found in _FORMATS.items() if filepath.lower().endswith(ending)), "")
 
 
-MEDIA: dict[Role, str] = {
-    "weights": GGUF,
-    "draft": GGUF,
-    "lora": LORA,
-    "mmproj": MMPROJ,
-    "license": LICENSE,
-    "template": TEMPLATE,
-    "config": FILE,
-    "doc": FILE,
-    "code": FILE,
-    "dataset": FILE,
-    "other": FILE,
+_MEDIA: dict[tuple[Role, str], str] = {
+    ("weights", "gguf"): GGUF,
+    ("draft", "gguf"): GGUF,
+    ("lora", "gguf"): LORA,
+    ("weights", "safetensors"): SAFETENSORS,
+    ("weights", "dduf"): DDUF,
+    ("mmproj", "gguf"): MMPROJ,
+    ("license", ""): LICENSE,
+    ("template", ""): TEMPLATE,
 }
+
+
+def docker_type(role: Role, format: str = "") -> str:
+    """Docker's media type for a file; the role of one that it does not tell goes into the ``ROLE`` annotation."""
+    return _MEDIA.get((role, format), FILE)
+
+
+def needs_role(media_type: str, filepath: str, role: Role) -> bool:
+    """Whether a reader could not tell a layer's role from its type and path alone."""
+    kind = kind_of(media_type, filepath)
+    return kind is None or kind.role != role

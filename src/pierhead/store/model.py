@@ -13,7 +13,7 @@ class ModelFile(msgspec.Struct, frozen=True):
     """One file of a model: its name inside the read-only model folder, size in bytes, and role.
 
     ``format`` is that of weights (gguf, safetensors, onnx, dduf); ``packing`` other than ``raw`` is an archive whose
-    members are the files, below ``name``'s folder.
+    members are the files, by their own names in the model folder. ``scale`` is how strongly a LoRA counts.
     """
 
     name: str
@@ -23,6 +23,7 @@ class ModelFile(msgspec.Struct, frozen=True):
     format: str = ""
     packing: str = "raw"
     media_type: str = ""
+    scale: float = 1.0
 
 
 class Blob(msgspec.Struct, frozen=True):
@@ -45,6 +46,18 @@ class Layer(msgspec.Struct, frozen=True):
     annotations: dict[str, str] = {}
 
 
+class Packaged(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a model was packaged with: how it is to run unless somebody asks for something else.
+
+    ``context`` in tokens (0: not said), ``options`` by engine parameter, ``system`` and ``messages`` begin every chat.
+    """
+
+    context: int = 0
+    options: dict[str, Any] = {}
+    system: str = ""
+    messages: tuple[dict[str, str], ...] = ()
+
+
 class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
     """A committed model: ``digest`` is its manifest's, ``size`` the bytes of its files, ``created`` ISO 8601 UTC.
 
@@ -61,6 +74,13 @@ class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
     source: str = ""
     annotations: dict[str, str] = {}
     config_type: str = ""  # the media type of its config: which specification it follows
+    packaged: Packaged = Packaged()
+    unpacked: tuple[ModelFile, ...] = ()  # the members of those of its files that are archives
+
+    @property
+    def laid_out(self) -> tuple[ModelFile, ...]:
+        """The files as they are in the model's folder."""
+        return (*(f for f in self.files if f.packing == "raw"), *self.unpacked)
 
 
 class Referrer(msgspec.Struct, frozen=True):
