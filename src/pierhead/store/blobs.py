@@ -38,6 +38,11 @@ def check_digest(digest: str) -> str:
     return digest
 
 
+def digest_of(data: bytes) -> str:
+    """``sha256:…`` of bytes in memory."""
+    return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
 class Blobs:
     """The folder ``blobs/sha256`` and the ingests that lead into it."""
 
@@ -67,7 +72,7 @@ class Blobs:
 
     def put(self, data: bytes) -> Blob:
         """A small blob (a manifest, a config) at once."""
-        digest = "sha256:" + hashlib.sha256(data).hexdigest()
+        digest = digest_of(data)
         if not self.claim(digest):
             replace(self.path(digest), data, 0o444)
         return Blob(digest, len(data))
