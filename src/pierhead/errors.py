@@ -148,6 +148,14 @@ class Timeout(PierError):
     exit_code = 13
 
 
+class UnsafeContent(PierError):
+    """A model whose files would run code of their author when they are loaded; ``data["findings"]`` names them."""
+
+    code = "unsafe_content"
+    http_status = 422
+    exit_code = 14
+
+
 _BY_CODE: dict[str, type[PierError]] = {}
 
 

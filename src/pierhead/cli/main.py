@@ -36,6 +36,9 @@ VERBS: dict[str, dict[str, tuple[str, str]]] = {
         "df": ("pierhead.cli.space:df", "Show where the disk space goes."),
         "prune": ("pierhead.cli.space:prune", "Remove what no name needs."),
     },
+    "Trust": {
+        "scan": ("pierhead.cli.scan:scan", "Say whether a model's files would run code."),
+    },
     "Operate": {
         "serve": ("pierhead.cli.serve:serve", "Run the daemon and its gateway in the foreground."),
         "status": ("pierhead.cli.operate:status", "Show the state of daemon, gateway and settings."),

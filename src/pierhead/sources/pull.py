@@ -107,6 +107,7 @@ async def pull(
     listener: Listener = ignore,
     name: str | None = None,
     link: bool = False,
+    allow_unsafe: bool = False,
     env: Mapping[str, str] | None = None,
     retry: Retry | None = None,
 ) -> ModelRecord:
@@ -123,7 +124,7 @@ async def pull(
     await entered(lease)
     try:
         async with Sources(settings, paths, listener=listener, env=env, retry=retry) as sources:
-            one = _Pull(store, sources, listener, link)
+            one = _Pull(store, sources, listener, link, allow_unsafe)
             if parsed.kind != "short":
                 return await one.run(parsed, name or default_name(parsed))
             found = Catalog.load(settings, paths).meaning(parsed)
@@ -240,11 +241,12 @@ def _all_failed(name: str, reasons: Sequence[tuple[str, PierError]]) -> PierErro
 class _Pull:
     """One call of ``pull``: what its sources share."""
 
-    def __init__(self, store: Store, sources: Sources, listener: Listener, link: bool) -> None:
+    def __init__(self, store: Store, sources: Sources, listener: Listener, link: bool, allow_unsafe: bool) -> None:
         self._store = store
         self._sources = sources
         self._listener = listener
         self._link = link
+        self._allow_unsafe = allow_unsafe
 
     async def run(self, reference: Reference, name: str, *, expected: str = "") -> ModelRecord:
         """Plan, fetch and commit one full reference; ``expected`` is the digest that its weights must have."""
@@ -256,9 +258,10 @@ class _Pull:
         self._listener(PullPlanned(name=name, source=plan.source, total=plan.total))
         heavy = [f for f in plan.files if f.role in HEAVY]
         cached = all(f.digest and self._store.has(f.digest) for f in heavy)
-        guard = Guard(self._store, source, plan, self._listener)
+        guard = Guard(self._store, source, plan, self._listener, allow_unsafe=self._allow_unsafe)
         await guard.before()
         layers = [await self._layer(source, file, _shaped(file, plan), name) for file in plan.files]
+        plan = await guard.check(layers, name)
         record = await asyncio.to_thread(self._commit, name, plan, layers)
         await guard.after(record)
         await source.forget(plan)

@@ -43,6 +43,7 @@ SOURCE = "ai.pierhead.source"
 ROLE = "ai.pierhead.role"  # of a layer whose type does not tell it: there are fewer types than roles
 SETTINGS = "ai.pierhead.settings"  # JSON, of a manifest: how the model is to run (``store.model.Packaged``)
 SCALE = "ai.pierhead.scale"  # of a LoRA's layer: how strongly it counts
+UNSAFE = "ai.pierhead.allowed-unsafe"  # what a user let in although it runs code
 MEMORY = "ai.pierhead.memory"  # JSON: the memory that a weights layer's model needs
 
 Packing = Literal["raw", "tar", "tar+gzip", "tar+zstd"]
