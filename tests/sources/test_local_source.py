@@ -80,12 +80,6 @@ async def test_what_is_no_model_is_refused_and_nothing_kept(
     assert puller.store.usage().blobs == 0
 
 
-@pytest.mark.parametrize("reference", ["ollama://qwen3"])
-async def test_kinds_that_cannot_be_pulled_yet_say_so(puller: Puller, reference: str) -> None:
-    with pytest.raises(UsageError, match="cannot be pulled"):
-        await puller(reference)
-
-
 async def test_nonsense_is_not_a_reference(puller: Puller) -> None:
     with pytest.raises(BadReference):
         await puller("what is this?")

@@ -14,7 +14,7 @@ from pierhead.errors import CorruptData, UsageError
 from pierhead.refs import Reference
 from pierhead.registry.client import Registry
 from pierhead.registry.credentials import find_login
-from pierhead.registry.name import image_name
+from pierhead.registry.name import ImageName, image_name
 from pierhead.registry.referrers import Attachment, fetch_all
 from pierhead.registry.transfer import pull_blob
 from pierhead.registry.wire import Retry
@@ -47,9 +47,7 @@ class Artifacts:
 
     async def plan(self, reference: Reference) -> PullPlan:
         name = image_name(reference)
-        login = await asyncio.to_thread(find_login, name.host, self._env)
-        registry = Registry(name, self._settings, login, retry=self._retry)
-        self._open.append(registry)
+        registry = await self.registry(name)
         body = await _manifest(registry, name.target)
         where = str(name)
         try:
@@ -67,6 +65,13 @@ class Artifacts:
         tag = f":{name.tag}" if name.tag else ""
         source = f"oci://{name.host}/{name.repository}{tag}@{digest}"
         return PullPlan(reference.repo, source, files, {}, body, config)
+
+    async def registry(self, name: ImageName) -> Registry:
+        """A repository, with the login that is kept for its host; closed with the others."""
+        login = await asyncio.to_thread(find_login, name.host, self._env)
+        registry = Registry(name, self._settings, login, retry=self._retry)
+        self._open.append(registry)
+        return registry
 
     async def read(self, file: RemoteFile, offset: int, length: int) -> bytes:
         registry = cast("Registry", file.opaque)

@@ -19,6 +19,8 @@ class RemoteFile:
     ``digest`` (``sha256:…``) is what the source promises, ``key`` names the transfer (two pulls with one key share
     it; no secrets in it), ``local`` is a file on this machine to take in instead, ``opaque`` the source's own.
     ``format`` is that of weights, where it is not what the name tells; ``packing`` that of an archive.
+    ``beneath`` is another program's folder that holds ``local``: no link below it is followed. ``data`` is the whole
+    content of a file that the source makes itself.
     """
 
     name: str
@@ -28,6 +30,8 @@ class RemoteFile:
     role: Role = "weights"
     local: Path | None = None
     opaque: Any = None
+    beneath: Path | None = None
+    data: bytes | None = None
     format: str = ""
     packing: str = "raw"
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+from collections.abc import Generator
 from pathlib import Path
 
 from pierhead.errors import NotFound, UsageError
 from pierhead.refs import Reference, default_name
 from pierhead.sources.base import PullPlan, RemoteFile, Sink
 from pierhead.sources.choose import Entry, choices, choose, projector
-from pierhead.store.files import os_errors
+from pierhead.store.files import opened_beneath, os_errors
 from pierhead.store.model import Role
 
 MAX_FILES = 10000
@@ -26,7 +28,7 @@ class Local:
         """Nothing is kept outside of the store."""
 
     async def read(self, file: RemoteFile, offset: int, length: int) -> bytes:
-        return await asyncio.to_thread(_read, file, offset, length)
+        return await asyncio.to_thread(read_local, file, offset, length)
 
     async def fetch(self, file: RemoteFile, sink: Sink) -> None:
         raise NotImplementedError("the store takes local files in itself")
@@ -92,8 +94,22 @@ def _entries(path: Path) -> list[Entry]:
     return found
 
 
-def _read(file: RemoteFile, offset: int, length: int) -> bytes:
+@contextlib.contextmanager
+def opened(file: RemoteFile) -> Generator[Path]:
+    """Where a file of this machine can be read; in another program's folder, through a handle that followed no link."""
     assert file.local is not None
-    with os_errors(f"cannot read {file.local}"), file.local.open("rb") as opened:
-        opened.seek(offset)
-        return opened.read(length)
+    if file.beneath is None:
+        yield file.local
+        return
+    with (
+        os_errors(f"cannot read {file.local}"),
+        opened_beneath(file.beneath, file.local.relative_to(file.beneath).as_posix()) as handle,
+    ):
+        yield Path(f"/proc/self/fd/{handle}")
+
+
+def read_local(file: RemoteFile, offset: int, length: int) -> bytes:
+    """A part of a file of this machine."""
+    with opened(file) as path, os_errors(f"cannot read {file.local}"), path.open("rb") as reader:
+        reader.seek(offset)
+        return reader.read(length)

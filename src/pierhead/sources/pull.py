@@ -36,7 +36,8 @@ from pierhead.sources.http import Http, Retry
 from pierhead.sources.hub import Hub
 from pierhead.sources.installer import Installer
 from pierhead.sources.landing import Landing, Progress, landing
-from pierhead.sources.local import Local
+from pierhead.sources.local import Local, opened
+from pierhead.sources.ollama import Ollama
 from pierhead.sources.pins import Pins
 from pierhead.sources.pypi import PyPI
 from pierhead.sources.threads import entered
@@ -74,6 +75,7 @@ class Sources:
             "file": Local(),
             "hf": Hub.from_environment(self.http, settings.hf_endpoint, env),
             "oci": self._artifacts,
+            "ollama": Ollama(self._artifacts, env, listener),
             "pypi": PyPI(self.http, installer, paths.cache / "wheels", listener),
         }
 
@@ -93,7 +95,7 @@ class Sources:
         if found is None:
             raise UsageError(
                 f"'{reference}' cannot be pulled: {reference.kind} references are not supported yet",
-                hint="Use a short name, hf:, oci:, pypi:, https: or a file.",
+                hint="Use a short name, hf:, oci:, ollama:, pypi:, https: or a file.",
             )
         return found
 
@@ -283,24 +285,30 @@ class _Pull:
 
     async def _layer(self, source: Source, file: RemoteFile, shaped: File, name: str) -> Layer:
         progress = Progress(self._listener, name, file.name, file.size)
-        if file.local is not None:
+        if file.data is not None:
+            blob = await asyncio.to_thread(self._store.blobs.put, file.data)
+        elif file.local is not None:
             blob = await self._adopt(file, shaped, progress)
         else:
             blob = await self._fetch(source, file, shaped, progress)
         return Layer(blob.digest, blob.size, docker_type(file.role, shaped.format), file.name, file.role)
 
     async def _adopt(self, file: RemoteFile, shaped: File, progress: Progress) -> Blob:
-        assert file.local is not None
-        if file.role in HEAVY:
-            await asyncio.to_thread(check_file, file.local, shaped.format)
         progress.at(0, force=True)
-        blob = await asyncio.to_thread(self._store.adopt_file, file.local, link=self._link)
-        if file.digest and blob.digest != file.digest:
-            raise CorruptData(f"{file.local} has digest {blob.digest}, expected {file.digest}")
+        blob = await asyncio.to_thread(self._take, file, shaped)
         if blob.note:
             self._listener(Note(message=blob.note))
         progress.at(blob.size, force=True)
         return blob
+
+    def _take(self, file: RemoteFile, shaped: File) -> Blob:
+        """A file of this machine into the store, read from one open handle where its folder is not to be trusted."""
+        with opened(file) as path:
+            if file.digest and self._store.blobs.claim(file.digest):
+                return Blob(file.digest, path.stat().st_size)
+            if file.role in HEAVY:
+                check_file(path, shaped.format, str(file.local))
+            return self._store.adopt_file(path, link=self._link, digest=file.digest, shown=str(file.local))
 
     async def _fetch(self, source: Source, file: RemoteFile, shaped: File, progress: Progress) -> Blob:
         checked = file.packing != "raw" or (file.role in HEAVY and shaped.format in READABLE)

@@ -7,11 +7,12 @@ import errno
 import fcntl
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Callable, Generator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from pierhead.errors import AccessDenied, OutOfSpace, PierError
+from pierhead.errors import AccessDenied, CorruptData, NotFound, OutOfSpace, PierError
 
 FICLONE = 0x40049409
 
@@ -107,6 +108,46 @@ def make_folder(path: Path) -> None:
         make_folder(path.parent)
         path.mkdir(exist_ok=True, mode=0o755)
         sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def opened_beneath(root: Path, relative: str) -> Generator[int]:
+    """A plain file below a folder that others own, open for reading; no link below ``root`` is followed.
+
+    NotFound when it is not there, CorruptData when it, or a folder on the way, is anything but what it should be.
+    """
+    *folders, name = PurePosixPath(relative).parts
+    at = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for folder in folders:
+            inner = _inside(at, folder, os.O_DIRECTORY, root, relative)
+            os.close(at)
+            at = inner
+        file = _inside(at, name, os.O_NONBLOCK, root, relative)
+    finally:
+        os.close(at)
+    try:
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            raise CorruptData(f"{root / relative} is not a plain file", hint="It is left alone.")
+        yield file
+    finally:
+        os.close(file)
+
+
+def _inside(at: int, name: str, flags: int, root: Path, relative: str) -> int:
+    if name in ("..", "/", ""):
+        raise CorruptData(f"{relative[:100]!r} leaves its folder")
+    try:
+        return os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | flags, dir_fd=at)
+    except FileNotFoundError as exc:
+        raise NotFound(f"{root / relative} is not there") from exc
+    except OSError as exc:
+        if exc.errno in (errno.ELOOP, errno.ENOTDIR, errno.ENXIO):
+            raise CorruptData(
+                f"{root / relative} is, or is behind, a link or something else than a plain file",
+                hint="Links inside other programs' folders are not followed.",
+            ) from exc
+        raise mapped(exc, f"cannot read {root / relative}") from exc
 
 
 def sync_folder(path: Path) -> None:

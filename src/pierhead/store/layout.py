@@ -80,11 +80,14 @@ class Store:
         """
         return Ingest(self.blobs, key, size=size, digest=digest, waiting=waiting)
 
-    def adopt_file(self, path: Path, *, link: bool = False) -> Blob:
-        """Take a user's file in: by reflink, else a copy; with ``link`` a hard link that ``recheck`` watches."""
+    def adopt_file(self, path: Path, *, link: bool = False, digest: str = "", shown: str = "") -> Blob:
+        """Take a user's file in: by reflink, else a copy; with ``link`` a hard link that ``recheck`` watches.
+
+        ``digest`` is what it must have, ``shown`` what messages call it (a path below ``/proc`` tells nobody anything).
+        """
         held = locked(self.blobs.ingests / "adopt.lock")
-        with os_errors(f"cannot take {path} into the store"), self.lease(), held:
-            return adopt(self.blobs, self.root / "links", path, link=link)
+        with os_errors(f"cannot take {shown or path} into the store"), self.lease(), held:
+            return adopt(self.blobs, self.root / "links", path, link=link, expected=digest, shown=shown)
 
     def has(self, digest: str) -> bool:
         return self.blobs.has(digest)

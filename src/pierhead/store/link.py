@@ -25,9 +25,9 @@ class LinkRecord(msgspec.Struct, frozen=True):
     mtime: int
 
     @classmethod
-    def of(cls, path: Path) -> LinkRecord:
+    def of(cls, path: Path, shown: str = "") -> LinkRecord:
         found = path.stat()
-        return cls(str(path), found.st_ino, found.st_size, found.st_mtime_ns)
+        return cls(shown or str(path), found.st_ino, found.st_size, found.st_mtime_ns)
 
     @staticmethod
     def check(folder: Path, digest: str) -> None:
@@ -39,7 +39,13 @@ class LinkRecord(msgspec.Struct, frozen=True):
         kept = msgspec.json.decode(data, type=LinkRecord)
         blob = folder.parent / "blobs" / "sha256" / digest.removeprefix("sha256:")
         now = LinkRecord.of(blob)
-        if (now.inode, now.size, now.mtime) != (kept.inode, kept.size, kept.mtime):
+        if (now.inode, now.size, now.mtime) == (kept.inode, kept.size, kept.mtime):
+            return
+        touched = (now.inode, now.size) == (kept.inode, kept.size)
+        if touched and hash_file(blob) == digest:  # only its time moved, as Ollama does to layers that it reuses
+            with contextlib.suppress(OSError):
+                replace(folder / blob.name, msgspec.json.encode(msgspec.structs.replace(kept, mtime=now.mtime)))
+        else:
             raise CorruptData(
                 f"{kept.path} was changed after it was linked into the store",
                 hint=f"Type `pier pull {kept.path}` again; without --link the store keeps its own copy.",
@@ -63,26 +69,31 @@ def hash_file(path: Path) -> str:
         return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def adopt(blobs: Blobs, links: Path, path: Path, *, link: bool) -> Blob:
-    """Reflink, else copy while hashing; with ``link`` a hard link, else (another filesystem) a copy with a note."""
+def adopt(blobs: Blobs, links: Path, path: Path, *, link: bool, expected: str = "", shown: str = "") -> Blob:
+    """Reflink, else copy while hashing; with ``link`` a hard link, else (another filesystem) a copy with a note.
+
+    ``expected`` is the digest that it must have, ``shown`` what messages call a file whose path tells nothing.
+    """
     if not path.is_file():
         raise UsageError(f"{path} is not a file")
     temporary = blobs.ingests / f"adopt-{uuid.uuid4().hex}"
-    before = LinkRecord.of(path)
+    before = LinkRecord.of(path, shown)
     note = ""
     try:
         if link:
-            try:
-                os.link(path.resolve(), temporary)
-            except OSError as exc:
-                link, note = False, f"{path} could not be linked ({exc.strerror}); it was copied"
+            note = _hard_link(path, temporary, before)
+            link = not note
         if link or reflink(path, temporary):
             digest = hash_file(temporary)
         else:
-            note = note or f"{path} was copied: this filesystem cannot share blocks"
+            note = note or f"{before.path} was copied: this filesystem cannot share blocks"
             digest = _copy(path, temporary)
-        if LinkRecord.of(path) != before:
-            raise CorruptData(f"{path} changed while it was read", hint="Wait until it is complete, then try again.")
+        if LinkRecord.of(path, shown) != before:
+            raise CorruptData(
+                f"{before.path} changed while it was read", hint="Wait until it is complete, then try again."
+            )
+        if expected and digest != expected:
+            raise CorruptData(f"{before.path} has digest {digest}, expected {expected}", hint="It is damaged.")
         if blobs.claim(digest):
             return Blob(digest, before.size)
         if link:
@@ -93,9 +104,23 @@ def adopt(blobs: Blobs, links: Path, path: Path, *, link: bool) -> Blob:
             sync_folder(blobs.folder)
         else:
             blobs.publish(temporary, digest)
-        return Blob(digest, before.size, note, str(path) if link else "")
+        return Blob(digest, before.size, note, before.path if link else "")
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _hard_link(path: Path, target: Path, record: LinkRecord) -> str:
+    """Make ``target`` the same inode; why that cannot be, when it cannot."""
+    if os.geteuid() not in (0, path.stat().st_uid):  # nobody else can touch it, which claiming a blob does
+        return f"{record.path} belongs to another user and was copied, not linked"
+    try:
+        os.link(path.resolve(), target)
+    except OSError as exc:
+        return f"{record.path} could not be linked ({exc.strerror}); it was copied"
+    if target.stat().st_ino != record.inode:
+        target.unlink()
+        raise CorruptData(f"{record.path} was replaced while it was read", hint="Try again.")
+    return ""
 
 
 def _copy(path: Path, target: Path) -> str:
