@@ -131,7 +131,7 @@ def _check(found: Manifest, where: str) -> None:
     if len(found.layers) > MAX_LAYERS:
         raise CorruptData(f"{where} has more than {MAX_LAYERS} layers")
     for one in (found.config, *found.layers):
-        if not DIGEST.fullmatch(one.digest) or one.size < 0:
+        if not DIGEST.fullmatch(one.digest) or not 0 <= one.size < 1 << 63:
             raise CorruptData(f"{where} has a manifest with a part that is not named by a sha256 digest and a size")
     paths = [check_filepath(x.annotations[FILEPATH]) for x in found.layers if x.annotations.get(FILEPATH)]
     if len(set(paths)) != len(paths):

@@ -168,7 +168,7 @@ def read_manifest(data: bytes, where: str) -> OllamaManifest:
     if len(found.layers) > MAX_LAYERS and not any(x.kind == "tensor" for x in found.layers):
         raise CorruptData(f"{where} has more than {MAX_LAYERS} layers")
     for one in (*found.layers, *([found.config] if found.config.digest else [])):
-        if not DIGEST.fullmatch(one.digest) or one.size < 0:
+        if not DIGEST.fullmatch(one.digest) or not 0 <= one.size < 1 << 63:
             raise CorruptData(f"{where} has a manifest with a part that is not named by a sha256 digest and a size")
     return found
 
