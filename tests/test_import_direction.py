@@ -21,6 +21,7 @@ ORDER: tuple[frozenset[str], ...] = tuple(
         "releases fleet routing build",
         "runtimes",
         "engines",
+        "package",
         "sources",
         "registry",
         "store",

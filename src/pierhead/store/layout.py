@@ -19,17 +19,20 @@ from typing import Any
 import msgspec
 
 from pierhead.errors import CorruptData, NotFound, UsageError
+from pierhead.formats.gguf import read_file
+from pierhead.formats.gguf_text import metadata_text
 from pierhead.store import manifest as oci
 from pierhead.store import removal
 from pierhead.store.blobs import Blobs, Ingest
 from pierhead.store.cleaner import Cleaner
 from pierhead.store.describe import describe
+from pierhead.store.documents import About, write
 from pierhead.store.files import disk_bytes, locked, make_folder, os_errors, replace
 from pierhead.store.history import Move, now
 from pierhead.store.keep import Keep
 from pierhead.store.link import LinkRecord, adopt, hash_file
 from pierhead.store.materialize import lay_out
-from pierhead.store.media import CREATED, SOURCE
+from pierhead.store.media import CREATED, SOURCE, Kind, kind_of
 from pierhead.store.model import Blob, Layer, ModelFile, ModelRecord, Pruned, Referrer, Removed, Usage
 from pierhead.store.names import Names
 from pierhead.store.usage import measure
@@ -118,14 +121,26 @@ class Store:
         for layer in layers:
             oci.check_filepath(layer.filepath)
             self.blob_path(layer.digest)
-        told = {CREATED: now(), **(annotations or {})}
-        with os_errors("cannot commit the model"), self.lease():
-            config = self.blobs.put(oci.config_bytes(layers, metadata))
-            self.step("model:config")
-            stored = self.blobs.put(oci.manifest_bytes(layers, config, told))
-            self.step("model:manifest")
-            self._names.point(name, stored, by=by, source=told.get(SOURCE, ""))
-        return self.get(name)
+        told = dict(annotations or {})
+        created = told.pop(CREATED, "") or now()
+        files = [
+            ModelFile(x.filepath, x.size, k.role, x.digest, k.format, k.packing, x.media_type)
+            for x in layers
+            if (k := kind_of(x.media_type, x.filepath, x.role or "") or Kind("other"))
+        ]
+        further = {x.digest: x.annotations for x in layers if x.annotations}
+        about = About(
+            metadata, created, annotations=told, header=self.header_text(files), name=name, layers=further
+        )
+        made = write("docker-v0.1" if metadata.get("format", "gguf") == "gguf" else "docker-v0.2", files, about)
+        return self.commit_artifact(name, made.manifest, made.config, {"source": told.get(SOURCE, "")}, by=by)
+
+    def header_text(self, files: Sequence[ModelFile]) -> dict[str, str]:
+        """The metadata of the first of GGUF weights, as text."""
+        weights = sorted((f.name, f.digest) for f in files if f.role == "weights" and f.format == "gguf")
+        with contextlib.suppress(CorruptData):  # whoever commits has looked at it already
+            return metadata_text(read_file(self.blob_path(weights[0][1]))) if weights else {}
+        return {}
 
     def commit_artifact(
         self, name: str, manifest: bytes, config: bytes, beside: dict[str, Any], *, by: str = "pull"

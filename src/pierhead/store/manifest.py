@@ -1,9 +1,9 @@
-"""OCI documents of a model: manifest and Docker's model config, written and (from strangers) read; no files."""
+"""OCI documents of a model, ours and strangers', read: the manifest, and what its config and store say with it."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,10 +12,10 @@ import msgspec
 from pierhead.errors import CorruptData
 from pierhead.store.index import Descriptor
 from pierhead.store.layers import check_filepath, files_of
-from pierhead.store.media import CONFIG, CREATED, FILEPATH, MANIFEST, ROLE, SETTINGS, SOURCE, TITLE, needs_role
-from pierhead.store.model import Blob, Layer, ModelFile, ModelRecord, Packaged
+from pierhead.store.media import CREATED, SETTINGS, SOURCE
+from pierhead.store.model import ModelFile, ModelRecord, Packaged
 
-__all__ = ["MAX_DOCUMENT", "Manifest", "check_filepath", "config_bytes", "manifest_bytes", "reachable", "record"]
+__all__ = ["MAX_DOCUMENT", "Manifest", "check_filepath", "reachable", "record"]
 
 MAX_DOCUMENT = 16 << 20
 
@@ -30,48 +30,6 @@ class Manifest(msgspec.Struct, rename="camel", omit_defaults=True):
     artifact_type: str = ""
     subject: Descriptor | None = None
     annotations: dict[str, str] = {}
-
-
-def config_bytes(layers: Sequence[Layer], metadata: dict[str, Any]) -> bytes:
-    """Docker's model config v0.1, with our summary of the header beside it."""
-    about = {
-        "format": str(metadata.get("format", "gguf")),
-        "format_version": str(metadata.get("version", "")),
-        "quantization": str(metadata.get("quantization") or ""),
-        "parameters": str(metadata.get("parameters") or ""),
-        "architecture": str(metadata.get("architecture") or ""),
-        "size": str(sum(layer.size for layer in layers)),
-    }
-    document: dict[str, Any] = {
-        "architecture": "unknown",
-        "os": "unknown",
-        "config": about,
-        "descriptor": {},
-        "rootfs": {"type": "layers", "diff_ids": [layer.digest for layer in layers]},
-        "ai.pierhead.summary": metadata,
-    }
-    return msgspec.json.encode(document)
-
-
-def manifest_bytes(layers: Sequence[Layer], config: Blob, annotations: dict[str, str]) -> bytes:
-    """The manifest; layers are uncompressed, so digest equals diffID."""
-    entries = [Descriptor(x.media_type, x.digest, x.size, annotations=_annotated(x)) for x in layers]
-    document = Manifest(
-        MANIFEST,
-        Descriptor(CONFIG, config.digest, config.size),
-        entries,
-        artifact_type=CONFIG,
-        annotations=annotations,
-    )
-    raw = msgspec.to_builtins(document)
-    return msgspec.json.encode({"schemaVersion": 2, **raw})
-
-
-def _annotated(layer: Layer) -> dict[str, str]:
-    told = {FILEPATH: layer.filepath, TITLE: layer.filepath, **layer.annotations}
-    if layer.role is not None and needs_role(layer.media_type, layer.filepath, layer.role):
-        told[ROLE] = layer.role
-    return told
 
 
 def record(

@@ -1,0 +1,1 @@
+"""Packaging: files and models become a model of the store."""
