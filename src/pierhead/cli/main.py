@@ -25,6 +25,7 @@ VERBS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "Models": {
         "pull": ("pierhead.cli.models:pull", "Fetch a model into the store."),
+        "package": ("pierhead.cli.package:package", "Make a model out of files, a folder or another model."),
         "list": ("pierhead.cli.models:list_models", "List the models in the store."),
         "push": ("pierhead.cli.registry:push", "Send a model to a registry."),
         "login": ("pierhead.cli.registry:login", "Keep a login for a registry."),

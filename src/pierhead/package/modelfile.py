@@ -41,7 +41,9 @@ PARAMETERS: dict[str, str] = {
     "stop": "antiprompt",
 }
 # A Go template's actions: a field, a variable, or a word of its language.
-_GO = re.compile(r"\{\{-?\s*(?:\.[A-Za-z]|\$|(?:if|else|end|range|with|define|block|template|slice|len|eq|and|or|not)\b)")
+_GO = re.compile(
+    r"\{\{-?\s*(?:\.[A-Za-z]|\$|(?:if|else|end|range|with|define|block|template|slice|len|eq|and|or|not)\b)"
+)
 
 
 @dataclass
@@ -102,10 +104,14 @@ def _take(made: Modelfile, line: int, word: str, value: str, template_elsewhere:
     elif word == "LICENSE":
         made.licenses.append(value)
     else:
-        role, _, said = value.partition(" ")
-        if role.lower() not in _ROLES or not said.strip():
-            _refuse(line, f"MESSAGE begins with {role!r}", f"Write MESSAGE, one of {', '.join(_ROLES)}, and a text.")
-        made.messages.append({"role": role.lower(), "content": _unquoted(said.strip())})
+        _message(made, line, value)
+
+
+def _message(made: Modelfile, line: int, value: str) -> None:
+    role, _, said = value.partition(" ")
+    if role.lower() not in _ROLES or not said.strip():
+        _refuse(line, f"MESSAGE begins with {role!r}", f"Write MESSAGE, one of {', '.join(_ROLES)}, and a text.")
+    made.messages.append({"role": role.lower(), "content": _unquoted(said.strip())})
 
 
 def _parameter(made: Modelfile, line: int, value: str) -> None:
@@ -151,7 +157,7 @@ def _instructions(text: str) -> list[tuple[int, str, str]]:
             head, body = value[:opening], lines[number - 1].split(_QUOTES, 1)[1]
             while _QUOTES not in body:
                 if at >= len(lines):
-                    _refuse(number, f'the text that begins here has no end ({_QUOTES})', "Close it on a line below.")
+                    _refuse(number, f"the text that begins here has no end ({_QUOTES})", "Close it on a line below.")
                 body += "\n" + lines[at]
                 at += 1
             body, _, rest = body.partition(_QUOTES)

@@ -129,9 +129,7 @@ class Store:
             if (k := kind_of(x.media_type, x.filepath, x.role or "") or Kind("other"))
         ]
         further = {x.digest: x.annotations for x in layers if x.annotations}
-        about = About(
-            metadata, created, annotations=told, header=self.header_text(files), name=name, layers=further
-        )
+        about = About(metadata, created, annotations=told, header=self.header_text(files), name=name, layers=further)
         made = write("docker-v0.1" if metadata.get("format", "gguf") == "gguf" else "docker-v0.2", files, about)
         return self.commit_artifact(name, made.manifest, made.config, {"source": told.get(SOURCE, "")}, by=by)
 
