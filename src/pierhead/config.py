@@ -92,6 +92,7 @@ class SourceSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """Where models come from and go to; ``connect_timeout``/``read_timeout`` in seconds."""
 
     hf_endpoint: str = "https://huggingface.co"
+    ms_endpoint: str = "https://www.modelscope.cn"
     catalogs: tuple[str, ...] = ()
     pypi_installer: str = "auto"  # auto | uv | pip
     allow_http: bool = False

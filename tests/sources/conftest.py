@@ -14,7 +14,7 @@ from pierhead.config import SourceSettings
 from pierhead.paths import Paths
 from pierhead.store.layout import Store
 
-from .servers import CHILD, Child, FakeHub, FakeIndex, Puller, Server, serving
+from .servers import CHILD, Child, FakeHub, FakeIndex, FakeScope, Puller, Server, serving
 
 
 @pytest.fixture
@@ -36,6 +36,11 @@ def hub(server: Server, cdn: Server) -> FakeHub:
 
 
 @pytest.fixture
+def scope(server: Server, cdn: Server) -> FakeScope:
+    return FakeScope(server, cdn)
+
+
+@pytest.fixture
 def index(server: Server) -> FakeIndex:
     return FakeIndex(server)
 
@@ -54,7 +59,7 @@ def puller(home: Paths, tmp_path: Path, server: Server) -> Puller:
         "PIP_CONFIG_FILE": "/dev/null",
         "PIP_CACHE_DIR": str(tmp_path / "pip"),
     }
-    settings = SourceSettings(hf_endpoint=server.url, connect_timeout=5, read_timeout=5)
+    settings = SourceSettings(hf_endpoint=server.url, ms_endpoint=server.url, connect_timeout=5, read_timeout=5)
     return Puller(home, settings, env, Store.open(home.store))
 
 

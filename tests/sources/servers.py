@@ -27,6 +27,7 @@ from pierhead.store.layout import Store
 from pierhead.store.model import ModelRecord
 
 FAST = Retry(attempts=4, first=0.01, most=0.05)
+LFS = (".gguf", ".safetensors", ".onnx", ".onnx_data", "tokenizer.json")
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -95,7 +96,7 @@ class Server:
         if file.statuses:
             return web.Response(status=file.statuses.pop(0), headers=file.headers)
         if file.redirect:
-            return web.Response(status=302, headers={"Location": file.redirect})
+            return web.Response(status=302, headers={"Location": file.redirect, **file.headers})
         return await self._body(request, file)
 
     async def _body(self, request: web.Request, file: Served) -> web.StreamResponse:
@@ -119,6 +120,8 @@ class Server:
             response.content_length = end - start
         with contextlib.suppress(ConnectionError):
             await response.prepare(request)
+            if request.method == "HEAD":
+                return response
             await self._pour(request, response, file, start, end)
         return response
 
@@ -187,6 +190,7 @@ class FakeHub:
         token: str = "",
         gated: bool = False,
         lie: dict[str, str] | None = None,
+        bare: bool = False,  # a list without hashes, as mirrors have
     ) -> None:
         gate = _gate(token, gated) if token else None
         siblings: list[dict[str, Any]] = [{"rfilename": ".gitattributes", "size": 10, "blobId": "0" * 40}]
@@ -194,19 +198,78 @@ class FakeHub:
             blob = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
             sibling: dict[str, Any] = {"rfilename": name, "size": len(data), "blobId": blob}
             place = f"/{repo}/resolve/{commit}/{name}"
-            if name.endswith(".gguf"):
+            if name.endswith(LFS):
                 sha = (lie or {}).get(name) or hashlib.sha256(data).hexdigest()
                 sibling["lfs"] = {"sha256": sha, "size": len(data), "pointerSize": 134}
                 self.cdn.add(f"/lfs/{sha}", data)
-                self.server.add(place, redirect=f"{self.cdn.url}/lfs/{sha}?X-Amz-Signature=secret", gate=gate)
+                told = {"X-Linked-Etag": f'"{sha}"', "X-Linked-Size": str(len(data)), "X-Repo-Commit": commit}
+                target = f"{self.cdn.url}/lfs/{sha}?X-Amz-Signature=secret"
+                self.server.add(place, redirect=target, gate=gate, headers=told)
             else:
-                self.server.add(place, data, gate=gate)
-            siblings.append(sibling)
+                self.server.add(place, data, gate=gate, etag=f'"{blob}"')
+            siblings.append({"rfilename": name} if bare else sibling)
         answer = {"id": repo, "sha": commit, "siblings": siblings, "gated": "manual" if gated else False}
         for revision in (*revisions, commit):
             api_gate = gate if not gated else None  # a gated repository shows its list of files to everyone
             path = f"/api/models/{repo}/revision/{revision}"
             self.server.add(path, web.json_response(answer).body, gate=api_gate)  # type: ignore[arg-type]
+
+
+@dataclass
+class FakeScope:
+    """ModelScope: a list of files with hashes and commits, and files that lie on another host."""
+
+    server: Server
+    cdn: Server
+    cut: int = 3000
+
+    def add(self, repo: str, files: dict[str, bytes], *, commit: str = COMMIT, token: str = "") -> None:
+        gate = _scope_gate(token) if token else None
+        rows: list[dict[str, Any]] = []
+        for number, (name, data) in enumerate(files.items()):
+            sha = hashlib.sha256(data).hexdigest()
+            rows.append(
+                {
+                    "Path": name, "Name": name.rsplit("/", 1)[-1], "Size": len(data), "Sha256": sha, "Type": "blob",
+                    "Revision": commit if number == 0 else "e" * 40, "CommittedDate": 1_700_000_000 - number,
+                    "IsLFS": len(data) > 65536, "Mode": "100644", "InCheck": False,
+                }
+            )  # fmt: skip
+            self.cdn.add(f"/oss/{sha}", data)
+        folders = {name.rpartition("/")[0] for name in files if "/" in name}
+        rows += [{"Path": f, "Name": f, "Size": 0, "Sha256": "", "Type": "tree", "Revision": ""} for f in folders]
+
+        def listed(request: web.Request) -> web.Response | None:
+            root, whole = request.query.get("Root", ""), request.query["Recursive"] == "True"
+            if gate and (refused := gate(request)):
+                return refused
+            if request.query["Revision"] not in ("master", commit):
+                return web.json_response({"Code": 10010205001, "Message": "not found", "Success": False}, status=404)
+            inside = [r for r in rows if not root or r["Path"].startswith(f"{root}/")]
+            near = [r for r in inside if r["Path"].count("/") == (root.count("/") + 1 if root else 0)]
+            shown = (inside if whole else near)[: self.cut]
+            return web.json_response({"Code": 200, "Data": {"Files": shown}, "Success": True, "Message": "success"})
+
+        def fetched(request: web.Request) -> web.Response | None:
+            if gate and (refused := gate(request)):
+                return refused
+            sha = hashlib.sha256(files[request.query["FilePath"]]).hexdigest()
+            assert request.query["Revision"] == commit
+            target = f"{self.cdn.url}/oss/{sha}?Signature=secret"
+            return web.Response(status=302, headers={"Location": target})
+
+        self.server.add(f"/api/v1/models/{repo}/repo/files", gate=listed)
+        self.server.add(f"/api/v1/models/{repo}/repo", gate=fetched)
+
+
+def _scope_gate(token: str) -> Callable[[web.Request], web.Response | None]:
+    def check(request: web.Request) -> web.Response | None:
+        both = (
+            request.headers.get("Authorization") == f"Bearer {token}" and request.cookies.get("m_session_id") == token
+        )
+        return None if both else web.json_response({"Code": 10010101003, "Success": False}, status=403)
+
+    return check
 
 
 def _gate(token: str, gated: bool) -> Callable[[web.Request], web.Response | None]:

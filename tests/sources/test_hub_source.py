@@ -142,10 +142,11 @@ async def test_a_repository_that_is_not_there_is_not_found(hub: FakeHub, puller:
         await puller("hf:org/none")
 
 
-async def test_a_repository_without_gguf_says_so(hub: FakeHub, puller: Puller) -> None:
-    hub.add(REPO, {"model.safetensors": b"x"})
-    with pytest.raises(NotFound, match="no GGUF"):
+async def test_a_repository_of_pickles_is_refused_before_anything_is_fetched(hub: FakeHub, puller: Puller) -> None:
+    hub.add(REPO, {"pytorch_model.bin": b"x", "config.json": b"{}"})
+    with pytest.raises(UsageError, match="pickles"):
         await puller(f"hf:{REPO}")
+    assert not any("/resolve/" in r.path for r in hub.server.requests)
 
 
 async def test_several_models_with_one_tag_are_told_apart_by_file_name(hub: FakeHub, puller: Puller) -> None:

@@ -84,7 +84,11 @@ def choose(entries: Sequence[Entry], tag: str, where: str) -> Choice:
             f"{where} holds no GGUF file",
             hint="Search for a repository of the same model whose name ends in -GGUF.",
         )
-    choice = _tagged(found, tag, where) if tag and tag.lower() != "latest" else _default(found)
+    return complete(_tagged(found, tag, where) if tag and tag.lower() != "latest" else _default(found), where)
+
+
+def complete(choice: Choice, where: str) -> Choice:
+    """The same model; CorruptData when some of its shards are missing."""
     if len(choice.entries) != choice.shards:
         raise CorruptData(
             f"{where} has {len(choice.entries)} of the {choice.shards} parts of {choice.stem}",
@@ -101,11 +105,15 @@ def _default(found: Sequence[Choice]) -> Choice:
     return found[0]
 
 
-def _tagged(found: Sequence[Choice], tag: str, where: str) -> Choice:
+def tagged(found: Sequence[Choice], tag: str) -> list[Choice]:
+    """The models that a tag may mean: those of that name, else those of that quantization."""
     wanted = tag.upper().removesuffix(".GGUF")
     names = [c for c in found if c.stem.rpartition("/")[2].upper() == wanted]
-    labels = [c for c in found if c.label.upper().replace("-", "_") == wanted.replace("-", "_")]
-    matches = names or labels
+    return names or [c for c in found if c.label.upper().replace("-", "_") == wanted.replace("-", "_")]
+
+
+def _tagged(found: Sequence[Choice], tag: str, where: str) -> Choice:
+    matches = tagged(found, tag)
     if len(matches) == 1:
         return matches[0]
     listed = _listed(matches or found, by_name=bool(matches))

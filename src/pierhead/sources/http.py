@@ -51,11 +51,23 @@ class Remote:
     filename: str = ""
 
 
-class Http:
-    """One session of requests; use as an async context manager. Proxies come from the environment."""
+@dataclass(frozen=True)
+class Linked:
+    """What a hub says of a file before it leads to its storage: the content's hash (git's or SHA-256) and its size."""
 
-    def __init__(self, settings: SourceSettings, *, retry: Retry | None = None) -> None:
+    etag: str
+    size: int | None
+
+
+class Http:
+    """One session of requests; use as an async context manager. Proxies come from the environment.
+
+    Tokens are sent as ``Authorization``, and in the cookie ``cookie`` where a server wants that as well.
+    """
+
+    def __init__(self, settings: SourceSettings, *, retry: Retry | None = None, cookie: str = "") -> None:
         self._settings = settings
+        self._cookie = cookie
         self.retry = retry or Retry()
         self._session: aiohttp.ClientSession | None = None
 
@@ -89,36 +101,39 @@ class Http:
 
     @contextlib.asynccontextmanager
     async def _request(
-        self, url: str, headers: Mapping[str, str], token: str, encoded: bool = False
+        self, url: str, headers: Mapping[str, str], token: str, encoded: bool = False, method: str = "GET"
     ) -> AsyncGenerator[aiohttp.ClientResponse]:
-        """GET through redirects; a token goes only to the place it was given for."""
+        """Ask through redirects; a token goes only to the place it was given for, and so does HEAD."""
         self._check(url)
         home = origin(url)
         for hop in range(REDIRECTS):
             sent = dict(headers)
             if token and origin(url) == home:
                 sent["Authorization"] = f"Bearer {token}"
-            async with self._open_session().get(
-                URL(url, encoded=encoded or hop > 0), headers=sent, allow_redirects=False
+                if self._cookie:
+                    sent["Cookie"] = f"{self._cookie}={token}"
+            async with self._open_session().request(
+                method, URL(url, encoded=encoded or hop > 0), headers=sent, allow_redirects=False
             ) as response:
-                location = response.headers.get("Location")
-                if response.status not in (301, 302, 303, 307, 308) or not location:
+                target = urljoin(url, response.headers.get("Location", ""))
+                leads = response.status in (301, 302, 303, 307, 308) and "Location" in response.headers
+                if not leads or (method == "HEAD" and origin(target) != home):
                     yield response
                     return
-            target = urljoin(url, location)
             self._check(target, url)
             url = target
         raise SourceUnavailable(f"{redact(url)}: more than {REDIRECTS} redirects")
 
     @contextlib.asynccontextmanager
     async def response(
-        self, url: str, headers: Mapping[str, str], token: str, *, encoded: bool = False
+        self, url: str, headers: Mapping[str, str], token: str, *, encoded: bool = False, method: str = "GET"
     ) -> AsyncGenerator[aiohttp.ClientResponse]:
         """A response with status 200, 206 or 416; Again for what may pass, PierError for the rest."""
         where = redact(url)
         try:
-            async with self._request(url, headers, token, encoded) as response:
-                _raise_for_status(response, where, bool(token))
+            async with self._request(url, headers, token, encoded, method) as response:
+                if method != "HEAD" or response.status >= 400:
+                    _raise_for_status(response, where, bool(token))
                 yield response
         except aiohttp.ClientSSLError as exc:
             raise SourceUnavailable(
@@ -153,6 +168,17 @@ class Http:
     async def probe(self, url: str, *, token: str = "", digest: str = "") -> Remote:
         """Size, validator and whether ranges work, by asking for the first byte."""
         return await persist(self.retry, lambda: self._probe(url, token, digest))
+
+    async def linked(self, url: str, *, token: str = "") -> Linked:
+        """What a hub says of a file without giving it."""
+        return await persist(self.retry, lambda: self._linked(url, token))
+
+    async def _linked(self, url: str, token: str) -> Linked:
+        async with self.response(url, {}, token, method="HEAD") as response:
+            etag = response.headers.get("X-Linked-Etag") or response.headers.get("ETag", "")
+            size = response.headers.get("X-Linked-Size", "")
+            own = response.content_length if response.status == 200 else None
+            return Linked(etag.removeprefix("W/").strip('"'), int(size) if size.isdigit() else own)
 
     async def read(self, remote: Remote, offset: int, length: int) -> bytes:
         """A part of the file, by range where the server can, else by reading up to it."""

@@ -1,19 +1,20 @@
-"""Models that are on this machine already: a GGUF file, or a folder that holds one model."""
+"""Models that are on this machine already: a file of weights, or a folder that holds one model."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
 from pierhead.errors import NotFound, UsageError
 from pierhead.refs import Reference, default_name
 from pierhead.sources.base import PullPlan, RemoteFile, Sink
-from pierhead.sources.choose import Entry, choices, choose, projector
+from pierhead.sources.choose import Entry, choices
+from pierhead.sources.select import Part, select
 from pierhead.store.files import opened_beneath, os_errors
-from pierhead.store.model import Role
+from pierhead.store.media import format_of
 
 MAX_FILES = 10000
 
@@ -42,43 +43,39 @@ def _plan(reference: Reference) -> PullPlan:
         elif path.is_file():
             root, chosen = path.parent, _one(path)
         elif path.exists():
-            raise UsageError(f"{path} is neither a file nor a folder", hint="Name a .gguf file.")
+            raise UsageError(f"{path} is neither a file nor a folder", hint="Name a model's file or folder.")
         else:
             raise NotFound(f"no such file or folder: {path}", hint="Check the path.")
         files = tuple(
             RemoteFile(
-                name=entry.path.rsplit("/", 1)[-1],
-                key=str(root / entry.path),
-                size=entry.size,
-                role=role,
-                local=root / entry.path,
+                name=part.name,
+                key=str(root / part.entry.path),
+                size=part.entry.size,
+                role=part.role,
+                local=root / part.entry.path,
+                format=part.format,
             )
-            for entry, role in chosen
+            for part in chosen
         )
     return PullPlan(default_name(reference), f"file:{path}", files)
 
 
-def _one(path: Path) -> list[tuple[Entry, Role]]:
+def _one(path: Path) -> Sequence[Part]:
     """The file, with the other shards beside it where it is one of several."""
     entries = [Entry(p.name, p.stat().st_size) for p in path.parent.glob("*.gguf") if p.is_file()]
     for choice in choices(entries):
         if choice.shards > 1 and any(e.path == path.name for e in choice.entries):
-            whole = choose(choice.entries, "", str(path.parent))
-            return [(e, "weights") for e in whole.entries]
-    return [(Entry(path.name, path.stat().st_size), "weights")]
+            return select(choice.entries, "", str(path.parent)).parts
+    return [Part(Entry(path.name, path.stat().st_size), path.name, "weights", format_of(path.name))]
 
 
-def _folder(path: Path) -> list[tuple[Entry, Role]]:
+def _folder(path: Path) -> Sequence[Part]:
     entries = _entries(path)
     found = choices(entries)
     if len(found) > 1:
         names = ", ".join(sorted(c.entries[0].path for c in found)[:20])
         raise UsageError(f"{path} holds several models: {names}", hint="Name one of the files.")
-    model = choose(entries, "", str(path))
-    chosen: list[tuple[Entry, Role]] = [(e, "weights") for e in model.entries]
-    if (eye := projector(entries, model)) is not None:
-        chosen.append((eye, "mmproj"))
-    return chosen
+    return select(entries, "", str(path)).parts
 
 
 def _entries(path: Path) -> list[Entry]:
@@ -86,10 +83,10 @@ def _entries(path: Path) -> list[Entry]:
     for number, (folder, folders, names) in enumerate(os.walk(path)):
         folders[:] = sorted(f for f in folders if not f.startswith("."))
         if number > MAX_FILES or len(found) > MAX_FILES:
-            raise UsageError(f"{path} holds too many files to be a model's folder", hint="Name a .gguf file.")
+            raise UsageError(f"{path} holds too many files to be a model's folder", hint="Name one of its files.")
         for name in sorted(names):
             file = Path(folder) / name
-            if name.lower().endswith(".gguf") and file.is_file():
+            if not name.startswith(".") and file.is_file():
                 found.append(Entry(file.relative_to(path).as_posix(), file.stat().st_size))
     return found
 

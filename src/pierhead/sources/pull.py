@@ -37,6 +37,7 @@ from pierhead.sources.hub import Hub
 from pierhead.sources.installer import Installer
 from pierhead.sources.landing import Landing, Progress, landing
 from pierhead.sources.local import Local, opened
+from pierhead.sources.modelscope import COOKIE, ModelScope
 from pierhead.sources.ollama import Ollama
 from pierhead.sources.pins import Pins
 from pierhead.sources.pypi import PyPI
@@ -66,6 +67,7 @@ class Sources:
     ) -> None:
         env = os.environ if env is None else env
         self.http = Http(settings, retry=retry)
+        self._scope_http = Http(settings, retry=retry, cookie=COOKIE)
         web = Web(self.http)
         installer = Installer(settings.pypi_installer, env)
         self._artifacts = Artifacts(settings, env, retry)
@@ -74,6 +76,7 @@ class Sources:
             "http": web,
             "file": Local(),
             "hf": Hub.from_environment(self.http, settings.hf_endpoint, env),
+            "ms": ModelScope.from_environment(self._scope_http, settings.ms_endpoint, env),
             "oci": self._artifacts,
             "ollama": Ollama(self._artifacts, env, listener),
             "pypi": PyPI(self.http, installer, paths.cache / "wheels", listener),
@@ -87,6 +90,7 @@ class Sources:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._artifacts.close()
+        await self._scope_http.__aexit__(kind, value, trace)
         await self.http.__aexit__(kind, value, trace)
 
     def of(self, reference: Reference) -> Source:
@@ -95,7 +99,7 @@ class Sources:
         if found is None:
             raise UsageError(
                 f"'{reference}' cannot be pulled: {reference.kind} references are not supported yet",
-                hint="Use a short name, hf:, oci:, ollama:, pypi:, https: or a file.",
+                hint="Use a short name, hf:, ms:, oci:, ollama:, pypi:, https: or a file.",
             )
         return found
 
@@ -206,7 +210,7 @@ async def _short(one: _Pull, entry: CatalogEntry, name: str, pins: Pins, listene
     for text in entry.sources:
         reference = parse(text)
         pin = pins.get(entry.references[0], text)
-        if reference.kind == "hf" and not reference.revision and pin.revision:
+        if reference.kind in ("hf", "ms") and not reference.revision and pin.revision:
             reference = dataclasses.replace(reference, revision=pin.revision)
         try:
             record = await one.run(reference, name, expected=entry.digest or pin.digest)
