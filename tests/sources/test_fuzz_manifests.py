@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from pierhead.config import SourceSettings
 from pierhead.errors import PierError
 from pierhead.refs import parse
+from pierhead.registry import mirrors
 from pierhead.sources import artifact
 from pierhead.sources.base import PullPlan
 from pierhead.store import media
@@ -109,7 +110,7 @@ async def plan() -> PullPlan:
 
 @pytest.fixture
 def hostile(monkeypatch: pytest.MonkeyPatch) -> type[Says]:
-    monkeypatch.setattr(artifact, "Registry", Says)
+    monkeypatch.setattr(mirrors, "Registry", Says)
     return Says
 
 

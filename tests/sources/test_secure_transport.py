@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from pierhead import events
@@ -47,6 +48,14 @@ async def test_an_authority_of_the_users_own_is_trusted(
 ) -> None:
     child = await spawn(secure.add("/m.gguf", MODEL), SSL_CERT_FILE=str(certificate))
     assert isinstance((await child.events())[-1], events.PullDone)
+
+
+async def test_an_authority_that_the_settings_name_is_trusted(
+    secure: Server, certificate: Path, puller: Puller
+) -> None:
+    settings = msgspec.structs.replace(puller.settings, ca_file=str(certificate))
+    record = await puller(secure.add("/m.gguf", MODEL), settings=settings)
+    assert puller.content(record) == MODEL
 
 
 async def test_an_unknown_authority_is_refused_at_once(secure: Server, puller: Puller, spawn: Spawn) -> None:

@@ -71,7 +71,7 @@ class Host:
         """
         where = redact(url)
         try:
-            for last in (False, True):
+            for last in (False, False, True):  # others may have used up what was renewed
                 used = self.tokens.header(scope)
                 async with self._follow(method, url, used, headers or {}, data) as response:
                     ours = self._is_ours(str(response.url))

@@ -51,7 +51,10 @@ class Tokens:
             if self._held.get(scope, "") != used:
                 return  # somebody else has renewed it meanwhile
             self._held.pop(scope, None)
-            self._held[scope] = await self._answer(challenges, scope)
+            made = await self._answer(challenges, scope)
+            if made == used:
+                raise self.denied()
+            self._held[scope] = made
 
     async def _answer(self, challenges: Sequence[str], scope: str) -> str:
         for text in challenges:

@@ -7,7 +7,7 @@ running hash and its file grow together and nothing is read twice.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
@@ -19,6 +19,7 @@ from pierhead.registry.wire import Again, Retry, content_range, persist, redact,
 
 SEGMENT = 8 << 20
 WINDOW = 64 << 20
+LEAST = 64 << 10  # bytes that an answer has to bring within ``patience``, lest it be called a trickle
 FLUSH = 1 << 20  # what is written at once while a part still grows
 Chunks = list[bytes]
 Write = Callable[[Chunks], Awaitable[None]]  # ends what it began, even when its caller is cancelled
@@ -39,7 +40,8 @@ class Origin:
 
     ``size`` is None where nobody knows it. ``exact`` bytes are checked against a digest afterwards; without one,
     ``validator`` (a strong ETag or a date) keeps parts of different files apart, and a file without either is read in
-    one go. ``where`` and ``told`` are for messages.
+    one go. An answer that brings next to nothing for ``patience`` seconds is dropped and asked for again. ``where`` and
+    ``told`` are for messages.
     """
 
     ask: Ask
@@ -50,6 +52,7 @@ class Origin:
     validator: str = ""
     ranges: bool = True
     told: str = "its manifest says"
+    patience: float = 60.0
 
 
 async def pull_blob(registry: Registry, digest: str, size: int, offset: int, write: Write, connections: int) -> None:
@@ -59,7 +62,9 @@ async def pull_blob(registry: Registry, digest: str, size: int, offset: int, wri
     def ask(headers: Mapping[str, str]) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
         return registry.request("GET", url, headers=headers, accept=(416,))
 
-    await transfer(Origin(ask, redact(url), size, registry.retry), offset, write, connections)
+    await transfer(
+        Origin(ask, redact(url), size, registry.retry, patience=registry.patience), offset, write, connections
+    )
 
 
 async def transfer(origin: Origin, offset: int, write: Write, connections: int) -> None:
@@ -174,8 +179,12 @@ class _Transfer:
 
     async def _segment(self, part: _Segment) -> None:
         """All bytes of one part; what came before a failure is kept and the rest asked for again."""
-        while part.at < part.end:
-            await persist(self._from.retry, lambda: self._range(part), lambda: self._landed)
+
+        async def attempt() -> None:
+            while part.at < part.end:  # a server may answer with less than was asked for
+                await self._range(part)
+
+        await persist(self._from.retry, attempt, lambda: self._landed)
 
     async def _range(self, part: _Segment) -> None:
         start, size = part.at, self._from.size
@@ -183,13 +192,30 @@ class _Transfer:
             if response.status == 200 and not (start == 0 and part.end == size and self._same(response)):
                 raise _Whole
             self._agrees(response, start, part.end)
-            async for chunk in response.content.iter_any():
-                if part.at + len(chunk) > part.end:
+            given = content_range(response.headers)
+            end = given[1] + 1 if given else part.end
+            async for chunk in self._body(response):
+                if part.at + len(chunk) > end:
                     raise CorruptData(f"{self._from.where} sends more than it was asked for")
                 part.add(chunk)
                 self._landed += len(chunk)
-        if part.at < part.end:
-            raise Again(SourceUnavailable(f"{self._from.where} ended {part.end - part.at} bytes too early"))
+        if part.at < end:
+            raise Again(SourceUnavailable(f"{self._from.where} ended {end - part.at} bytes too early"))
+
+    async def _body(self, response: aiohttp.ClientResponse) -> AsyncGenerator[bytes]:
+        """The body as it comes; Again when next to nothing comes, though the connection lives."""
+        loop, came = asyncio.get_running_loop(), 0
+        since = loop.time()
+        async for chunk in response.content.iter_any():
+            came += len(chunk)
+            if came >= LEAST:
+                came, since = 0, loop.time()
+            elif loop.time() - since > self._from.patience:
+                error = SourceUnavailable(f"{self._from.where} is sent too slowly", hint="Try again later.")
+                raise Again(error, 0.0, slow=True)
+            before = loop.time()
+            yield chunk
+            since += loop.time() - before  # a slow disk is not the server's fault
 
     def _headers(self, start: int, end: int | None) -> dict[str, str]:
         if not start and end is None:
@@ -213,7 +239,7 @@ class _Transfer:
             raise CorruptData(f"{where} is shorter than {self._from.told}")
         if response.status == 206:
             part = content_range(response.headers)
-            if part is None or part[0] != start or (end and part[1] >= end) or (size and part[2] not in (None, size)):
+            if part is None or not _fits(part, start, end, size):
                 raise CorruptData(f"{where} answers with another part than it was asked for")
         elif response.status != 200:
             raise Again(SourceUnavailable(f"{where} answers {response.status}"), retry_after(response.headers))
@@ -243,7 +269,7 @@ class _Transfer:
         """The body, in batches; what came before an error is kept."""
         batch, held = list[bytes](), 0
         try:
-            async for chunk in response.content.iter_any():
+            async for chunk in self._body(response):
                 rest = chunk[skip:]
                 skip = max(0, skip - len(chunk))
                 if rest:
@@ -252,7 +278,7 @@ class _Transfer:
                 if held >= FLUSH:
                     full, batch, held = batch, [], 0
                     await self._hand_on(full)
-        except (aiohttp.ClientError, TimeoutError, OSError):
+        except (aiohttp.ClientError, TimeoutError, OSError, Again):
             await self._hand_on(batch)
             raise
         await self._hand_on(batch)
@@ -261,6 +287,12 @@ class _Transfer:
         if self._from.size is not None and self.written + sum(map(len, batch)) > self._from.size:
             raise CorruptData(f"{self._from.where} sends more than {self._from.told}")
         await self._put(batch)
+
+
+def _fits(part: tuple[int, int, int | None], start: int, end: int | None, size: int | None) -> bool:
+    """Whether an answer is of the part that was asked for, or honestly of a smaller one."""
+    first, last, total = part
+    return first == start and first <= last and (not end or last < end) and (not size or total in (None, size))
 
 
 def validator_of(response: aiohttp.ClientResponse) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
 from collections.abc import Mapping
 from typing import cast
 
@@ -11,14 +9,17 @@ import msgspec
 
 from pierhead.config import SourceSettings
 from pierhead.errors import CorruptData, UsageError
+from pierhead.events import Listener, ignore
 from pierhead.refs import Reference
-from pierhead.registry.client import Registry
-from pierhead.registry.credentials import find_login
+from pierhead.registry.client import MAX_DOCUMENT, Registry
+from pierhead.registry.manifests import Finder, digest_of
+from pierhead.registry.mirrors import PASSED, Mirrors
 from pierhead.registry.name import ImageName, image_name
 from pierhead.registry.referrers import Attachment, fetch_all
 from pierhead.registry.transfer import pull_blob
 from pierhead.registry.wire import Retry
 from pierhead.sources.base import PullPlan, RemoteFile, Sink
+from pierhead.sources.landing import Landing
 from pierhead.store.blobs import DIGEST
 from pierhead.store.index import Descriptor
 from pierhead.store.layers import check_filepath, config_of, files_of
@@ -28,74 +29,64 @@ from pierhead.store.media import FILEPATH, GGUF, kind_of
 MAX_LAYERS = 4096
 
 
-class _List(msgspec.Struct):
-    manifests: list[Descriptor] = []
-
-
 class Artifacts:
     """Registries of the OCI distribution standard; one connection pool for each repository that is asked."""
 
-    def __init__(self, settings: SourceSettings, env: Mapping[str, str], retry: Retry | None) -> None:
+    def __init__(
+        self, settings: SourceSettings, env: Mapping[str, str], retry: Retry | None, listener: Listener = ignore
+    ) -> None:
         self._settings = settings
         self._env = env
         self._retry = retry
-        self._open: list[Registry] = []
+        self._listener = listener
+        self._open: list[Mirrors] = []
 
     async def close(self) -> None:
-        for registry in self._open:
-            await registry.__aexit__(None, None, None)
+        for mirrors in self._open:
+            await mirrors.__aexit__(None, None, None)
 
     async def plan(self, reference: Reference) -> PullPlan:
         name = image_name(reference)
-        registry = await self.registry(name)
-        body = await _manifest(registry, name.target)
+        mirrors = await self.repository(name)
         where = str(name)
-        try:
-            found = msgspec.json.decode(body, type=Manifest)
-        except msgspec.DecodeError as exc:
-            raise CorruptData(f"{where} has no manifest that can be read: {exc}") from exc
-        _check(found, where)
-        if found.config.size > 4 << 20:
-            raise CorruptData(f"the config of {where} is larger than a config may be")
-        config = await registry.small(found.config.digest)
-        if _digest(config) != found.config.digest:
-            raise CorruptData(f"{where} sends another config than its manifest names", hint="Try again.")
-        digest = _digest(body)
-        files = _files(registry, found, config, where)
+        body = await Finder(mirrors.first, where, lambda found: _check(_decoded(found, where), where)).find(name.target)
+        found = _decoded(body, where)
+        config = await mirrors.first(lambda registry: _config(registry, found.config, where))
+        files = _files(mirrors, found, config, where)
         tag = f":{name.tag}" if name.tag else ""
-        source = f"oci://{name.host}/{name.repository}{tag}@{digest}"
+        source = f"oci://{name.host}/{name.repository}{tag}@{digest_of(body)}"
         return PullPlan(reference.repo, source, files, {}, body, config)
 
-    async def registry(self, name: ImageName) -> Registry:
-        """A repository, with the login that is kept for its host; closed with the others."""
-        login = await asyncio.to_thread(find_login, name.host, self._env)
-        registry = Registry(name, self._settings, login, retry=self._retry)
-        self._open.append(registry)
-        return registry
+    async def repository(self, name: ImageName) -> Mirrors:
+        """A repository with its mirrors, and the logins that are kept for their hosts; closed with the others."""
+        mirrors = await Mirrors.open(name, self._settings, self._env, retry=self._retry, listener=self._listener)
+        self._open.append(mirrors)
+        return mirrors
 
     async def read(self, file: RemoteFile, offset: int, length: int) -> bytes:
-        registry = cast("Registry", file.opaque)
-        end = min(offset + length, file.size or 0)
-        found: list[bytes] = []
-
-        async def attempt() -> bytes:
-            found.clear()
-            got, skip = 0, 0
-            headers = {"Range": f"bytes={offset}-{end - 1}"}
-            async with registry.request("GET", registry.url("blobs", file.digest), headers=headers) as response:
-                skip = offset if response.status == 200 else 0
-                async for chunk in response.content.iter_any():
-                    found.append(chunk[skip:])
-                    got += len(found[-1])
-                    skip = max(0, skip - len(chunk))
-                    if got >= end - offset:
-                        break
-            return b"".join(found)[: end - offset]
-
-        return await registry.repeat(attempt) if end > offset else b""
+        wanted = min(length, (file.size or 0) - offset)
+        return await _mirrors(file).first(lambda registry: registry.part(file.digest, offset, wanted))
 
     async def fetch(self, file: RemoteFile, sink: Sink) -> None:
-        registry = cast("Registry", file.opaque)
+        landing, mirrors = cast("Landing", sink), _mirrors(file)
+        for registry in mirrors.each():
+            before = landing.offset
+            try:
+                await self._fetch(registry, file, landing)
+            except PASSED as exc:
+                if registry is mirrors.own:
+                    raise
+                mirrors.pass_over(registry, exc)
+            else:
+                if landing.digest == file.digest or (registry is mirrors.own and not before):
+                    return  # a commit says what is wrong with bytes that came all from the registry itself
+                await landing.restart()
+                mirrors.pass_over(registry, CorruptData("it sends other bytes than the manifest names"))
+        await self._fetch(mirrors.own, file, landing)  # of what had landed before some was wrong
+
+    async def _fetch(self, registry: Registry, file: RemoteFile, sink: Landing) -> None:
+        if sink.done is not None:  # another pull brought it
+            return
         connections = self._settings.registry_connections
         await pull_blob(registry, file.digest, file.size or 0, sink.offset, sink.write_all, connections)
 
@@ -104,30 +95,30 @@ class Artifacts:
 
     async def said(self, plan: PullPlan) -> list[Attachment]:
         """The signatures and other referrers of a planned artifact."""
-        registry = cast("Registry", plan.files[0].opaque)
-        return await fetch_all(registry, _digest(plan.manifest))
+        return await fetch_all(_mirrors(plan.files[0]).own, digest_of(plan.manifest))
 
 
-async def _manifest(registry: Registry, target: str) -> bytes:
-    """The manifest's bytes; of a list, those of its first entry."""
-    kind, body = await registry.manifest(target)
-    if target.startswith("sha256:") and _digest(body) != target:
-        raise CorruptData(f"{registry.name} sends another manifest than the digest names", hint="Try again.")
-    if not kind.endswith(("index.v1+json", "list.v2+json")):
-        return body
+def _mirrors(file: RemoteFile) -> Mirrors:
+    return cast("Mirrors", file.opaque)
+
+
+def _decoded(body: bytes, where: str) -> Manifest:
     try:
-        entries = msgspec.json.decode(body, type=_List).manifests
+        return msgspec.json.decode(body, type=Manifest)
     except msgspec.DecodeError as exc:
-        raise CorruptData(f"{registry.name} has no manifest that can be read: {exc}") from exc
-    if not entries or not DIGEST.fullmatch(entries[0].digest):
-        raise CorruptData(f"{registry.name} is a list without a model")
-    _, inner = await registry.manifest(entries[0].digest)
-    if _digest(inner) != entries[0].digest:
-        raise CorruptData(f"{registry.name} sends another manifest than its list names", hint="Try again.")
-    return inner
+        raise CorruptData(f"{where} has no manifest that can be read: {exc}") from exc
+
+
+async def _config(registry: Registry, part: Descriptor, where: str) -> bytes:
+    config = await registry.small(part.digest)
+    if digest_of(config) != part.digest:
+        raise CorruptData(f"{where} sends another config than its manifest names", hint="Try again.")
+    return config
 
 
 def _check(found: Manifest, where: str) -> None:
+    if found.config.size > MAX_DOCUMENT:
+        raise CorruptData(f"the config of {where} is larger than a config may be")
     if len(found.layers) > MAX_LAYERS:
         raise CorruptData(f"{where} has more than {MAX_LAYERS} layers")
     for one in (found.config, *found.layers):
@@ -144,15 +135,14 @@ def _check(found: Manifest, where: str) -> None:
         )
 
 
-def _files(registry: Registry, found: Manifest, config: bytes, where: str) -> tuple[RemoteFile, ...]:
+def _files(mirrors: Mirrors, found: Manifest, config: bytes, where: str) -> tuple[RemoteFile, ...]:
     files = files_of(found.layers, config_of(config))
     if not any(f.role in ("weights", "code") or f.packing != "raw" for f in files):
         raise UsageError(f"{where} holds no model's weights", hint=f"A model has a layer of type {GGUF}.")
+    early = not mirrors.mirrored  # what a mirror sends first may be a lie that only the whole digest tells
     return tuple(
-        RemoteFile(f.name, f.digest, f.size, f.digest, f.role, opaque=registry, format=f.format, packing=f.packing)
+        RemoteFile(
+            f.name, f.digest, f.size, f.digest, f.role, opaque=mirrors, format=f.format, packing=f.packing, early=early
+        )
         for f in files
     )
-
-
-def _digest(data: bytes) -> str:
-    return "sha256:" + hashlib.sha256(data).hexdigest()

@@ -34,6 +34,7 @@ class RemoteFile:
     data: bytes | None = None
     format: str = ""
     packing: str = "raw"
+    early: bool = True  # its beginning can be trusted to tell whether the rest is worth fetching
 
     def shaped(self) -> File:
         """The file as readers of headers see it."""

@@ -239,6 +239,7 @@ class Http:
                 validator=remote.validator,
                 ranges=remote.ranges,
                 told="it announced",
+                patience=self._settings.read_timeout,
             )
             try:
                 await transfer(origin, sink.offset, sink.write_all, self._settings.registry_connections)

@@ -68,6 +68,11 @@ class Landing:
         return self._ingest.offset
 
     @property
+    def digest(self) -> str:
+        """Of what has landed so far."""
+        return self._ingest.done.digest if self._ingest.done else self._ingest.digest
+
+    @property
     def done(self) -> Blob | None:
         """The blob, where another pull brought it while this one waited."""
         return self._ingest.done

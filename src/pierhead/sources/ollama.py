@@ -123,9 +123,9 @@ class Ollama:
     async def _there(self, name: OllamaName) -> PullPlan:
         """From the registry."""
         artifacts = cast("Artifacts", self._artifacts)
-        registry = await artifacts.registry(ImageName(name.host, name.repository, name.tag))
+        mirrors = await artifacts.repository(ImageName(name.host, name.repository, name.tag))
         try:
-            _, body = await registry.manifest(name.tag)
+            _, body = await mirrors.first(lambda registry: registry.manifest(name.tag))
         except AccessDenied as exc:
             hint = f"If the model is private, type `ollama pull {name.short}`, then pull it here: that copy is taken."
             raise AccessDenied(exc.message, hint=hint, data=exc.data) from exc
@@ -135,10 +135,12 @@ class Ollama:
             ) from exc
 
         async def small(layer: OllamaLayer) -> bytes:
-            return await registry.small(layer.digest, layer.size)
+            return await mirrors.first(lambda registry: registry.small(layer.digest, layer.size))
 
         def file(part: Part) -> RemoteFile:
-            return RemoteFile(part.name, part.digest, part.size, part.digest, part.role, opaque=registry)
+            return RemoteFile(
+                part.name, part.digest, part.size, part.digest, part.role, opaque=mirrors, early=not mirrors.mirrored
+            )
 
         return await self._made(name, body, _Place(small, file))
 

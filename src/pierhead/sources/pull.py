@@ -70,7 +70,7 @@ class Sources:
         self._scope_http = Http(settings, retry=retry, cookie=COOKIE)
         web = Web(self.http)
         installer = Installer(settings.pypi_installer, env)
-        self._artifacts = Artifacts(settings, env, retry)
+        self._artifacts = Artifacts(settings, env, retry, listener)
         self._sources: dict[str, Source] = {
             "https": web,
             "http": web,
@@ -329,7 +329,7 @@ class _Pull:
 
     async def _look(self, source: Source, file: RemoteFile, shaped: File, sink: Landing) -> None:
         """Refuse what is not of its format before it is fetched."""
-        if sink.offset:
+        if sink.offset or not file.early:
             return
         beginning = await source.read(file, 0, EARLY)
         try:

@@ -200,6 +200,11 @@ class Ingest:
             if self.offset - self._marked >= CHECKPOINT:
                 self.checkpoint()
 
+    @property
+    def digest(self) -> str:
+        """Of what has landed so far."""
+        return "sha256:" + self._hash.hexdigest()
+
     def checkpoint(self) -> None:
         """Make what has landed survive a power cut."""
         os.fsync(self._file.fileno())
@@ -209,7 +214,7 @@ class Ingest:
         """Check size and digest and publish the blob; CorruptData (and nothing kept) when they do not match."""
         if self.done is not None:
             return self.done
-        digest = "sha256:" + self._hash.hexdigest()
+        digest = self.digest
         if self._size is not None and self.offset != self._size:
             raise CorruptData(f"the source ended after {self.offset} of {self._size} bytes", hint="Try again.")
         if self._digest is not None and digest != self._digest:
