@@ -82,10 +82,11 @@ class PlanRequest:
     model: str
     model_dir: Path
     files: tuple[ModelFile, ...]
-    metadata: Mapping[str, Any]  # ``formats.gguf.summary`` of the weights
+    metadata: Mapping[str, Any]  # ``formats.summarize`` of the weights
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])  # by engine parameter name
     free_memory: int = 0  # bytes available for this replica
     cpus: int = 1
+    opening: tuple[Mapping[str, str], ...] = ()  # messages (role, content) that begin every chat without a system one
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):

@@ -11,7 +11,7 @@ from typing import Any
 
 from pierhead.engines.base import ImageRecipe, LaunchSpec, Limits, Plan, PlanRequest
 from pierhead.engines.llamacpp_params import canonical
-from pierhead.engines.tool_template import CALL_PREFIX, with_tools
+from pierhead.engines.llamacpp_template import Template
 from pierhead.errors import OutOfMemory, UsageError
 from pierhead.formats.estimate import Estimate, estimate, fit_context
 from pierhead.store.model import ModelFile
@@ -43,7 +43,7 @@ class LlamaCpp:
 
     def accepts(self, files: tuple[ModelFile, ...]) -> bool:
         """Whether there are GGUF weights."""
-        return any(f.role == "weights" for f in files)
+        return bool(_gguf(files))
 
     def validate(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Settings under llama.cpp's names; UsageError names an unknown one with its closest match."""
@@ -79,11 +79,10 @@ class LlamaCpp:
             **mode,
             **settings,
         }
-        taught = None if settings.keys() & {"chat_template", "use_jinja"} else with_tools(request.metadata)
-        if taught:
-            engine["chat_template"] = taught
-        spec = self._spec(request, engine, needed, CALL_PREFIX if taught else "")
-        return Plan(spec=spec, context=context, memory=needed.total)
+        template = Template.of(request, settings)
+        engine |= template.settings
+        spec = self._spec(request, engine, needed, template.call_prefix)
+        return Plan(spec=spec, context=context, memory=needed.total, notes=template.notes)
 
     def _mode(self, settings: dict[str, Any], request: PlanRequest) -> dict[str, Any]:
         """Embeddings are always offered beside chat; rerank is a mode of its own."""
@@ -98,7 +97,7 @@ class LlamaCpp:
         projector = next((f.name for f in request.files if f.role == "mmproj"), None)
         if projector and "mmproj" not in settings:
             mode["mmproj"] = projector
-        adapters = [{"file": f.name, "scale": 1.0} for f in request.files if f.role == "lora"]
+        adapters = [{"file": f.name, "scale": f.scale} for f in request.files if f.role == "lora"]
         if adapters and "lora" not in settings:
             mode["lora"] = adapters
         wanted = [settings["mmproj"]] if "mmproj" in settings else []
@@ -168,6 +167,11 @@ def _cache(member: str | None) -> str:
     return (member or "GGML_TYPE_F16").removeprefix("GGML_TYPE_").lower()
 
 
+def _gguf(files: tuple[ModelFile, ...]) -> list[str]:
+    """The names of the weights that llama.cpp reads."""
+    return [f.name for f in files if f.role == "weights" and f.format in ("gguf", "")]
+
+
 def _weights(files: tuple[ModelFile, ...]) -> str:
     """The weights' file, of several shards the first."""
-    return min(f.name for f in files if f.role == "weights")
+    return min(_gguf(files))

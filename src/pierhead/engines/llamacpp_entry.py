@@ -66,6 +66,9 @@ def parameters(xllamacpp: Any, folder: str, settings: dict[str, Any]) -> Any:
             params.model.path = os.path.join(folder, value)
         elif name == "mmproj":
             params.mmproj.path = os.path.join(folder, value)
+        elif name == "chat_template_file":
+            with open(os.path.join(folder, value), encoding="utf-8") as file:
+                params.chat_template = file.read()
         elif name == "alias":
             params.model_alias = {value}
         elif name == "lora":

@@ -23,7 +23,7 @@ from pierhead.fleet.replica import Life, Replica
 from pierhead.fleet.scheduler import decide
 from pierhead.fleet.state import COMING, LEAVING, Backoff, State
 from pierhead.runtimes.base import Instance, Runtime
-from pierhead.store.model import ModelRecord
+from pierhead.store.model import ModelRecord, opening
 
 log = logging.getLogger(__name__)
 
@@ -224,7 +224,7 @@ class Supervisor:
             folder=self._dir / replica,
             start_timeout=fleet.start_timeout,
             withdrawn=self._withdrawn,
-            parallel=int(settings.get("parallel", self._settings.engine.parallel)),
+            parallel=self._parallel(record, settings),
         )
 
     async def _admit(self, replica: Replica, refusal: PierError | None) -> tuple[Plan, str, Runtime]:
@@ -254,25 +254,45 @@ class Supervisor:
         return self._store.materialize(record)
 
     def _ask(self, replica: Replica, folder: Path, free: int) -> PlanRequest:
-        engine = self._settings.engine
-        defaults = {"context": engine.context, "parallel": engine.parallel, "threads": engine.threads}
+        model = replica.life.model
         return PlanRequest(
             replica=replica.id,
-            model=replica.life.model.name,
+            model=model.name,
             model_dir=folder,
-            files=replica.life.model.files,
-            metadata=replica.life.model.metadata,
-            settings={**{k: v for k, v in defaults.items() if v}, **engine.options, **replica.life.settings},
+            files=model.laid_out,
+            metadata=model.metadata,
+            settings=self._settings_of(model, replica.life.settings),
             free_memory=max(1, free),  # 0 would mean: not known
             cpus=_cpus(),
+            opening=opening(model.packaged),
         )
+
+    def _parallel(self, model: ModelRecord, asked: Mapping[str, Any]) -> int:
+        """Requests at a time. A model whose packaged settings cannot be used is refused when it is planned."""
+        with contextlib.suppress(UsageError):
+            return int(self._settings_of(model, asked).get("parallel", 1))
+        return 1
+
+    def _settings_of(self, model: ModelRecord, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """The configuration's settings, over them those that the model was packaged with, over them what is asked."""
+        ours, engine = self._settings.engine, self._engine(model)
+        defaults = {"context": ours.context, "parallel": ours.parallel, "threads": ours.threads}
+        packaged = {**({"context": model.packaged.context} if model.packaged.context else {}), **model.packaged.options}
+        found = engine.validate({k: v for k, v in defaults.items() if v})
+        for layer in (ours.options, packaged, asked):  # each in the engine's own words, so that the last one counts
+            found |= engine.validate(layer)
+        return found
 
     def _engine(self, record: ModelRecord) -> Engine:
         for engine in self._engines:
-            if engine.accepts(record.files):
+            if engine.accepts(record.laid_out):
                 return engine
+        formats = sorted({f.format for f in record.laid_out if f.role == "weights" and f.format not in ("", "data")})
+        what = f"its weights are in {', '.join(formats)}" if formats else "it has no weights of a known format"
         raise UsageError(
-            f"no engine can serve {record.name}", hint="`pier inspect` shows its files; llama.cpp serves GGUF."
+            f"no engine can serve '{record.name}' yet: {what}",
+            hint=f"llama.cpp serves GGUF. `pier inspect {record.name}` shows the files.",
+            data={"formats": formats},
         )
 
     def _cool(self, failed: Replica, *, explicit: bool) -> None:

@@ -58,6 +58,12 @@ class Packaged(msgspec.Struct, frozen=True, omit_defaults=True):
     messages: tuple[dict[str, str], ...] = ()
 
 
+def opening(packaged: Packaged) -> tuple[dict[str, str], ...]:
+    """The messages that begin every chat."""
+    system = ({"role": "system", "content": packaged.system},) if packaged.system else ()
+    return (*system, *packaged.messages)
+
+
 class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
     """A committed model: ``digest`` is its manifest's, ``size`` the bytes of its files, ``created`` ISO 8601 UTC.
 
