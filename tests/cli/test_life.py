@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
+from tests.sources.servers import make_gguf
 
 from pierhead.paths import resolve
 from pierhead.store.layout import Store
@@ -112,3 +113,22 @@ def test_what_a_replica_uses_is_not_removed(moved: tuple[Pier, Store, ModelRecor
     store.unpin("replica1")
     pier("prune")
     assert not store.has(one.digest)
+
+
+def test_models_go_to_another_home_in_an_archive(
+    moved: tuple[Pier, Store, ModelRecord, ModelRecord], tmp_path: Path
+) -> None:
+    pier, store, _, _ = moved
+    made = add(store, "real", make_gguf(9000))
+    file = str(tmp_path / "a.tar")
+    done = json.loads(pier("export", "real", "-o", file, "--json").stdout)
+    assert (done["names"], done["blobs"]) == (["real"], 3)
+    other = command(environment(tmp_path / "other"))
+    assert other("import", file).stdout.split() == [made.digest]
+    assert json.loads(other("import", file, "--name", "mine", "--json").stdout)[0]["names"] == ["mine", "real"]
+    for words in (("export", "ghost", "-o", file), ("export", "real", "-o", "-", "--json"), ("import", "/not/there")):
+        refused = pier(*words)
+        assert refused.returncode in (2, 3), words
+        assert "Traceback" not in refused.stderr
+    (tmp_path / "bad").write_bytes(b"not a tar")
+    assert other("import", str(tmp_path / "bad")).returncode == 5

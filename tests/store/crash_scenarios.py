@@ -108,6 +108,31 @@ def repull(root: Path) -> None:
     store.note("moving", by="pull", source="oci://there")
 
 
+def archived(root: Path) -> None:
+    """A store, and beside it an archive with a model that is not in it and a statement."""
+    from pierhead.store.export import save
+
+    fetch(Store.open(root), "moving", b"first" * 500)
+    other = Store.open(root.parent / "other")
+    say(other, fetch(other, "moving", make_gguf(4000)).digest, "new")
+    (root.parent / "user").mkdir(exist_ok=True)
+    save(other, ["moving"], root.parent / "user" / "a.tar", lambda *_: None)
+
+
+def bring(root: Path) -> None:
+    from pierhead.sources.archive import import_models
+
+    with (root.parent / "user" / "a.tar").open("rb") as file:
+        import_models(Store.open(root), file, report=lambda *_: None)
+
+
+def send(root: Path) -> None:
+    """An export into a folder of the store's, so that its steps are seen."""
+    from pierhead.store.export import save
+
+    save(Store.open(root), ["kept", "moving"], root / "out.tar", lambda *_: None)
+
+
 def remove_both(root: Path) -> None:
     remove(root, "kept")
     remove(root, "alias")
@@ -143,6 +168,8 @@ SCENARIOS: dict[str, Scenario] = {
     "use": Scenario(use),
     "remove": Scenario(lambda root: remove(root, "moving")),
     "remove-shared": Scenario(remove_both),
+    "export": Scenario(send),
+    "import": Scenario(bring, archived),
     "prune": Scenario(lambda root: Store.open(root).prune(partials=True) and None, grows=False),
 }
 

@@ -144,7 +144,7 @@ def _tear(event: str, detail: Any, *, really: bool) -> bool:
     if name.endswith(".jsonl"):
         return False  # an appended line is torn where it is written
     if really:
-        os.truncate(name, found.st_size // 2)
+        os.truncate(f"/proc/self/fd/{detail}", found.st_size // 2)
     return True
 
 
@@ -210,7 +210,7 @@ class Disk:
             if stat.S_ISDIR(found.st_mode):
                 self._names[found.st_ino] = _listing(detail)
             else:
-                self._data[found.st_ino] = Path(os.readlink(f"/proc/self/fd/{detail}")).read_bytes()
+                self._data[found.st_ino] = Path(f"/proc/self/fd/{detail}").read_bytes()
         elif event in ("os.remove", "os.rmdir", "os.rename"):
             path = detail[1] if event == "os.rename" else detail
             with contextlib.suppress(OSError):

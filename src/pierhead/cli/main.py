@@ -33,6 +33,8 @@ VERBS: dict[str, dict[str, tuple[str, str]]] = {
         "inspect": ("pierhead.cli.inspect:inspect", "Show what a model is and what memory it needs."),
         "tag": ("pierhead.cli.versions:tag", "Give a model a name, or move one."),
         "history": ("pierhead.cli.versions:history", "Show where a name pointed, and when."),
+        "export": ("pierhead.cli.archive:export", "Write models into one archive."),
+        "import": ("pierhead.cli.archive:import_", "Bring the models of an archive into the store."),
         "rm": ("pierhead.cli.models:rm", "Remove models from the store."),
         "df": ("pierhead.cli.space:df", "Show where the disk space goes."),
         "prune": ("pierhead.cli.space:prune", "Remove what no name needs."),

@@ -19,6 +19,7 @@ from pierhead.store.index import Descriptor
 from pierhead.store.layout import Store
 from pierhead.store.manifest import Manifest
 from pierhead.store.media import FILEPATH
+from pierhead.store.model import ModelRecord
 
 AT_ONCE = 3  # blobs
 
@@ -38,7 +39,24 @@ async def push_model(
     NotFound, AccessDenied or SourceUnavailable.
     """
     check_plain(target)
-    record = await asyncio.to_thread(store.get, model)
+    hold = store.hold(model)
+    (record,) = await asyncio.to_thread(hold.__enter__)
+    try:
+        return await _push(store, model, record, target, settings, env, listener, retry)
+    finally:
+        await asyncio.to_thread(hold.__exit__, None, None, None)
+
+
+async def _push(
+    store: Store,
+    model: str,
+    record: ModelRecord,
+    target: ImageName,
+    settings: SourceSettings,
+    env: Mapping[str, str],
+    listener: Listener,
+    retry: Retry | None,
+) -> PushDone:
     body = await asyncio.to_thread(store.blob_path(record.digest).read_bytes)
     manifest = msgspec.json.decode(body, type=Manifest)
     login = await asyncio.to_thread(find_login, target.host, env)

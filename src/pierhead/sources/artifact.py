@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import cast
 
-import msgspec
-
 from pierhead.config import SourceSettings
-from pierhead.errors import CorruptData, UsageError
+from pierhead.errors import CorruptData
 from pierhead.events import Listener, ignore
 from pierhead.refs import Reference
-from pierhead.registry.client import MAX_DOCUMENT, Registry
+from pierhead.registry.client import Registry
 from pierhead.registry.manifests import Finder, digest_of
 from pierhead.registry.mirrors import PASSED, Mirrors
 from pierhead.registry.name import ImageName, image_name
@@ -20,13 +18,9 @@ from pierhead.registry.transfer import pull_blob
 from pierhead.registry.wire import Retry
 from pierhead.sources.base import PullPlan, RemoteFile, Sink
 from pierhead.sources.landing import Landing
-from pierhead.store.blobs import DIGEST
 from pierhead.store.index import Descriptor
-from pierhead.store.layers import check_filepath, config_of, files_of
 from pierhead.store.manifest import Manifest
-from pierhead.store.media import FILEPATH, GGUF, kind_of
-
-MAX_LAYERS = 4096
+from pierhead.store.sound import sound_files, sound_manifest
 
 
 class Artifacts:
@@ -49,8 +43,8 @@ class Artifacts:
         name = image_name(reference)
         mirrors = await self.repository(name)
         where = str(name)
-        body = await Finder(mirrors.first, where, lambda found: _check(_decoded(found, where), where)).find(name.target)
-        found = _decoded(body, where)
+        body = await Finder(mirrors.first, where, lambda found: _sound(found, where)).find(name.target)
+        found = sound_manifest(body, where)
         config = await mirrors.first(lambda registry: _config(registry, found.config, where))
         files = _files(mirrors, found, config, where)
         tag = f":{name.tag}" if name.tag else ""
@@ -102,11 +96,8 @@ def _mirrors(file: RemoteFile) -> Mirrors:
     return cast("Mirrors", file.opaque)
 
 
-def _decoded(body: bytes, where: str) -> Manifest:
-    try:
-        return msgspec.json.decode(body, type=Manifest)
-    except msgspec.DecodeError as exc:
-        raise CorruptData(f"{where} has no manifest that can be read: {exc}") from exc
+def _sound(body: bytes, where: str) -> None:
+    sound_manifest(body, where)
 
 
 async def _config(registry: Registry, part: Descriptor, where: str) -> bytes:
@@ -116,33 +107,11 @@ async def _config(registry: Registry, part: Descriptor, where: str) -> bytes:
     return config
 
 
-def _check(found: Manifest, where: str) -> None:
-    if found.config.size > MAX_DOCUMENT:
-        raise CorruptData(f"the config of {where} is larger than a config may be")
-    if len(found.layers) > MAX_LAYERS:
-        raise CorruptData(f"{where} has more than {MAX_LAYERS} layers")
-    for one in (found.config, *found.layers):
-        if not DIGEST.fullmatch(one.digest) or not 0 <= one.size < 1 << 63:
-            raise CorruptData(f"{where} has a manifest with a part that is not named by a sha256 digest and a size")
-    paths = [check_filepath(x.annotations[FILEPATH]) for x in found.layers if x.annotations.get(FILEPATH)]
-    if len(set(paths)) != len(paths):
-        raise CorruptData(f"{where} has two files of one name")
-    odd = sorted({x.media_type for x in found.layers if kind_of(x.media_type) is None})
-    if odd:
-        raise UsageError(
-            f"{where} has layers of a kind that cannot be used: {', '.join(odd)[:300]}",
-            hint="Models can be pulled as Docker's or CNCF ModelPack's artifacts.",
-        )
-
-
 def _files(mirrors: Mirrors, found: Manifest, config: bytes, where: str) -> tuple[RemoteFile, ...]:
-    files = files_of(found.layers, config_of(config))
-    if not any(f.role in ("weights", "code") or f.packing != "raw" for f in files):
-        raise UsageError(f"{where} holds no model's weights", hint=f"A model has a layer of type {GGUF}.")
     early = not mirrors.mirrored  # what a mirror sends first may be a lie that only the whole digest tells
     return tuple(
         RemoteFile(
             f.name, f.digest, f.size, f.digest, f.role, opaque=mirrors, format=f.format, packing=f.packing, early=early
         )
-        for f in files
+        for f in sound_files(found, config, where)
     )

@@ -43,6 +43,15 @@ def digest_of(data: bytes) -> str:
     return "sha256:" + hashlib.sha256(data).hexdigest()
 
 
+def touch(path: Path) -> bool:
+    """Whether a path is there; if so only its ctime moves. The caller holds the index's lock."""
+    try:
+        path.chmod(path.stat().st_mode & 0o777)
+    except FileNotFoundError:
+        return False
+    return True
+
+
 class Blobs:
     """The folder ``blobs/sha256`` and the ingests that lead into it."""
 
@@ -60,15 +69,14 @@ class Blobs:
 
     def claim(self, digest: str) -> bool:
         """Whether the blob is there; if so it counts as new, so that no collector takes it from a lease's holder."""
-        path = self.path(digest)
-        if not path.is_file():
+        return self.renew(self.path(digest))
+
+    def renew(self, path: Path) -> bool:
+        """``claim`` for a path: a blob, or a model's folder."""
+        if not path.exists():
             return False
         with locked(self.ingests.parent / "index.lock"):  # a collector that has chosen already ends first
-            try:
-                path.chmod(path.stat().st_mode & 0o777)  # the same mode: only its ctime moves
-            except FileNotFoundError:
-                return False
-        return True
+            return touch(path)
 
     def put(self, data: bytes) -> Blob:
         """A small blob (a manifest, a config) at once."""

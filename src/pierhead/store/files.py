@@ -10,6 +10,7 @@ import shutil
 import stat
 import uuid
 from collections.abc import Callable, Generator
+from io import FileIO
 from pathlib import Path, PurePosixPath
 
 from pierhead.errors import AccessDenied, CorruptData, NotFound, OutOfSpace, PierError
@@ -173,6 +174,42 @@ def replace(path: Path, data: bytes, mode: int = 0o644) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def new_file(path: Path) -> Generator[FileIO]:
+    """A file to write, which takes the place of ``path`` when the ``with`` ends well; else nothing is left of it.
+
+    Where the filesystem can, it has no name until then, so that not even a kill leaves anything.
+    """
+    temporary = path.with_name(f".{path.name[:200]}.{uuid.uuid4().hex}")
+    fd = _unnamed(path.parent)
+    try:
+        with os.fdopen(fd, "wb", buffering=0) if fd >= 0 else temporary.open("xb", buffering=0) as file:
+            yield file
+            os.fsync(file.fileno())
+            if fd >= 0:
+                _give_name(fd, temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def _unnamed(folder: Path) -> int:
+    try:
+        return os.open(folder, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o644)
+    except OSError:
+        return -1
+
+
+def _give_name(fd: int, path: Path) -> None:
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.link(f"/proc/self/fd/{fd}", path.name, src_dir_fd=folder, dst_dir_fd=folder)
+    finally:
+        os.close(folder)
 
 
 def reflink(source: Path, target: Path) -> bool:

@@ -97,8 +97,11 @@ class Index(msgspec.Struct, rename="camel"):
 
     def live(self, pinned: Iterable[str]) -> set[str]:
         """The manifests that must stay: named ones, earlier versions, pinned ones, and what refers to those."""
-        found = {e.digest for e in self.manifests if not e.subject} | set(pinned)
-        more = True
+        return self.with_referrers({e.digest for e in self.manifests if not e.subject} | set(pinned))
+
+    def with_referrers(self, digests: set[str]) -> set[str]:
+        """These manifests, what refers to them, and what refers to that."""
+        found, more = set(digests), True
         while more:
             about = {e.digest for e in self.manifests if e.subject in found}
             more = not about <= found

@@ -10,20 +10,19 @@ from __future__ import annotations
 import contextlib
 import difflib
 import hashlib
-import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from pierhead.errors import CorruptData, NotFound, UsageError
+from pierhead.errors import CorruptData, NotFound
 from pierhead.formats.gguf import read_file
 from pierhead.formats.gguf_text import metadata_text
 from pierhead.store import manifest as oci
 from pierhead.store import removal
-from pierhead.store.blobs import Blobs, Ingest
+from pierhead.store.blobs import Blobs, Ingest, touch
 from pierhead.store.cleaner import Cleaner
 from pierhead.store.describe import describe
 from pierhead.store.documents import About, write
@@ -34,10 +33,8 @@ from pierhead.store.link import LinkRecord, adopt, hash_file
 from pierhead.store.materialize import lay_out
 from pierhead.store.media import CREATED, SOURCE, Kind, kind_of
 from pierhead.store.model import Blob, Layer, ModelFile, ModelRecord, Pruned, Referrer, Removed, Usage
-from pierhead.store.names import Names
+from pierhead.store.names import Names, check_name
 from pierhead.store.usage import measure
-
-NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._@:/+-]{0,253}[A-Za-z0-9_])?")
 
 
 def _nothing(step: str) -> None:
@@ -117,7 +114,7 @@ class Store:
 
         ``by`` is the verb that the name's history will show.
         """
-        self._check_name(name)
+        check_name(name)
         for layer in layers:
             oci.check_filepath(layer.filepath)
             self.blob_path(layer.digest)
@@ -147,7 +144,7 @@ class Store:
 
         ``beside`` (``summary``, ``source``) is kept next to it. NotFound when a layer's blob is missing.
         """
-        self._check_name(name)
+        check_name(name)
         document = msgspec.json.decode(manifest, type=oci.Manifest)
         with os_errors("cannot commit the model"), self.lease():
             if self.blobs.put(config).digest != document.config.digest:
@@ -242,7 +239,7 @@ class Store:
 
     def tag(self, old: str, new: str) -> ModelRecord:
         """Give a model one more name; a name that pointed elsewhere moves."""
-        self._check_name(new)
+        check_name(new)
         record = self.get(old)
         with os_errors("cannot name the model"):
             size = self.blobs.path(record.digest).stat().st_size
@@ -276,10 +273,25 @@ class Store:
     def lay_out(self, digest: str, files: Sequence[ModelFile]) -> Path:
         """The folder of the manifest ``digest`` with these files, which need not be committed yet."""
         target = self.root / "models" / self.blobs.path(digest).name
-        if not target.is_dir():
-            with os_errors("cannot lay out the model's files"), self.lease():
-                lay_out(files, self.blob_path, target, self.step)
+        with os_errors("cannot lay out the model's files"):
+            if not self.blobs.renew(target):
+                with self.lease():
+                    lay_out(files, self.blob_path, target, self.step)
         return target
+
+    @contextlib.contextmanager
+    def hold(self, *names: str) -> Generator[list[ModelRecord]]:
+        """Models, and what is said about them, stay while they are read, whoever removes their names meanwhile."""
+        with self.lease():
+            records = [self.get(name) for name in names]
+            with os_errors("cannot read the store"), locked(self._names.lock):
+                for record in records:
+                    self._names.complete(record.digest)
+                for digest in self._names.read().with_referrers({r.digest for r in records}):
+                    manifest = self.blobs.path(digest)
+                    for blob in (manifest.name, *oci.reachable(manifest)):
+                        touch(self.blobs.folder / blob)
+            yield records
 
     def describe(self, manifest: bytes, config: bytes) -> dict[str, Any]:
         """What ``commit_artifact`` keeps beside an artifact whose blobs are here."""
@@ -334,12 +346,6 @@ class Store:
         return measure(self.root, self.blobs, self.models(), self._cleaner.run(keep=None, dry_run=True).freed)
 
     # --- inside ---------------------------------------------------------------------------------------------------
-
-    def _check_name(self, name: str) -> None:
-        if not NAME.fullmatch(name) or ".." in name or "//" in name or name.startswith("sha256:"):
-            raise UsageError(
-                f"'{name[:100]}' cannot name a model", hint="Use letters, digits and . _ - : / @, up to 255 of them."
-            )
 
     def _record(self, digest: str, names: list[str], earlier: str = "") -> ModelRecord:
         name = names[0] if names else f"{earlier}@{digest}" if earlier else digest

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pierhead.errors import CorruptData, OutOfSpace
 from pierhead.store.classify import classify
-from pierhead.store.files import reflink, remove_tree
+from pierhead.store.files import reflink, remove_tree, sync_folder
 from pierhead.store.model import ModelFile
 from pierhead.store.tar import Archive, Member, opened, refuse
 
@@ -32,6 +32,8 @@ def lay_out(
                 _share(blob_path(file.digest), room.place(file.name))
             else:
                 _unpack(file, blob_path(file.digest), room)
+        for folder, _, _ in os.walk(temporary, topdown=False):
+            sync_folder(Path(folder))
         step("materialize:filled")
         os.rename(temporary, target)
     except OSError:
@@ -116,6 +118,7 @@ def _write(archive: Archive, member: Member, room: _Room, file: ModelFile) -> No
             while view:
                 view = view[out.write(view) :]
         os.fchmod(out.fileno(), 0o555 if member.executable else 0o444)
+        os.fsync(out.fileno())
 
 
 def _share(blob: Path, place: Path) -> None:

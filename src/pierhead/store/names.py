@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Generator
 from pathlib import Path
 
 import msgspec
 
-from pierhead.errors import CorruptData, NotFound
+from pierhead.errors import CorruptData, NotFound, UsageError
 from pierhead.store.blobs import Blobs
 from pierhead.store.files import locked, mapped, replace
 from pierhead.store.history import History
@@ -16,6 +17,16 @@ from pierhead.store.index import Index, decode_index
 from pierhead.store.manifest import reachable
 from pierhead.store.media import CONFIG
 from pierhead.store.model import Blob
+
+_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._@:/+-]{0,253}[A-Za-z0-9_])?")
+
+
+def check_name(name: str) -> None:
+    """UsageError for what cannot name a model."""
+    if not _NAME.fullmatch(name) or ".." in name or "//" in name or name.startswith("sha256:"):
+        raise UsageError(
+            f"'{name[:100]}' cannot name a model", hint="Use letters, digits and . _ - : / @, up to 255 of them."
+        )
 
 
 class Names:

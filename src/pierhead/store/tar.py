@@ -7,8 +7,8 @@ of that belongs in a model.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Generator, Iterator
-from typing import IO, NamedTuple, NoReturn, Protocol
+from collections.abc import Callable, Generator, Iterator
+from typing import IO, NamedTuple, NoReturn, Protocol, cast
 
 from pierhead.errors import CorruptData
 from pierhead.store.layers import check_filepath
@@ -188,28 +188,61 @@ def opened(file: IO[bytes], packing: str, size: int) -> Stream:
     """The tar stream in a file that is packed as ``tar``, ``tar+gzip`` or ``tar+zstd``; ``size`` is the file's."""
     if packing == "tar":
         return file
-    return _Bounded(_gunzip(file) if packing == "tar+gzip" else _unzstd(file), size * RATIO + FREE)
+    return _Bounded(_gunzip(file) if packing == "tar+gzip" else _unzstd(file), lambda: size)
+
+
+def opened_stream(file: Stream) -> Stream:
+    """The tar stream in what comes from a pipe or a file, decompressed where it is compressed."""
+    source = _Counted(file)
+    if source.head.startswith(b"\x1f\x8b"):
+        return _Bounded(_gunzip(source), lambda: source.count)
+    if source.head.startswith(b"\x28\xb5\x2f\xfd"):
+        return _Bounded(_unzstd(source), lambda: source.count)
+    if source.head.startswith((b"BZh", b"\xfd7zXZ")):
+        refuse("it is compressed by bzip2 or xz; decompress it first")
+    return source
+
+
+class _Counted:
+    """Bytes as they come, the first of them looked at beforehand; ``count`` were given out."""
+
+    def __init__(self, file: Stream) -> None:
+        self._file = file
+        self.count = 0
+        self.head = b""
+        while len(self.head) < 6 and (more := file.read(6 - len(self.head))):
+            self.head += more
+        self._rest = self.head
+
+    def read(self, size: int, /) -> bytes:
+        if self._rest:
+            found, self._rest = self._rest[:size], self._rest[size:]
+        else:
+            found = self._file.read(size)
+        self.count += len(found)
+        return found
 
 
 class _Bounded:
-    """Decompressed bytes, until they are more than the file can honestly hold."""
+    """Decompressed bytes, until they are more than so many compressed ones (``taken``) can honestly hold."""
 
-    def __init__(self, chunks: Generator[bytes], limit: int) -> None:
+    def __init__(self, chunks: Generator[bytes], taken: Callable[[], int]) -> None:
         self._chunks = chunks
-        self._left = limit
+        self._taken = taken
+        self._given = 0
         self._buffer = b""
 
     def read(self, size: int, /) -> bytes:
         if not self._buffer:
             self._buffer = next(self._chunks, b"")
-            self._left -= len(self._buffer)
-            if self._left < 0:
+            self._given += len(self._buffer)
+            if self._given > self._taken() * RATIO + FREE:
                 refuse("it grows beyond all measure when it is decompressed")
         found, self._buffer = self._buffer[:size], self._buffer[size:]
         return found
 
 
-def _gunzip(file: IO[bytes]) -> Generator[bytes]:
+def _gunzip(file: Stream) -> Generator[bytes]:
     try:
         inflate = zlib.decompressobj(31)
         while data := file.read(CHUNK):
@@ -226,11 +259,13 @@ def _gunzip(file: IO[bytes]) -> Generator[bytes]:
         refuse(f"its compressed data is damaged ({exc})")
 
 
-def _unzstd(file: IO[bytes]) -> Generator[bytes]:
+def _unzstd(file: Stream) -> Generator[bytes]:
     import zstandard
 
     try:
-        reader = zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(file, read_across_frames=True)
+        reader = zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(
+            cast("IO[bytes]", file), read_across_frames=True
+        )
         while chunk := reader.read(CHUNK):
             yield chunk
     except zstandard.ZstdError as exc:
