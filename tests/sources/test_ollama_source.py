@@ -78,8 +78,8 @@ async def test_every_layer_finds_its_place_and_keeps_its_digest(registry: Ollama
     assert json.loads(record.annotations["ai.pierhead.settings"]) == {
         "context": 4096,
         "options": {
-            "temperature": 0.6,
-            "top_k": 20,
+            "sampling.temp": 0.6,
+            "sampling.top_k": 20,
             "antiprompt": ["<|im_end|>"],
             "sampling.penalty_repeat": 1.0,
         },
@@ -237,6 +237,7 @@ async def test_parameters_never_become_options_of_another_kind(registry: OllamaR
 
 def test_the_options_are_ones_that_the_engine_knows() -> None:
     from pierhead.engines.llamacpp_params import canonical
+    from pierhead.package.modelfile import PARAMETERS
     from pierhead.sources.ollama_model import settings_of
 
     every = {key: 1 for key in ("temperature", "top_k", "top_p", "min_p", "typical_p", "repeat_penalty")}
@@ -245,3 +246,4 @@ def test_the_options_are_ones_that_the_engine_knows() -> None:
     settings = settings_of({"params": json.dumps({**every, "stop": "x"}).encode()}, "it")
     assert not settings.left_out
     assert len(canonical(settings.options)) == len(every) + 1
+    assert set(settings.options) <= set(PARAMETERS.values()), "a Modelfile's parameters have the same names"

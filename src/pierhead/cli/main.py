@@ -25,6 +25,7 @@ VERBS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "Models": {
         "pull": ("pierhead.cli.models:pull", "Fetch a model into the store."),
+        "adopt": ("pierhead.cli.adopt:adopt", "Take over models of Ollama or Docker Model Runner."),
         "package": ("pierhead.cli.package:package", "Make a model out of files, a folder or another model."),
         "list": ("pierhead.cli.models:list_models", "List the models in the store."),
         "push": ("pierhead.cli.registry:push", "Send a model to a registry."),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import cast
@@ -17,6 +16,7 @@ from pierhead.refs import Reference
 from pierhead.registry.name import ImageName
 from pierhead.sources.artifact import Artifacts
 from pierhead.sources.base import PullPlan, RemoteFile, Sink
+from pierhead.sources.foreign import text
 from pierhead.sources.go_template import to_jinja
 from pierhead.sources.local import read_local
 from pierhead.sources.ollama_model import (
@@ -31,9 +31,9 @@ from pierhead.sources.ollama_model import (
     parts_of,
     read_manifest,
     settings_of,
-    text,
 )
 from pierhead.sources.ollama_store import OllamaStore, ollama_folders
+from pierhead.store.blobs import digest_of
 from pierhead.store.media import SETTINGS
 
 REVISION = "org.opencontainers.image.revision"
@@ -63,6 +63,10 @@ class Ollama:
         self._env = env
         self._listener = listener
         self._only = only
+
+    def telling(self, listener: Listener) -> Ollama:
+        """The same source with another listener for its notes."""
+        return Ollama(self._artifacts, self._env, listener, self._only)
 
     async def plan(self, reference: Reference) -> PullPlan:
         name = ollama_name(reference)
@@ -160,7 +164,7 @@ class Ollama:
             self._note(f"Not carried over from Ollama's parameters: {', '.join(settings.left_out)}.")
         template = text(documents.get("template", b""), f"the template of {where}")
         files += await self._templates(files, parts, template, renderer)
-        annotations = {REVISION: "sha256:" + hashlib.sha256(body).hexdigest(), **_annotation(settings)}
+        annotations = {REVISION: digest_of(body), **_annotation(settings)}
         return PullPlan(name.ours, where, files, annotations)
 
     async def _templates(
@@ -209,7 +213,7 @@ async def _small(place: _Place, layer: OllamaLayer, where: str) -> bytes:
     if layer.size > MAX_SMALL:
         raise CorruptData(f"{where} has a {layer.kind or 'config'} of {layer.size} bytes, larger than it may be")
     data = await place.small(layer)
-    if "sha256:" + hashlib.sha256(data).hexdigest() != layer.digest:
+    if digest_of(data) != layer.digest:
         raise CorruptData(
             f"{where} has a {layer.kind or 'config'} that does not match its digest",
             hint="It is damaged: pull it again, with Ollama if the copy is Ollama's.",

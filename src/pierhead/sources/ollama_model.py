@@ -8,12 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import msgspec
 
 from pierhead.errors import BadReference, CorruptData, UsageError
 from pierhead.refs import Reference
+from pierhead.sources.foreign import decode, text
 from pierhead.store.blobs import DIGEST
 from pierhead.store.model import Role
 
@@ -40,10 +41,10 @@ _DOCUMENTS = {
 }
 # Ollama's parameters by what the engine calls them, and their type; others are for one machine, or of the past.
 _OPTIONS: dict[str, tuple[str, type]] = {
-    "temperature": ("temperature", float),
-    "top_k": ("top_k", int),
-    "top_p": ("top_p", float),
-    "min_p": ("min_p", float),
+    "temperature": ("sampling.temp", float),
+    "top_k": ("sampling.top_k", int),
+    "top_p": ("sampling.top_p", float),
+    "min_p": ("sampling.min_p", float),
     "typical_p": ("sampling.typ_p", float),
     "repeat_penalty": ("sampling.penalty_repeat", float),
     "repeat_last_n": ("sampling.penalty_last_n", int),
@@ -52,7 +53,7 @@ _OPTIONS: dict[str, tuple[str, type]] = {
     "mirostat": ("sampling.mirostat", int),
     "mirostat_tau": ("sampling.mirostat_tau", float),
     "mirostat_eta": ("sampling.mirostat_eta", float),
-    "seed": ("seed", int),
+    "seed": ("sampling.seed", int),
     "num_predict": ("n_predict", int),
     "num_keep": ("n_keep", int),
     "stop": ("antiprompt", list),
@@ -61,7 +62,6 @@ MAX_STOPS = 64
 _PART = re.compile(r"\w[\w.-]{0,79}", re.ASCII)
 _SPACE = re.compile(r"\w[\w-]{0,79}", re.ASCII)
 _HOST = re.compile(r"\w[\w.:-]{0,349}", re.ASCII)
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -152,14 +152,6 @@ class Parts:
     def everything(self) -> list[tuple[str, int]]:
         """Digest and size of each blob that is needed."""
         return [(p.digest, p.size) for p in self.files] + [(d.digest, d.size) for d in self.documents.values()]
-
-
-def decode(data: bytes, kind: type[T], what: str) -> T:
-    """JSON from elsewhere; CorruptData for what is damaged, of another shape or nested without end."""
-    try:
-        return msgspec.json.decode(data, type=kind)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as exc:
-        raise CorruptData(f"{what} cannot be read: {exc}"[:300]) from exc
 
 
 def read_manifest(data: bytes, where: str) -> OllamaManifest:
@@ -288,11 +280,3 @@ def _fitting(value: Any, kind: type) -> Any:
     if isinstance(value, bool) or not isinstance(value, int | float) or (kind is int and value != int(value)):
         return None
     return kind(value)
-
-
-def text(data: bytes, what: str) -> str:
-    """Text from elsewhere."""
-    try:
-        return data.decode()
-    except UnicodeDecodeError as exc:
-        raise CorruptData(f"{what} is not text") from exc

@@ -8,20 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pierhead.errors import BadReference, CorruptData, NotFound
+from pierhead.sources.foreign import read_beneath
 from pierhead.sources.ollama_model import MAX_MANIFEST, OllamaName
 from pierhead.store.files import opened_beneath, os_errors
 
 MAX_MODELS = 10_000
 SYSTEM = ("/usr/share/ollama/.ollama/models", "/var/lib/ollama/models", "/var/lib/ollama/.ollama/models")
-
-
-def read_beneath(root: Path, relative: str, limit: int) -> bytes:
-    """A small file of a folder that another program owns; CorruptData when it is larger than ``limit``."""
-    with opened_beneath(root, relative) as handle, os.fdopen(os.dup(handle), "rb") as file:
-        data = file.read(limit + 1)
-    if len(data) > limit:
-        raise CorruptData(f"{root / relative} is larger than such a file may be")
-    return data
 
 
 def ollama_folders(env: Mapping[str, str]) -> tuple[Path, ...]:

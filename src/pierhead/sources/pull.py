@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -130,7 +130,7 @@ async def pull(
     await entered(lease)
     try:
         async with Sources(settings, paths, listener=listener, env=env, retry=retry) as sources:
-            one = _Pull(store, sources, listener, link, allow_unsafe)
+            one = _Pull(store, sources.of, listener, link, allow_unsafe)
             if parsed.kind != "short":
                 return await one.run(parsed, name or default_name(parsed))
             found = Catalog.load(settings, paths).meaning(parsed)
@@ -139,6 +139,25 @@ async def pull(
                     return await one.run(found, name or default_name(parsed))
             pins = Pins(paths.state / "short-names.json")
             return await _short(one, found, name or default_name(parsed), pins, listener)
+    finally:
+        lease.__exit__(None, None, None)
+
+
+async def pull_from(
+    source: Source,
+    reference: Reference,
+    name: str,
+    *,
+    store: Store,
+    listener: Listener = ignore,
+    link: bool = False,
+    allow_unsafe: bool = False,
+) -> ModelRecord:
+    """``pull`` of a full reference from one source, which the caller has open."""
+    lease = store.lease()
+    await entered(lease)
+    try:
+        return await _Pull(store, lambda _: source, listener, link, allow_unsafe).run(reference, name)
     finally:
         lease.__exit__(None, None, None)
 
@@ -247,9 +266,16 @@ def _all_failed(name: str, reasons: Sequence[tuple[str, PierError]]) -> PierErro
 class _Pull:
     """One call of ``pull``: what its sources share."""
 
-    def __init__(self, store: Store, sources: Sources, listener: Listener, link: bool, allow_unsafe: bool) -> None:
+    def __init__(
+        self,
+        store: Store,
+        source_of: Callable[[Reference], Source],
+        listener: Listener,
+        link: bool,
+        allow_unsafe: bool,
+    ) -> None:
         self._store = store
-        self._sources = sources
+        self._source_of = source_of
         self._listener = listener
         self._link = link
         self._allow_unsafe = allow_unsafe
@@ -259,7 +285,7 @@ class _Pull:
         known = await self._known(name, reference, expected)
         if known is not None:
             return known
-        source = self._sources.of(reference)
+        source = self._source_of(reference)
         plan = _expecting(await source.plan(reference), expected)
         self._listener(PullPlanned(name=name, source=plan.source, total=plan.total))
         heavy = [f for f in plan.files if f.role in HEAVY]

@@ -141,7 +141,9 @@ def _inside(at: int, name: str, flags: int, root: Path, relative: str) -> int:
     try:
         return os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | flags, dir_fd=at)
     except FileNotFoundError as exc:
-        raise NotFound(f"{root / relative} is not there") from exc
+        raise NotFound(
+            f"{root / relative} is not there", hint="Fetch it again with the tool whose folder it is."
+        ) from exc
     except OSError as exc:
         if exc.errno in (errno.ELOOP, errno.ENOTDIR, errno.ENXIO):
             raise CorruptData(

@@ -18,7 +18,7 @@ def sound_manifest(body: bytes, where: str) -> Manifest:
     """The manifest, read and looked through; CorruptData or UsageError (a kind of artifact that is no model)."""
     try:
         found = msgspec.json.decode(body, type=Manifest)
-    except msgspec.DecodeError as exc:
+    except (msgspec.DecodeError, RecursionError) as exc:  # nested without end
         raise CorruptData(f"{where} has no manifest that can be read: {exc}") from exc
     if len(found.layers) > MAX_LAYERS:
         raise CorruptData(f"{where} has more than {MAX_LAYERS} layers")
