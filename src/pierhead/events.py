@@ -39,13 +39,22 @@ class PullDone(Event, frozen=True, tag="pull_done"):
     cached: bool = False
 
 
+class PushPlanned(Event, frozen=True, tag="push_planned"):
+    """A push knows what it will send: at most ``total`` bytes of ``name`` to ``target``."""
+
+    name: str
+    target: str
+    total: int
+
+
 class PushProgress(Event, frozen=True, tag="push_progress"):
-    """``done`` of ``total`` bytes of one file are in the registry."""
+    """``done`` of ``total`` bytes of one file are in the registry; ``resumed`` of them were there before."""
 
     name: str
     file: str
     done: int
     total: int
+    resumed: int = 0
 
 
 class PushDone(Event, frozen=True, tag="push_done"):
@@ -99,7 +108,17 @@ class Failed(Event, frozen=True, tag="failed"):
 
 
 AnyEvent = (
-    PullPlanned | PullProgress | PullDone | PushProgress | PushDone | Note | Phase | BuildProgress | Ready | Failed
+    PullPlanned
+    | PullProgress
+    | PullDone
+    | PushPlanned
+    | PushProgress
+    | PushDone
+    | Note
+    | Phase
+    | BuildProgress
+    | Ready
+    | Failed
 )
 Listener = Callable[[AnyEvent], None]
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import os
+import subprocess
+import sys
 from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,7 @@ from pierhead.store.layout import Store
 from pierhead.store.model import ModelRecord
 
 from ..sources.servers import make_gguf  # noqa: TID252
+from .conftest import StartRegistry
 from .doubles import INDEX, Double, break_off, digest_of, guarded, manifest_of, serving
 
 pytestmark = pytest.mark.timeout(60)
@@ -216,3 +220,36 @@ async def test_lists_within_lists_come_to_an_end(puller: Puller, double: Double)
         digest = double.add("v1" if depth == 4 else str(depth), listing(digest))
     with pytest.raises(CorruptData, match="deep"):
         await puller()
+
+
+# --- a look without a pull --------------------------------------------------------------------------------------------
+
+
+async def test_a_look_reads_manifest_config_and_header_alone(double: Double, home: Paths, smollm2: Path) -> None:
+    weights = smollm2.read_bytes()  # noqa: ASYNC240
+    body = manifest_of(weights, annotations={"org.cncf.model.filepath": "smollm2.gguf"})
+    digest = double.add("v1", {**body, "annotations": {"org.opencontainers.image.title": "Small"}}, weights)
+    where = f"{double.host}/a/b:v1"
+    found = await inspect_remote(where, settings=SourceSettings(), paths=home, env={}, retry=FAST)
+    assert (found["digest"], found["size"]) == (digest, len(weights))
+    assert found["annotations"] == {"org.opencontainers.image.title": "Small"}
+    assert [x["media_type"] for x in found["layers"]] == ["application/vnd.docker.ai.gguf.v3"]
+    assert found["metadata"]["architecture"] == "llama"
+    assert double.sent < 4 << 20, f"of {len(weights)} bytes"
+
+
+def test_the_command_shows_what_a_registry_has(start_registry: StartRegistry, tmp_path: Path) -> None:
+    env = {**os.environ, "PIERHEAD_HOME": str(tmp_path / "home"), "DOCKER_CONFIG": str(tmp_path)}
+
+    def pier(*words: str) -> str:
+        argv = [str(Path(sys.executable).parent / "pier"), *words]
+        return subprocess.run(argv, env=env, capture_output=True, text=True, timeout=60, check=True).stdout
+
+    (tmp_path / "m.gguf").write_bytes(MODEL)
+    pier("pull", str(tmp_path / "m.gguf"), "--name", "mine")
+    where = f"{start_registry()}/team/model:1.0"
+    digest = pier("push", "mine", where).strip()
+    shown = pier("inspect", "-r", where)
+    for part in (digest, "application/vnd.docker.ai.gguf.v3", "org.opencontainers.image.created"):
+        assert part in shown
+    assert json.loads(pier("inspect", "-r", where, "--json"))["digest"] == digest

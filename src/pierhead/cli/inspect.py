@@ -25,6 +25,7 @@ _NEED = "Memory estimate"
     examples=(
         ("pier inspect smollm2 --context 8192", "What the model in the store needs for this context."),
         ("pier inspect hf:Qwen/Qwen3-0.6B-GGUF:Q8_0", "Look before pulling: only the header is fetched."),
+        ("pier inspect -r ghcr.io/team/model:1.0", "What a registry has, with digest, layers and annotations."),
     ),
 )
 @click.argument("model", shell_complete=complete_model)
@@ -46,7 +47,7 @@ _NEED = "Memory estimate"
     section=_NEED,
     help="KV cache: f16, q8_0, …",
 )
-@option("--remote", is_flag=True, help="Look at the source even if the model is in the store.")
+@option("-r", "--remote", is_flag=True, help="Look at the source even if the model is in the store.")
 @json_option
 def inspect(model: str, context: int | None, parallel: int, cache_type: str, remote: bool, as_json: bool) -> None:
     """Show what a model is and what memory it needs.
@@ -110,6 +111,12 @@ def _files(files: Sequence[dict[str, Any]]) -> list[str]:
     return [f"{f['name']:<{longest}}  {size(f['size']):>{widest}}  {f.get('role', '')}" for f in files]
 
 
+def _layers(layers: Sequence[dict[str, Any]]) -> list[str]:
+    """Each layer's digest, size and media type, aligned."""
+    widest = max((len(size(x["size"])) for x in layers), default=0)
+    return [f"{x['digest'][:19]}  {size(x['size']):>{widest}}  {x['media_type']}" for x in layers]
+
+
 def _show(found: dict[str, Any], summary: dict[str, Any], need: dict[str, Any]) -> None:
     rows = [("Name", ", ".join(found.get("names") or [found.get("name", "")]))]
     if found.get("digest"):
@@ -126,6 +133,8 @@ def _show(found: dict[str, Any], summary: dict[str, Any], need: dict[str, Any]) 
         ("Chat template", "yes" if summary.get("chat_template") else "no"),
     ]
     rows.append(("Files", "\n".join(_files(found.get("files", ())))))
+    rows.append(("Manifest", "\n".join(_layers(found.get("layers", ())))))
+    rows.append(("Annotations", "\n".join(f"{k}: {v}" for k, v in sorted(found.get("annotations", {}).items()))))
     if need:
         head = f"{size(need['total'])} at {need['context']:,} tokens × {need['parallel']}, {need['cache_type']} cache"
         names = {"weights": "weights", "kv_cache": "KV cache", "compute": "compute", "overhead": "program"}

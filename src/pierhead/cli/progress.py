@@ -41,7 +41,12 @@ class _Lines:
         match event:
             case events.PullPlanned(name=name, source=source, total=total):
                 say(f"Pulling {name} from {source}" + (f", {size(total)}" if total else ""))
-            case events.PullProgress(file=file, done=done, total=total) if time.monotonic() - self._last > 10:
+            case events.PushPlanned(name=name, target=target, total=total):
+                say(f"Pushing {name} to {target}, {size(total)}")
+            case (
+                events.PullProgress(file=file, done=done, total=total)
+                | events.PushProgress(file=file, done=done, total=total)
+            ) if time.monotonic() - self._last > 10:
                 self._last = time.monotonic()
                 say(f"  {file}: {size(done)} of {size(total)}" if total else f"  {file}: {size(done)}")
             case events.BuildProgress(image=image, step=step):
@@ -69,8 +74,10 @@ class _Bars:
                 self._say(f"Pulling {name} from {source}" + (f", {size(total)}" if total else ""))
             case events.PullProgress(file=file, done=done, total=total, resumed=resumed):
                 self._update(file, file, done, total, resumed)
-            case events.PushProgress(file=file, done=done, total=total):
-                self._update(file, file, done, total, 0)
+            case events.PushPlanned(name=name, target=target, total=total):
+                self._say(f"Pushing {name} to {target}, {size(total)}")
+            case events.PushProgress(file=file, done=done, total=total, resumed=resumed):
+                self._update(file, file, done, total, resumed)
             case events.BuildProgress(image=image, step=step, done=done, total=total):
                 self._update(f"build {image}", f"Engine image: {step}", done, total, 0)
             case events.Note(message=message, level=level):

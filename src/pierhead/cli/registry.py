@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -42,6 +43,7 @@ def push(model: str, target: str | None, as_json: bool) -> None:
     """
     from pierhead.registry.name import image_name
     from pierhead.registry.publish import push_model
+    from pierhead.registry.uploads import Uploads
 
     paths = here()
     store = open_store(paths)
@@ -54,17 +56,22 @@ def push(model: str, target: str | None, as_json: bool) -> None:
     if reference.kind == "short":
         reference = parse(f"oci://{reference}")
     wanted = settings(paths).settings.sources
-    place = image_name(reference)
+    place, uploads = image_name(reference), Uploads(paths.cache / "uploads")
+
+    def send(listener: events.Listener) -> Coroutine[Any, Any, events.PushDone]:
+        options: dict[str, Any] = {"settings": wanted, "env": os.environ, "uploads": uploads}
+        return push_model(store, model, place, listener=listener, **options)
+
     if as_json:
 
         def emit(event: events.AnyEvent) -> None:
             sys.stdout.write(events.encode(event).decode() + "\n")
             sys.stdout.flush()
 
-        asyncio.run(push_model(store, model, place, settings=wanted, env=os.environ, listener=emit))
+        asyncio.run(send(emit))
         return
     with bars() as listener:
-        done = asyncio.run(push_model(store, model, place, settings=wanted, env=os.environ, listener=listener))
+        done = asyncio.run(send(listener))
     say(f"Pushed {done.name}, {size(done.sent)} sent." + ("" if done.sent else " The registry had everything."))
     click.echo(done.digest)
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping
 
 import msgspec
 
 from pierhead.config import SourceSettings
-from pierhead.events import Listener, PushDone, PushProgress
+from pierhead.events import Listener, PushDone, PushPlanned, PushProgress
 from pierhead.registry import referrers
 from pierhead.registry.client import Registry, check_plain
 from pierhead.registry.credentials import find_login
 from pierhead.registry.name import ImageName
 from pierhead.registry.push import push_blob
+from pierhead.registry.uploads import Uploads
 from pierhead.registry.wire import Retry
 from pierhead.store.index import Descriptor
 from pierhead.store.layout import Store
@@ -22,6 +24,25 @@ from pierhead.store.media import FILEPATH
 from pierhead.store.model import ModelRecord
 
 AT_ONCE = 3  # blobs
+REPORT_EVERY = 0.1
+
+
+class _Progress:
+    """Tells a listener how far one file is, ten times a second at most; its first word says what was there before."""
+
+    def __init__(self, listener: Listener, model: str, file: str, total: int) -> None:
+        self._listener = listener
+        self._about = {"name": model, "file": file}
+        self._total = total
+        self._last = -REPORT_EVERY
+        self._resumed = -1
+
+    def __call__(self, done: int) -> None:
+        now = time.monotonic()
+        self._resumed = done if self._resumed < 0 else self._resumed
+        if done == self._total or now - self._last >= REPORT_EVERY:
+            self._last = now
+            self._listener(PushProgress(**self._about, done=done, total=self._total, resumed=self._resumed))
 
 
 async def push_model(
@@ -33,8 +54,9 @@ async def push_model(
     env: Mapping[str, str],
     listener: Listener,
     retry: Retry | None = None,
+    uploads: Uploads | None = None,
 ) -> PushDone:
-    """Send ``model`` to ``target``; what the registry has is not sent again.
+    """Send ``model`` to ``target``; what the registry has is not sent again, and ``uploads`` go on where they stopped.
 
     NotFound, AccessDenied or SourceUnavailable.
     """
@@ -42,7 +64,9 @@ async def push_model(
     hold = store.hold(model)
     (record,) = await asyncio.to_thread(hold.__enter__)
     try:
-        return await _push(store, model, record, target, settings, env, listener, retry)
+        login = await asyncio.to_thread(find_login, target.host, env)
+        async with Registry(target, settings, login, retry=retry) as registry:
+            return await _push(store, model, record, registry, listener, uploads)
     finally:
         await asyncio.to_thread(hold.__exit__, None, None, None)
 
@@ -51,43 +75,37 @@ async def _push(
     store: Store,
     model: str,
     record: ModelRecord,
-    target: ImageName,
-    settings: SourceSettings,
-    env: Mapping[str, str],
+    registry: Registry,
     listener: Listener,
-    retry: Retry | None,
+    uploads: Uploads | None,
 ) -> PushDone:
+    target = registry.name
     body = await asyncio.to_thread(store.blob_path(record.digest).read_bytes)
     manifest = msgspec.json.decode(body, type=Manifest)
-    login = await asyncio.to_thread(find_login, target.host, env)
     mount = _same_host(record.source, target)
     slots = asyncio.Semaphore(AT_ONCE)
     sent = 0
 
-    async with Registry(target, settings, login, retry=retry) as registry:
+    async def one(part: Descriptor, name: str) -> None:
+        nonlocal sent
+        report = _Progress(listener, model, name, part.size)
+        async with slots:
+            path = store.blob_path(part.digest)
+            moved = await push_blob(registry, part.digest, path, part.size, report, mount, uploads)
+        sent += moved
 
-        async def one(part: Descriptor, name: str) -> None:
-            nonlocal sent
-
-            def report(done: int) -> None:
-                listener(PushProgress(name=model, file=name, done=done, total=part.size))
-
-            async with slots:
-                path = store.blob_path(part.digest)
-                if await push_blob(registry, part.digest, path, part.size, report, mount):
-                    sent += part.size
-
-        parts = {d.digest: d for d in (*manifest.layers, manifest.config)}
-        tasks = [asyncio.create_task(one(d, d.annotations.get(FILEPATH) or d.digest[7:19])) for d in parts.values()]
-        try:
-            await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-        await registry.put_manifest(target.target, manifest.media_type, body)
-        for attachment in await asyncio.to_thread(referrers.kept, store, record.digest):
-            await referrers.push(registry, record.digest, attachment)
+    parts = {d.digest: d for d in (*manifest.layers, manifest.config)}
+    listener(PushPlanned(name=model, target=str(target), total=sum(d.size for d in parts.values())))
+    tasks = [asyncio.create_task(one(d, d.annotations.get(FILEPATH) or d.digest[7:19])) for d in parts.values()]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    await registry.put_manifest(target.target, manifest.media_type, body)
+    for attachment in await asyncio.to_thread(referrers.kept, store, record.digest):
+        await referrers.push(registry, record.digest, attachment)
     done = PushDone(name=str(target), digest=record.digest, sent=sent)
     listener(done)
     return done
