@@ -58,11 +58,16 @@ class PushProgress(Event, frozen=True, tag="push_progress"):
 
 
 class PushDone(Event, frozen=True, tag="push_done"):
-    """The registry has the model under ``name`` with manifest ``digest``; ``sent`` bytes of blobs had to go there."""
+    """The registry has the model under ``name`` with manifest ``digest``; ``sent`` bytes of blobs had to go there.
+
+    A hub keeps files instead of the manifest: in ``commit``, to be seen at ``url``.
+    """
 
     name: str
     digest: str
     sent: int
+    commit: str = ""
+    url: str = ""
 
 
 class Note(Event, frozen=True, tag="note"):

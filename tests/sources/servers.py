@@ -80,12 +80,15 @@ class Server:
     sent: dict[str, int] = field(default_factory=dict)
     url: str = ""
     reached: asyncio.Event = field(default_factory=asyncio.Event)  # a hold was reached
+    answer: Callable[[web.Request], Awaitable[web.StreamResponse]] | None = None  # instead of files
 
     def add(self, path: str, data: bytes = b"", **behaviour: Any) -> str:
         self.files[path] = Served(data, **behaviour)
         return self.url + path
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
+        if self.answer is not None:
+            return await self.answer(request)
         self.requests.append(request)
         path = request.path
         file = self.files.get(path)
@@ -168,8 +171,8 @@ async def serving(ssl_context: Any = None) -> AsyncGenerator[Server]:
 
 
 def _app(handle: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> web.Application:
-    app = web.Application()
-    app.router.add_get("/{path:.*}", handle)
+    app = web.Application(client_max_size=64 << 20)
+    app.router.add_route("*", "/{path:.*}", handle)
     return app
 
 

@@ -30,16 +30,26 @@ _LIMIT = 1 << 20  # bytes of a password
     examples=(
         ("pier push smollm2 localhost:5000/team/smollm2:1.0", "To a registry of your own."),
         ("pier push smollm2 oci://ghcr.io/team/smollm2:1.0", "With the login of `pier login` or `docker login`."),
+        ("pier push smollm2 hf:me/smollm2-gguf --private", "To Hugging Face, with a card, as one commit."),
     ),
 )
 @click.argument("model", shell_complete=complete_model)
 @click.argument("target", required=False)
+@option("--card", metavar="FILE", help="Hubs: the model's card; without one the model's own, else one is written.")
+@option("--private", is_flag=True, help="Hubs: make a repository that does not exist a private one.")
+@option("--create/--no-create", default=True, help="Hubs: make a repository or branch that does not exist.")
+@option("--message", metavar="TEXT", help="Hubs: the message of the commit.")
 @json_option
-def push(model: str, target: str | None, as_json: bool) -> None:
-    """Send a model to a registry.
+def push(
+    model: str, target: str | None, card: str | None, private: bool, create: bool, message: str | None, as_json: bool
+) -> None:
+    """Send a model to a registry or a hub.
 
     TARGET is oci://host/repository:tag; without it MODEL's own name must be one. What the registry has already is not
     sent again. Logins are those of Docker's config.json. With --json each line is one event.
+
+    To a hub (hf:org/repo, ms:org/repo, with @BRANCH for another branch) go the model's files and a card, as one commit.
+    The token is HF_TOKEN or what `hf auth login` kept, or MODELSCOPE_API_TOKEN.
     """
     from pierhead.registry.name import image_name
     from pierhead.registry.publish import push_model
@@ -49,6 +59,16 @@ def push(model: str, target: str | None, as_json: bool) -> None:
     store = open_store(paths)
     known(store, model)
     reference = parse(target or model)
+    if target and reference.kind in ("hf", "ms"):
+        from pierhead.cli.hub import push_model_to_hub
+
+        push_model_to_hub(store, model, reference, card=card, private=private, create=create, message=message or "",
+                          as_json=as_json)  # fmt: skip
+        return
+    if card or private or message or not create:
+        raise UsageError(
+            "--card, --private, --no-create and --message are for hubs", hint=f"pier push {model} hf:ORG/REPO"
+        )
     if reference.kind not in ("oci", "short") or (reference.kind == "short" and "/" not in reference.repo):
         raise BadReference(
             f"'{target or model}' does not name a place in a registry", hint=f"pier push {model} oci://HOST/REPO:TAG"

@@ -24,7 +24,7 @@ CUT = 3000  # entries at which the service ends a list without saying so
 MAX_LISTS = 200
 
 
-class _File(msgspec.Struct, rename="pascal"):
+class ScopeFile(msgspec.Struct, rename="pascal"):
     path: str
     size: int = 0
     sha256: str = ""
@@ -34,7 +34,7 @@ class _File(msgspec.Struct, rename="pascal"):
 
 
 class _Files(msgspec.Struct, rename="pascal"):
-    files: list[_File] | None = None
+    files: list[ScopeFile] | None = None
 
 
 class _Answer(msgspec.Struct, rename="pascal"):
@@ -61,7 +61,7 @@ class ModelScope(HubFiles):
 
     async def plan(self, reference: Reference) -> PullPlan:
         asked = reference.revision or BRANCH
-        files = {f.path: f for f in await self._files(reference, asked) if f.type != "tree"}
+        files = {f.path: f for f in await self.files(reference, asked) if f.type != "tree"}
         commit = asked if COMMIT.fullmatch(asked) else _newest(files.values()) or asked
         entries = [Entry(path, f.size) for path, f in files.items()]
         found = select(entries, reference.tag, f"{reference.repo} on {self.host}", reference.path)
@@ -74,12 +74,12 @@ class ModelScope(HubFiles):
             annotations["org.opencontainers.image.revision"] = commit
         return PullPlan(default_name(reference), str(pinned), chosen, annotations)
 
-    async def _files(self, reference: Reference, revision: str) -> list[_File]:
+    async def files(self, reference: Reference, revision: str) -> list[ScopeFile]:
         """All files of the repository; where the service cuts the list off, each folder is asked for by itself."""
         whole = await self._list(reference, revision, "", recursive=True)
         if len(whole) < CUT:
             return whole
-        found, folders, lists = dict[str, _File](), [""], 0
+        found, folders, lists = dict[str, ScopeFile](), [""], 0
         while folders:
             root = folders.pop()
             part = await self._list(reference, revision, root, recursive=bool(root))
@@ -94,7 +94,7 @@ class ModelScope(HubFiles):
                 raise SourceUnavailable(f"{reference.repo} on {self.host} holds too many files to list")
         return list(found.values())
 
-    async def _list(self, reference: Reference, revision: str, root: str, *, recursive: bool) -> list[_File]:
+    async def _list(self, reference: Reference, revision: str, root: str, *, recursive: bool) -> list[ScopeFile]:
         query = {"Revision": revision, "Recursive": str(recursive)} | ({"Root": root} if root else {})
         url = f"{self.address}/api/v1/models/{reference.repo}/repo/files?{urlencode(query)}"
         try:
@@ -119,7 +119,7 @@ class ModelScope(HubFiles):
         at = f" with a revision '{reference.revision}'" if reference.revision else ""
         return NotFound(f"{self.host} has no repository {repo}{at}", hint=f"Check the name; see {page}.")
 
-    def _file(self, repo: str, commit: str, file: _File, part: Part) -> RemoteFile:
+    def _file(self, repo: str, commit: str, file: ScopeFile, part: Part) -> RemoteFile:
         query = urlencode({"Revision": commit, "FilePath": file.path}, quote_via=quote)
         url = f"{self.address}/api/v1/models/{repo}/repo?{query}"
         digest = f"sha256:{file.sha256}" if SHA256.fullmatch(file.sha256) else ""
@@ -133,7 +133,7 @@ class ModelScope(HubFiles):
         return AccessDenied(f"{self.host} gives {file.name} only to those it admits", hint=hint)
 
 
-def _newest(files: Iterable[_File]) -> str:
+def _newest(files: Iterable[ScopeFile]) -> str:
     """The commit that touched the repository last, as far as its files tell."""
     known = [f for f in files if COMMIT.fullmatch(f.revision)]
     return max(known, key=lambda f: f.committed_date).revision if known else ""
