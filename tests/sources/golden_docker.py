@@ -86,14 +86,20 @@ class DockerModel:
 
 def write_docker(root: Path, models: list[tuple[DockerModel, list[str]]]) -> None:
     """A folder as Docker Model Runner keeps it, with these models and their tags."""
+    write_artifacts(root, [(model.manifest, model.blobs, tags) for model, tags in models])
+
+
+def write_artifacts(root: Path, artifacts: list[tuple[bytes, dict[str, bytes], list[str]]]) -> None:
+    """The same from manifests, their blobs and tags."""
     for folder in ("blobs/sha256", "manifests/sha256"):
         (root / folder).mkdir(parents=True, exist_ok=True)
     entries: list[dict[str, Any]] = []
-    for model, tags in models:
-        for key, data in model.blobs.items():
+    for manifest, blobs, tags in artifacts:
+        for key, data in blobs.items():
             (root / "blobs/sha256" / key[7:]).write_bytes(data)
-        (root / "manifests/sha256" / model.id[7:]).write_bytes(model.manifest)
-        files = [digest(data) for _, _, data in model.layers] + [digest(model.config_bytes)]
-        entries.append({"id": model.id, "tags": tags or None, "files": files})
+        (root / "manifests/sha256" / digest(manifest)[7:]).write_bytes(manifest)
+        document = json.loads(manifest)
+        files = [part["digest"] for part in (*document["layers"], document["config"])]
+        entries.append({"id": digest(manifest), "tags": tags or None, "files": files})
     (root / "layout.json").write_text(json.dumps({"version": "1.0.0"}, indent=2))
     (root / "models.json").write_text(json.dumps({"models": entries}, indent=2))

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.package import golden
 
 from pierhead.errors import CorruptData, NotFound, UsageError
 from pierhead.sources.adopt import Offer, Taken, Tool, chosen, folders, offers, take
 from pierhead.sources.docker_store import DockerStore, our_name
 from pierhead.store.layout import Store
 
-from .golden_docker import DockerModel, write_docker
+from .golden_docker import DockerModel, write_artifacts, write_docker
 from .golden_ollama import OllamaModel, digest
 from .servers import make_gguf
 from .test_ollama_folder import state
@@ -83,6 +84,24 @@ async def test_docker_models_enter_with_their_digest_and_all_their_names(docker:
     assert store.get(PLAIN.id).name == f"docker-model-{PLAIN.id[7:19]}"
     assert store.verify("ai/tiny") == []
     assert state(docker) == before
+
+
+@pytest.mark.parametrize(
+    "make", [golden.docker_split, golden.docker_safetensors, golden.docker_folder, golden.docker_dduf, golden.cncf_raw]
+)
+async def test_docker_models_of_every_format_are_taken(
+    tmp_path: Path, store: Store, make: Callable[[Path], golden.Artifact]
+) -> None:
+    artifact = make(tmp_path)
+    body = artifact.manifest()
+    write_artifacts(tmp_path / "docker", [(body, artifact.blobs, ["docker.io/ai/tiny:v1"])])
+    (one,) = await taken("docker", tmp_path / "docker", store)
+    assert one.error is None, one.error
+    record = store.get("ai/tiny:v1")
+    assert record.digest == digest(body)
+    assert record.metadata["format"]
+    assert store.materialize(record).is_dir()
+    assert store.verify(record.name) == []
 
 
 async def test_ollamas_models_are_listed_and_taken(ollama: Path, store: Store) -> None:

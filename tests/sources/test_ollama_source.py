@@ -86,6 +86,8 @@ async def test_every_layer_finds_its_place_and_keeps_its_digest(registry: Ollama
         "system": "Be brief.",
         "messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}],
     }
+    assert record.packaged.context == 4096
+    assert record.packaged.system == "Be brief."
     assert "later, num_gpu" in notes(puller)
     again = await puller(f"ollama://{registry.base}/library/tiny:1m")
     assert again.digest == record.digest, "the same model is not committed twice"
