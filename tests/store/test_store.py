@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from pierhead.errors import Conflict, CorruptData, NotFound, OutOfSpace, PierError, UsageError
+from pierhead.store.files import locked, seized
 from pierhead.store.layout import Store
 from pierhead.store.manifest import check_filepath
 from pierhead.store.media import GGUF
@@ -369,3 +370,34 @@ def test_a_store_without_permission_says_so(tmp_path: Path) -> None:
     (tmp_path / "store").write_text("a file is in the way")
     with pytest.raises(PierError):
         Store.open(tmp_path / "store")
+
+
+def test_a_lock_file_that_is_cleaned_away_while_somebody_waits_for_it_still_locks(tmp_path: Path) -> None:
+    lock, waits, order = tmp_path / "x.lock", threading.Event(), list[str]()
+
+    def wait() -> None:
+        with locked(lock, waiting=waits.set):
+            order.append("waiter has it")
+            with seized(lock) as free:
+                order.append("free" if free else "taken")
+
+    with locked(lock):
+        other = threading.Thread(target=wait)
+        other.start()
+        assert waits.wait(10)
+        lock.unlink()  # what a collector does to a dead transfer's
+    other.join(10)
+    assert order == ["waiter has it", "taken"]
+
+
+def test_a_collector_leaves_a_lease_alone_that_is_taken_while_it_looks(store: Store) -> None:
+    with store.lease():
+        data = b"found meanwhile" * 100
+        with store.ingest("k") as ingest:
+            ingest.write(data)
+            blob = ingest.commit()
+        for _ in range(3):
+            store.prune(partials=True)
+            assert len(list((store.root / "leases").iterdir())) == 1
+        assert store.has(blob.digest)
+    assert not list((store.root / "leases").iterdir())

@@ -37,6 +37,8 @@ def mapped(exc: OSError, doing: str) -> PierError:
     if exc.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         where = exc.filename or "the store"
         return AccessDenied(f"{doing}: no permission for {where}", hint="Check who owns it, or set PIERHEAD_HOME.")
+    if exc.errno == errno.ENOENT:
+        return NotFound(f"{doing}: {exc.filename or 'a file'} is gone", hint="It was removed meanwhile. Try again.")
     return PierError(f"{doing}: {exc.strerror or exc}")
 
 

@@ -12,6 +12,8 @@ from pierhead.errors import NotFound, UsageError
 from pierhead.store.blobs import Blobs
 from pierhead.store.files import locked, os_errors, replace, seized
 
+MARGIN = 1.0  # seconds: filesystems may round times
+
 
 class Keep:
     """The folders ``pins`` and ``leases``; the lock of the index orders pins and the collector."""
@@ -45,7 +47,7 @@ class Keep:
                     path.unlink(missing_ok=True)
                     continue
             with contextlib.suppress(FileNotFoundError):
-                oldest = min(oldest, path.stat().st_mtime - 1)
+                oldest = min(oldest, path.stat().st_mtime - MARGIN)
         return oldest
 
     def pin(self, digest: str, owner: str) -> None:

@@ -28,6 +28,7 @@ from pierhead.store.describe import describe
 from pierhead.store.documents import About, write
 from pierhead.store.files import disk_bytes, locked, make_folder, os_errors, replace
 from pierhead.store.history import Move, now
+from pierhead.store.index import Index
 from pierhead.store.keep import Keep
 from pierhead.store.link import LinkRecord, adopt, hash_file
 from pierhead.store.materialize import lay_out
@@ -165,34 +166,35 @@ class Store:
 
     def models(self) -> list[ModelRecord]:
         """All models, each once, by first name."""
-        while True:
-            index = self._names.read()
+
+        def read(index: Index) -> list[ModelRecord]:
             names: dict[str, list[str]] = {}
             for entry in index.named:
                 names.setdefault(entry.digest, []).append(entry.name)
-            try:
-                return sorted((self._record(d, sorted(n)) for d, n in names.items()), key=lambda r: r.name)
-            except NotFound:
-                if self._names.read() == index:
-                    raise  # it is not that one was removed while we read
+            return sorted((self._record(d, sorted(n)) for d, n in names.items()), key=lambda r: r.name)
+
+        return self._names.steadily(read)
 
     def get(self, name: str) -> ModelRecord:
         """The model by name, ``name:latest``, ``name@digest`` or digest (``sha256:`` and eight hex digits or more)."""
-        index = self._names.read()
-        found = index.find(name)
-        if found is None:
-            known = sorted({e.name for e in index.named})
-            close = difflib.get_close_matches(name, known, 1)
-            hint = f"Did you mean '{close[0]}'? " if close else ""
-            raise NotFound(
-                f"there is no model '{name}' in the store",
-                hint=f"{hint}Type `pier pull {name}`.",
-                data={"known": known[:50]},
-            )
-        digest, exact = found
-        names = sorted((e.name for e in index.named if e.digest == digest), key=lambda n: (n != exact, n))
-        earlier = next((e.previous for e in index.manifests if e.digest == digest and e.previous), "")
-        return self._record(digest, names, earlier)
+
+        def read(index: Index) -> ModelRecord:
+            found = index.find(name)
+            if found is None:
+                known = sorted({e.name for e in index.named})
+                close = difflib.get_close_matches(name, known, 1)
+                hint = f"Did you mean '{close[0]}'? " if close else ""
+                raise NotFound(
+                    f"there is no model '{name}' in the store",
+                    hint=f"{hint}Type `pier pull {name}`.",
+                    data={"known": known[:50]},
+                )
+            digest, exact = found
+            names = sorted((e.name for e in index.named if e.digest == digest), key=lambda n: (n != exact, n))
+            earlier = next((e.previous for e in index.manifests if e.digest == digest and e.previous), "")
+            return self._record(digest, names, earlier)
+
+        return self._names.steadily(read)
 
     def versions(self, name: str) -> list[ModelRecord]:
         """The earlier versions of a name that are still here, the latest first."""

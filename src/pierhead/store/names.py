@@ -6,6 +6,7 @@ import contextlib
 import re
 from collections.abc import Callable, Generator
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
@@ -18,6 +19,7 @@ from pierhead.store.manifest import reachable
 from pierhead.store.media import CONFIG
 from pierhead.store.model import Blob
 
+T = TypeVar("T")
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._@:/+-]{0,253}[A-Za-z0-9_])?")
 
 
@@ -59,6 +61,16 @@ class Names:
             ) from exc
         except OSError as exc:
             raise mapped(exc, f"cannot read the store in {self._root}") from exc
+
+    def steadily(self, look: Callable[[Index], T]) -> T:
+        """What ``look`` finds; it looks again when what it misses was removed by another process meanwhile."""
+        while True:
+            index = self.read()
+            try:
+                return look(index)
+            except NotFound:
+                if self.read() == index:
+                    raise
 
     @contextlib.contextmanager
     def edit(self) -> Generator[Index]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import itertools
 import os
 import resource
@@ -28,11 +29,15 @@ _CREATES = {"open", "write", "fsync", "os.rename", "os.link", "os.mkdir"}  # wha
 
 
 class Steps:
-    """Calls ``at(event, detail)`` before each durable step below ``root``; for the rest of the process's life."""
+    """Calls ``at(event, detail)`` before each durable step below ``root``; for the rest of the process's life.
 
-    def __init__(self, root: Path, at: Callable[[str, Any], None]) -> None:
+    With ``reads`` also before files are opened to be read and folders listed.
+    """
+
+    def __init__(self, root: Path, at: Callable[[str, Any], None], *, reads: bool = False) -> None:
         self._root = str(root)
         self._at = at
+        self._reads = reads
         self._busy = threading.local()
 
     def install(self) -> None:
@@ -56,7 +61,11 @@ class Steps:
 
     def _audit(self, event: str, args: tuple[Any, ...]) -> None:
         if event == "open":
-            if isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) and self._ours(args[0]):
+            wanted = self._reads or (isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
+            if wanted and self._ours(args[0]):
+                self._tell(event, args[0])
+        elif event in ("os.listdir", "os.scandir"):
+            if self._reads and self._ours(args[0]):
                 self._tell(event, args[0])
         elif event in ("os.rename", "os.link"):
             if self._ours(args[0]) or self._ours(args[1]):
@@ -180,6 +189,45 @@ def limited_to(size: int, root: Path, act: Act) -> int:
         act(root)
 
     return in_child(work)
+
+
+def meanwhile(number: int, root: Path, act: Act, rival: Act) -> tuple[int, bool]:
+    """Perform ``act`` in a child in which ``rival`` does its work before step ``number``; status, and whether it did.
+
+    A rival that would have to wait for the index's lock does not come at this step: it comes after the lock is free.
+    """
+    note = root.with_name("reached")
+    note.unlink(missing_ok=True)
+
+    def work() -> None:
+        counter = itertools.count(1)
+        lock = threading.Lock()
+
+        def at(event: str, detail: Any) -> None:
+            with lock:
+                if next(counter) != number:
+                    return
+                note.touch()
+                if not _held(root / "index.lock"):
+                    rival(root)
+
+        Steps(root, at, reads=True).install()
+        act(root)
+
+    return in_child(work), note.exists()
+
+
+def _held(path: Path) -> bool:
+    if not path.exists():
+        return False
+    fd = os.open(path, os.O_RDWR)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
 
 
 # --- power cuts -------------------------------------------------------------------------------------------------------
