@@ -18,6 +18,7 @@ from pierhead.paths import Paths
 from pierhead.refs import parse
 
 _NEED = "Memory estimate"
+_PARTS = {"weights": "weights", "kv_cache": "KV cache", "compute": "compute", "overhead": "program"}
 
 
 @click.command(
@@ -53,14 +54,16 @@ def inspect(model: str, context: int | None, parallel: int, cache_type: str, rem
     """Show what a model is and what memory it needs.
 
     A reference that is not in the store is read at its source by range requests; nothing is pulled. The estimate is for
-    the model's own context length, at most 8,192 tokens, unless --context says more.
+    the context that the model was packaged with, else its own, at most 8,192 tokens; --context names another.
     """
     paths = here()
     found = _remote(paths, model) if remote else _local(paths, model)
     summary: dict[str, Any] = found["metadata"]
-    tokens = context or min(int(summary.get("context_length") or 4096), 8192)
+    told: dict[str, Any] = found.get("memory") or {}
+    packaged: dict[str, Any] = found.get("packaged") or {}
+    tokens = context or int(packaged.get("context") or 0) or min(int(summary.get("context_length") or 4096), 8192)
     need: dict[str, Any] = {}
-    if summary.get("layers"):
+    if summary.get("weights_bytes"):
         sizing = estimate(
             summary,
             context=tokens,
@@ -71,6 +74,8 @@ def inspect(model: str, context: int | None, parallel: int, cache_type: str, rem
             projector=_total(found, "mmproj"),
         )
         need = {"context": tokens, "parallel": parallel, "cache_type": cache_type, **sizing.to_dict()}
+    elif all(isinstance(told.get(key), int) for key in (*_PARTS, "context", "total")):  # as it was packaged
+        need = {key: told[key] for key in (*_PARTS, "context", "total")} | {"parallel": 1, "cache_type": "f16"}
     if as_json:
         print_json({**found, "estimate": need})
         return
@@ -108,7 +113,30 @@ def _files(files: Sequence[dict[str, Any]]) -> list[str]:
     """Each file's name, size and role, aligned."""
     longest = max((len(f["name"]) for f in files), default=0)
     widest = max((len(size(f["size"])) for f in files), default=0)
-    return [f"{f['name']:<{longest}}  {size(f['size']):>{widest}}  {f.get('role', '')}" for f in files]
+    return [f"{f['name']:<{longest}}  {size(f['size']):>{widest}}  {_role(f)}" for f in files]
+
+
+def _values(values: Sequence[dict[str, Any]] | None) -> str:
+    """Inputs or outputs of a graph: names with types and shapes."""
+    return "\n".join(f"{v['name']}: {v['type']}[{', '.join(map(str, v['shape']))}]" for v in (values or ())[:20])
+
+
+def _role(file: dict[str, Any]) -> str:
+    """What a file is for, and how strongly a LoRA counts."""
+    scale = file.get("scale", 1.0)
+    return str(file.get("role", "")) + (f" × {scale:g}" if scale != 1.0 else "")
+
+
+def _settings(packaged: dict[str, Any]) -> str:
+    """How the model is to run, a line for each setting."""
+    lines = [f"context {packaged['context']:,} tokens"] if packaged.get("context") else []
+    options: dict[str, Any] = packaged.get("options") or {}
+    lines += [f"{name} = {value}" for name, value in options.items()]
+    if packaged.get("system"):
+        lines.append(f"system prompt: {packaged['system']}")
+    if packaged.get("messages"):
+        lines.append(f"{len(packaged['messages'])} messages begin a chat")
+    return "\n".join(lines)
 
 
 def _layers(layers: Sequence[dict[str, Any]]) -> list[str]:
@@ -127,17 +155,22 @@ def _show(found: dict[str, Any], summary: dict[str, Any], need: dict[str, Any]) 
         ("Architecture", str(summary.get("architecture") or "")),
         ("Parameters", number(summary.get("parameters"))),
         ("Quantization", str(summary.get("quantization") or "")),
-        ("Context length", f"{summary.get('context_length') or 0:,} tokens"),
-        ("Layers", f"{summary.get('layers') or 0}, embedding {summary.get('embedding_length') or 0}"),
+        ("Context length", f"{summary['context_length']:,} tokens" if summary.get("context_length") else ""),
+        (
+            "Layers",
+            f"{summary['layers']}, embedding {summary.get('embedding_length') or 0}" if summary.get("layers") else "",
+        ),
+        ("Inputs", _values(summary.get("inputs"))),
+        ("Outputs", _values(summary.get("outputs"))),
         ("Licence", str(summary.get("license") or "not stated")),
         ("Chat template", "yes" if summary.get("chat_template") else "no"),
     ]
+    rows.append(("Settings", _settings(found.get("packaged") or {})))
     rows.append(("Files", "\n".join(_files(found.get("files", ())))))
     rows.append(("Manifest", "\n".join(_layers(found.get("layers", ())))))
     rows.append(("Annotations", "\n".join(f"{k}: {v}" for k, v in sorted(found.get("annotations", {}).items()))))
     if need:
         head = f"{size(need['total'])} at {need['context']:,} tokens × {need['parallel']}, {need['cache_type']} cache"
-        names = {"weights": "weights", "kv_cache": "KV cache", "compute": "compute", "overhead": "program"}
-        parts = ", ".join(f"{name} {size(need[key])}" for key, name in names.items())
+        parts = ", ".join(f"{name} {size(need[key])}" for key, name in _PARTS.items())
         rows.append(("Memory", f"{head}\n{parts}"))
     pairs([(name, value) for name, value in rows if value])

@@ -116,7 +116,7 @@ def _name(given: str) -> str:
         return name
     if name in REFUSED or plain in REFUSED:
         reason = REFUSED.get(name) or REFUSED[plain]
-        hint = {"n_ctx": "Use 'context' instead.", "lora_adapters": "Use 'lora' instead."}.get(plain)
+        hint = {"n_ctx": "Use 'context' instead.", "lora_adapters": "Use 'lora' instead."}.get(plain, "Leave it out.")
         raise UsageError(f"the engine parameter '{given}' cannot be set: {reason}", hint=hint)
     known = table()
     if name in known:

@@ -13,7 +13,7 @@ from pierhead.formats.folder import MAX_TEMPLATE, read_config, read_dduf, read_s
 from pierhead.formats.gguf import FIRST_STEP_REMOTE, MAX_STEP, Header, merge, next_length
 from pierhead.formats.gguf_parser import HeaderParser, corrupt
 from pierhead.formats.gguf_summary import summary as gguf_summary
-from pierhead.formats.reading import Ask, Fetch, File, Reading, run, run_remote, unusable
+from pierhead.formats.reading import Ask, Fetch, File, Reading, run, run_remote, text, unusable
 
 __all__ = ["MAX_TEMPLATE", "check_file", "glance", "read_summary", "summarize", "summarize_remote"]
 
@@ -40,7 +40,18 @@ async def summarize_remote(files: Sequence[File], fetch: Fetch) -> dict[str, Any
 
 
 def read_summary(files: Sequence[File]) -> Reading[dict[str, Any]]:
-    """The reader for all of it. The keys are those of ``gguf_summary.summary`` whatever the format."""
+    """The reader for all of it. The keys are those of ``gguf_summary.summary`` whatever the format.
+
+    A chat template that is a file of its own counts before the one in the weights.
+    """
+    summary = yield from _weights(files)
+    own = next((f for f in files if f.role == "template" and (f.size or 0) <= MAX_TEMPLATE), None)
+    if own is not None:
+        summary["chat_template"] = (yield from text(own, MAX_TEMPLATE)).decode("utf-8", "replace")
+    return summary
+
+
+def _weights(files: Sequence[File]) -> Reading[dict[str, Any]]:
     weights = sorted((f for f in files if f.role == "weights"), key=lambda f: f.name)
     format = format_of_weights(weights)
     chosen = [f for f in weights if f.format == format]

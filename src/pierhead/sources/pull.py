@@ -27,7 +27,6 @@ from pierhead.formats.reading import File
 from pierhead.formats.summarize import EARLY, READABLE, check_file, glance, summarize_remote
 from pierhead.paths import Paths
 from pierhead.refs import Reference, default_name, parse
-from pierhead.registry.manifests import digest_of
 from pierhead.sources.artifact import Artifacts
 from pierhead.sources.base import PullPlan, RemoteFile, Source
 from pierhead.sources.catalog import Catalog, unknown_name
@@ -47,7 +46,7 @@ from pierhead.sources.web import Web
 from pierhead.store.describe import summary_of
 from pierhead.store.files import locked, os_errors
 from pierhead.store.layout import Store
-from pierhead.store.manifest import Manifest
+from pierhead.store.manifest import about_artifact
 from pierhead.store.media import HEAVY, SOURCE, docker_type
 from pierhead.store.model import Blob, Layer, ModelFile, ModelRecord
 
@@ -211,17 +210,8 @@ async def _inspect(sources: Sources, reference: Reference, name: str) -> dict[st
         "files": files,
         "metadata": metadata,
         "annotations": plan.annotations,
-        **_artifact(plan),
+        **(about_artifact(plan.manifest, plan.config, metadata) if plan.manifest else {}),
     }
-
-
-def _artifact(plan: PullPlan) -> dict[str, Any]:
-    """What the manifest of a packaged artifact says beside its files."""
-    if not plan.manifest:
-        return {}
-    document = msgspec.json.decode(plan.manifest, type=Manifest)
-    layers = [{"media_type": x.media_type, "digest": x.digest, "size": x.size} for x in document.layers]
-    return {"digest": digest_of(plan.manifest), "annotations": document.annotations, "layers": layers}
 
 
 def _shaped(file: RemoteFile, plan: PullPlan) -> File:

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from pierhead.formats.reading import File
-from pierhead.formats.summarize import MAX_TEMPLATE, summarize
+from pierhead.formats.summarize import summarize
 from pierhead.store.layers import config_of, files_of
 from pierhead.store.manifest import Manifest
 from pierhead.store.materialize import unpacked
@@ -40,9 +40,5 @@ def describe(
 
 
 def summary_of(files: Sequence[ModelFile], paths: dict[str, Path]) -> dict[str, Any]:
-    """The summary of files on this machine; a chat template that is a file of its own counts before the weights'."""
-    summary = summarize([File(f.name, f.size, f.role, f.format) for f in files], paths)
-    own = next((f for f in files if f.role == "template" and f.size <= MAX_TEMPLATE), None)
-    if own is not None:
-        summary["chat_template"] = paths[own.name].read_bytes().decode("utf-8", "replace")
-    return summary
+    """The summary of files on this machine."""
+    return summarize([File(f.name, f.size, f.role, f.format) for f in files], paths)

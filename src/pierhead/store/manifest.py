@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -11,13 +12,23 @@ import msgspec
 
 from pierhead.errors import CorruptData
 from pierhead.store.index import Descriptor
-from pierhead.store.layers import check_filepath, files_of
-from pierhead.store.media import CREATED, SETTINGS, SOURCE
+from pierhead.store.layers import check_filepath, config_of, files_of
+from pierhead.store.media import CREATED, MEMORY, SETTINGS, SOURCE
 from pierhead.store.model import ModelFile, ModelRecord, Packaged
 
-__all__ = ["MAX_DOCUMENT", "Manifest", "check_filepath", "reachable", "record"]
+__all__ = [
+    "MAX_DOCUMENT",
+    "Manifest",
+    "about_artifact",
+    "check_filepath",
+    "memory_of",
+    "packaged_of",
+    "reachable",
+    "record",
+]
 
 MAX_DOCUMENT = 16 << 20
+MAX_MEMORY = 4096  # characters
 
 
 class Manifest(msgspec.Struct, rename="camel", omit_defaults=True):
@@ -58,12 +69,13 @@ def record(
         source=str(beside.get("source") or found.annotations.get(SOURCE, "")),
         annotations=found.annotations,
         config_type=found.config.media_type,
-        packaged=_packaged(found, config, summary),
+        packaged=packaged_of(found, config, summary),
         unpacked=_unpacked(beside),
+        memory=memory_of(found),
     )
 
 
-def _packaged(found: Manifest, config: dict[str, Any], summary: Any) -> Packaged:
+def packaged_of(found: Manifest, config: dict[str, Any], summary: Any) -> Packaged:
     """How the model is to run. Docker's context size counts where it is not just what the model was trained for."""
     packaged = Packaged()
     with contextlib.suppress(msgspec.DecodeError):
@@ -74,6 +86,30 @@ def _packaged(found: Manifest, config: dict[str, Any], summary: Any) -> Packaged
     if not packaged.context and type(asked) is int and 0 < asked < 1 << 31 and asked != trained:
         packaged = msgspec.structs.replace(packaged, context=asked)
     return packaged
+
+
+def memory_of(found: Manifest) -> dict[str, Any]:
+    """What the weights' layers tell of the memory that the model needs: bytes and words, by name; empty for nothing."""
+    for layer in found.layers:
+        told = layer.annotations.get(MEMORY, "")
+        if told and len(told) <= MAX_MEMORY:
+            with contextlib.suppress(msgspec.DecodeError):
+                return dict(msgspec.json.decode(told, type=dict[str, int | str]))
+    return {}
+
+
+def about_artifact(manifest: bytes, config: bytes, summary: dict[str, Any]) -> dict[str, Any]:
+    """What a manifest and its config tell by themselves, JSON-safe: ``digest``, ``layers``, ``files``, ``memory``, …"""
+    found, about = msgspec.json.decode(manifest, type=Manifest), config_of(config)
+    return {
+        "digest": "sha256:" + hashlib.sha256(manifest).hexdigest(),
+        "annotations": found.annotations,
+        "config_type": found.config.media_type,
+        "layers": [{"media_type": x.media_type, "digest": x.digest, "size": x.size} for x in found.layers],
+        "files": msgspec.to_builtins(files_of(found.layers, about)),
+        "packaged": msgspec.to_builtins(packaged_of(found, about, summary)),
+        "memory": memory_of(found),
+    }
 
 
 def _unpacked(beside: dict[str, Any]) -> tuple[ModelFile, ...]:

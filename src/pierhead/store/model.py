@@ -81,6 +81,7 @@ class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
     annotations: dict[str, str] = {}
     config_type: str = ""  # the media type of its config: which specification it follows
     packaged: Packaged = Packaged()
+    memory: dict[str, Any] = {}  # what its weights' layers say that it needs (``store.documents.memory_annotation``)
     unpacked: tuple[ModelFile, ...] = ()  # the members of those of its files that are archives
 
     @property
