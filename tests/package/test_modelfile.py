@@ -62,8 +62,8 @@ def test_every_instruction_is_read() -> None:
         ("FROM", 1, "nothing"),
         ("SYSTEM x", 1, "no FROM"),
         ("FROM a\nMESSAGE boss hi", 2, "boss"),
-        ("FROM a\nTEMPLATE {{ .Prompt }}", 2, "Go"),
-        ("FROM a\nTEMPLATE {{ if .System }}x{{ end }}", 2, "Go"),
+        ("FROM a\nTEMPLATE {{ .Prompt }}{{ .Tools }}", 2, "Go"),
+        ("FROM a\nTEMPLATE {{ if .Thinking }}x{{ end }}", 2, "Go"),
     ],
 )
 def test_what_is_wrong_is_told_with_its_line(text: str, line: int, word: str) -> None:
@@ -78,6 +78,13 @@ def test_a_close_word_is_suggested() -> None:
     with pytest.raises(UsageError) as caught:
         parse("FROM a\nPARAMETER temprature 1")
     assert "temperature" in (caught.value.hint or "")
+
+
+def test_a_go_template_that_means_the_same_in_jinja_becomes_jinja() -> None:
+    made = parse("FROM a\nTEMPLATE {{ if .System }}S: {{ .System }} {{ end }}{{ .Prompt }}")
+
+    assert "{%" in made.template
+    assert ".Prompt" not in made.template
 
 
 def test_a_go_template_is_passed_over_where_a_chat_template_is_given_elsewhere() -> None:

@@ -11,12 +11,12 @@ import msgspec
 import pytest
 from tests.formats.foreign import llama_folder
 
-from pierhead.errors import CorruptData, NotFound, UsageError
+from pierhead.errors import CorruptData, NotFound, UnsafeContent, UsageError
 from pierhead.package import inputs
 from pierhead.package.build import package
 from pierhead.package.recipe import Recipe
 from pierhead.store.layout import Store
-from pierhead.store.media import CNCF_CONFIG, CONFIG, CONFIG_V02, MEMORY
+from pierhead.store.media import CNCF_CONFIG, CONFIG, CONFIG_V02, MEMORY, UNSAFE
 from pierhead.store.model import ModelRecord, Packaged
 
 from .conftest import write_lora, write_model
@@ -137,11 +137,17 @@ def test_a_model_of_one_s_own_is_packaged_as_it_is(store: Store, tmp_path: Path)
     (folder / "model.py").write_text("def predict(x): return x")
     (folder / "weights.pt").write_bytes(b"w" * 1000)
 
-    record = made(store, inputs.custom(folder))
+    with pytest.raises(UnsafeContent, match=r"weights\.pt") as caught:
+        made(store, inputs.custom(folder))
+    assert "--allow-unsafe" in (caught.value.hint or "")
+    assert not list(store.blobs.folder.iterdir())
+    record = made(store, inputs.custom(folder), allow_unsafe=True)
 
     assert {f.name: f.role for f in record.files} == {"model.py": "code", "weights.pt": "weights"}
     assert record.metadata["format"] == "pytorch"
     assert record.metadata["weights_bytes"] == 1000
+    assert "weights.pt" in record.annotations[UNSAFE]
+    assert "weights.pt" in made(store, record, name="other").annotations[UNSAFE]
 
 
 @pytest.mark.parametrize(

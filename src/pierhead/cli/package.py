@@ -72,6 +72,7 @@ _EXAMPLES = (
 @option(
     "--link", is_flag=True, section=_HOW, help="Hard-link weights instead of copying them; they must not change then."
 )
+@option("--allow-unsafe", is_flag=True, section=_HOW, help="Take in files that would run code of their author.")
 @option("--annotation", "annotations", multiple=True, metavar="K=V", section=_HOW, help="Of the manifest; repeatable.")
 @option("--push", is_flag=True, section=_HOW, help="Send it to a registry afterwards; NAME says where.")
 @json_option
@@ -189,6 +190,7 @@ def _recipe(paths: Paths, name: str, given: Mapping[str, Any], scratch: Path, li
         packaged=merged(packaged, asked),
         format=given["shape"] or "",
         link=given["link"],
+        allow_unsafe=given["allow_unsafe"],
         annotations=_pairs(given["annotations"], "annotation"),
     )
 

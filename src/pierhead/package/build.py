@@ -17,13 +17,14 @@ from pierhead.package.archive import packed
 from pierhead.package.inputs import Input, Inputs
 from pierhead.package.modelfile import is_go_template
 from pierhead.package.recipe import Recipe, chosen, joined, merged
+from pierhead.sources.check import check
 from pierhead.store.describe import summary_of
 from pierhead.store.documents import About, digest_of, write
 from pierhead.store.files import os_errors
 from pierhead.store.layers import config_of
 from pierhead.store.layout import Store
 from pierhead.store.manifest import Manifest
-from pierhead.store.media import HEAVY
+from pierhead.store.media import HEAVY, UNSAFE
 from pierhead.store.model import ModelFile, ModelRecord
 
 MAX_TEMPLATE = 1 << 20
@@ -39,6 +40,7 @@ def package(store: Store, recipe: Recipe, listener: Listener = ignore) -> ModelR
     """
     base = recipe.base if isinstance(recipe.base, ModelRecord) else None
     with store.lease():
+        unsafe = _gate(recipe, listener)
         if isinstance(recipe.base, Inputs):
             summary = _summary(recipe.base)
             files: tuple[ModelFile, ...] = tuple(_take(store, file, recipe, listener) for file in recipe.base.files)
@@ -61,7 +63,7 @@ def package(store: Store, recipe: Recipe, listener: Listener = ignore) -> ModelR
             "unpacked": msgspec.to_builtins(unpacked),
             "source": base.source if base else "",
         }
-        about = _about(store, recipe, summary, files, base)
+        about = _about(store, recipe, summary, files, base, unsafe)
         present = _present(store, recipe.name)
         if present is not None:
             again = write(format, files, dataclasses.replace(about, created=present.created))
@@ -90,6 +92,17 @@ def _take(store: Store, file: Input, recipe: Recipe, listener: Listener) -> Mode
     if blob.note:
         listener(Note(message=blob.note))
     return ModelFile(file.name, blob.size, file.role, blob.digest, file.format, scale=file.scale)
+
+
+def _gate(recipe: Recipe, listener: Listener) -> str:
+    """Refuse files that run code, unless that is allowed; the text that remembers what was."""
+    files = (*(recipe.base.files if isinstance(recipe.base, Inputs) else ()), *recipe.extras)
+    found, allowed = check(
+        [(f.name, f.path) for f in files], allow=recipe.allow_unsafe, again="the same command with --allow-unsafe"
+    )
+    for finding in found:
+        listener(Note(message=f"{finding.file}: {finding.reason}", level="warning"))
+    return allowed
 
 
 # --- what is added ------------------------------------------------------------------------------------------------
@@ -165,7 +178,12 @@ def _legacy(
 
 
 def _about(
-    store: Store, recipe: Recipe, summary: Mapping[str, Any], files: Sequence[ModelFile], base: ModelRecord | None
+    store: Store,
+    recipe: Recipe,
+    summary: Mapping[str, Any],
+    files: Sequence[ModelFile],
+    base: ModelRecord | None,
+    unsafe: str,
 ) -> About:
     annotations, header, diff_ids = dict(recipe.annotations), dict[str, str](), dict[str, str]()
     packaged = recipe.packaged
@@ -173,9 +191,12 @@ def _about(
         header = store.header_text(files)
     else:
         annotations = {_BASE_NAME: base.name, _BASE_DIGEST: base.digest, **annotations}
+        unsafe = "; ".join(text for text in (base.annotations.get(UNSAFE, ""), unsafe) if text)
         packaged = merged(base.packaged, packaged)
         config, header = _base_config(store, base)
         diff_ids = _diff_ids(config, base)
+    if unsafe:
+        annotations[UNSAFE] = unsafe
     return About(summary, recipe.created, packaged, annotations, header, recipe.name, diff_ids)
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from pierhead.errors import UsageError
+from pierhead.sources.go_template import to_jinja
 
 MAX_SIZE = 4 << 20
 _QUOTES = '"""'
@@ -63,7 +64,8 @@ class Modelfile:
 def parse(text: str, *, template_elsewhere: bool = False) -> Modelfile:
     """Read a Modelfile; UsageError names the line of what is wrong.
 
-    A template in Go's language is refused, unless a chat template is given elsewhere and counts instead.
+    A template in Go's language becomes Jinja where that is exactly the same, and is refused where not, unless a chat
+    template is given elsewhere and counts instead.
     """
     made = Modelfile()
     for line, word, value in _instructions(text):
@@ -89,13 +91,14 @@ def _take(made: Modelfile, line: int, word: str, value: str, template_elsewhere:
         made.adapters.append(value)
     elif word == "TEMPLATE":
         if is_go_template(value):
-            if template_elsewhere:
-                return
-            _refuse(
-                line,
-                "this TEMPLATE is one of Go, as Ollama has them; chat templates are Jinja here",
-                "Leave it out to use the model's own, or give a Jinja file: --chat-template FILE.",
-            )
+            jinja = "" if template_elsewhere else to_jinja(value)
+            if jinja is None:
+                _refuse(
+                    line,
+                    "this TEMPLATE is one of Go, as Ollama has them, and does what cannot be carried over to Jinja",
+                    "Leave it out to use the model's own, or give a Jinja file: --chat-template FILE.",
+                )
+            value = jinja
         made.template = value
     elif word == "SYSTEM":
         made.system = value

@@ -33,6 +33,7 @@ class Recipe:
     packaged: Packaged = Packaged()
     format: Wanted = ""
     link: bool = False
+    allow_unsafe: bool = False  # take in files that run code of their author
     annotations: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
