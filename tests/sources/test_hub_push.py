@@ -250,6 +250,25 @@ async def test_what_the_hub_says_about_a_refusal_is_shown(push: Pusher, hub2: Hu
         await push("hf:me/tiny")
 
 
+async def test_a_repository_that_moved_is_named(push: Pusher, hub2: HubDouble) -> None:
+    hub2.fault = lambda request: (
+        web.Response(status=307, headers={"Location": "/api/models/me/new/revision/main"})
+        if "/revision/" in request.path
+        else None
+    )
+    with pytest.raises(UsageError, match=r"moved to .*/me/new/"):
+        await push("hf:me/tiny")
+
+
+async def test_a_hub_that_wants_weights_inside_a_commit_is_not_obeyed(
+    push: Pusher, hub2: HubDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pierhead.sources.hub_push.MAX_INLINE", 100_000)
+    monkeypatch.setattr("tests.sources.hub_double.LARGE", (".none",))
+    with pytest.raises(SourceUnavailable, match="too large"):
+        await push("hf:me/tiny")
+
+
 PEER = """
 import json, sys
 from pathlib import Path

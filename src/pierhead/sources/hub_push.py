@@ -21,6 +21,7 @@ from pierhead.registry.wire import origin
 from pierhead.sources.outgoing import SAMPLE, Outgoing
 from pierhead.sources.sender import Sender
 
+MAX_INLINE = 64 << 20  # bytes of a file that goes into the commit itself
 BATCH = 256  # files of one question
 AT_ONCE = 4  # requests that carry bytes
 TRIES = 5  # commits that come too late, and addresses for uploads that expire
@@ -172,6 +173,8 @@ class HubPush:
             asked = await asyncio.to_thread(_described, some)
             answer = await self._sender.json("POST", f"{self._api}/preupload/{self._branch}", {"files": asked})
             found |= {mode.path: mode for mode in _read(answer, _Modes, self._sender.host).files}
+        if huge := [f.path for f in files if f.path in found and _inline(f, found[f.path]) and f.size > MAX_INLINE]:
+            raise SourceUnavailable(f"{self._sender.host} wants {huge[0]} inside a commit, for which it is too large")
         if missing := [f.path for f in files if f.path not in found]:
             raise SourceUnavailable(f"{self._sender.host} does not say how to send {missing[0]}")
         return found
@@ -317,6 +320,10 @@ def _described(files: Sequence[Outgoing]) -> list[dict[str, str | int]]:
 
 def _large(file: Outgoing, mode: _Mode) -> bool:
     return mode.upload_mode == "lfs" and file.size > 0  # storage takes no empty objects
+
+
+def _inline(file: Outgoing, mode: _Mode) -> bool:
+    return not mode.should_ignore and not _large(file, mode)
 
 
 async def _same(file: Outgoing, mode: _Mode) -> bool:

@@ -21,6 +21,7 @@ from pierhead.sources.hub_push import Choose, Place, Pushed, Report
 from pierhead.sources.modelscope import ModelScope
 from pierhead.sources.outgoing import Outgoing
 from pierhead.sources.sender import Sender
+from pierhead.sources.variant import name_of
 
 PUBLIC, PRIVATE = 5, 1
 INLINE = 64 << 10  # bytes of a file that goes into the commit itself
@@ -143,7 +144,7 @@ def _action(file: Outgoing) -> dict[str, str | int]:
 
 
 def _large(file: Outgoing) -> bool:
-    if file.path.lower() in _ALWAYS_INLINE or file.size == 0:
+    if name_of(file.path).lower() in _ALWAYS_INLINE or file.size == 0:
         return False
     return file.size > INLINE or file.path.lower().endswith(_ALWAYS_LARGE)
 

@@ -7,7 +7,7 @@ import ssl
 from collections.abc import AsyncIterable, Callable, Mapping
 from types import TracebackType
 from typing import Any, Self, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import aiohttp
 import msgspec
@@ -133,6 +133,9 @@ class Sender:
         if 200 <= status < 300:
             return
         where = redact(str(response.url))
+        if status in (301, 302, 307, 308) and ours:
+            moved = redact(urljoin(str(response.url), response.headers.get("Location", "")))
+            raise UsageError(f"{where} has moved to {moved}", hint="Use the repository's new name.")
         words = _words(body, response.headers) if ours else ""
         said = f"{where} answers {status} {words or response.reason or ''}".rstrip()
         data = {"status": status, "error_code": response.headers.get("X-Error-Code", ""), "said": words, "ours": ours}
