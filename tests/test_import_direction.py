@@ -23,6 +23,7 @@ ORDER: tuple[frozenset[str], ...] = tuple(
         "engines",
         "package",
         "sources",
+        "trust",
         "registry",
         "store",
         "formats",

@@ -156,6 +156,14 @@ class UnsafeContent(PierError):
     exit_code = 14
 
 
+class Untrusted(PierError):
+    """A model whose signatures are missing, do not hold, or are not those that the policy asks for."""
+
+    code = "untrusted"
+    http_status = 403
+    exit_code = 15
+
+
 _BY_CODE: dict[str, type[PierError]] = {}
 
 

@@ -26,6 +26,7 @@ class Double:
         self.behave: Callable[[web.Request], web.Response | None] | None = None
         self.seen: list[str] = []
         self.base = ""
+        self._partial: dict[str, bytes] = {}
 
     def put(self, kind: str, body: bytes, tag: str = "") -> str:
         for target in {digest_of(body), tag} - {""}:
@@ -56,9 +57,17 @@ class Double:
 
     async def _blob(self, request: web.Request, rest: str) -> web.Response:
         if request.method == "POST":
-            return web.Response(status=202, headers={"Location": f"{request.path}one"})
+            location = f"{request.path}{len(self._partial)}"
+            self._partial[location] = b""
+            return web.Response(status=202, headers={"Location": location})
+        if request.method == "PATCH":
+            self._partial[request.path] += await request.read()
+            return web.Response(status=202)
         if request.method == "PUT":
-            self.blobs[request.query["digest"]] = await request.read()
+            data = self._partial[request.path] + await request.read()
+            if digest_of(data) != request.query["digest"]:
+                return web.Response(status=400)
+            self.blobs[request.query["digest"]] = data
             return web.Response(status=201)
         found = self.blobs.get(rest)
         return web.Response(status=404) if found is None else web.Response(body=found)

@@ -17,6 +17,7 @@ from pierhead.errors import CorruptData, NotFound, UsageError
 from pierhead.sources.adopt import Offer, Taken, Tool, chosen, folders, offers, take
 from pierhead.sources.docker_store import DockerStore, our_name
 from pierhead.store.layout import Store
+from pierhead.trust.gate import Gate
 
 from .golden_docker import DockerModel, write_artifacts, write_docker
 from .golden_ollama import OllamaModel, digest
@@ -63,7 +64,9 @@ async def listed(tool: Tool, root: Path, store: Store) -> list[Offer]:
 
 async def taken(tool: Tool, root: Path, store: Store, *names: str, **options: Any) -> list[Taken]:
     found = await listed(tool, root, store)
-    return await take(chosen(tool, found, names) if names else found, store=store, **options)
+    return await take(
+        chosen(tool, found, names) if names else found, store=store, gate=Gate(store.root / "none"), **options
+    )
 
 
 async def test_docker_models_enter_with_their_digest_and_all_their_names(docker: Path, store: Store) -> None:
@@ -220,7 +223,7 @@ async def test_one_bad_model_is_said_and_does_not_stop_the_others(
     spoil(docker)
     found = await listed("docker", docker, store)
     assert [o.state for o in found if o.name == "ai/tiny"] == [state]
-    bad, good = await take(found, store=store)
+    bad, good = await take(found, store=store, gate=Gate(store.root / "none"))
     assert bad.error is not None
     assert words in bad.error.message
     assert bad.error.hint

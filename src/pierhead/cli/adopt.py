@@ -92,9 +92,13 @@ def _wanted(tool: Tool, found: Sequence[Offer], names: Sequence[str], force: boo
 
 def _take(wanted: Sequence[Offer], store: Store, *, link: bool, force: bool, allow_unsafe: bool) -> list[Taken]:
     from pierhead.sources.adopt import take
+    from pierhead.trust.gate import Gate
 
+    gate = Gate(here().config)
     with bars() as listener:
-        coming = take(wanted, store=store, listener=listener, link=link, force=force, allow_unsafe=allow_unsafe)
+        coming = take(
+            wanted, store=store, gate=gate, listener=listener, link=link, force=force, allow_unsafe=allow_unsafe
+        )
         return asyncio.run(coming)
 
 

@@ -41,6 +41,12 @@ VERBS: dict[str, dict[str, tuple[str, str]]] = {
         "prune": ("pierhead.cli.space:prune", "Remove what no name needs."),
     },
     "Trust": {
+        "sign": ("pierhead.cli.signing:sign", "Sign a model, or make a key to sign with."),
+        "verify": ("pierhead.cli.signing:verify", "Check that a model is signed by who you say."),
+        "referrers": (
+            "pierhead.cli.signing:referrers",
+            "List what is attached to a model: signatures, SBOMs.",
+        ),
         "scan": ("pierhead.cli.scan:scan", "Say whether a model's files would run code."),
     },
     "Operate": {

@@ -33,6 +33,7 @@ from pierhead.paths import Paths
 from pierhead.runtimes.process import ProcessRuntime
 from pierhead.store.layout import Store
 from pierhead.store.model import ModelRecord
+from pierhead.trust.gate import Gate
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +58,7 @@ class Daemon:
         self.store = Store.open(paths.store)
         self.keys = Keys(paths.database, paths.state / "pepper")
         self._docker = LazyDocker(paths.replicas, loaded.settings.runtime)
+        self.gate = Gate(paths.config)
         self.fleet = Supervisor(
             store=self.store,
             engines=(LlamaCpp(loaded.settings.runtime.base_image, loaded.settings.engine.max_context),),
@@ -65,6 +67,7 @@ class Daemon:
             replicas_dir=paths.replicas,
             changed=self._fleet_changed,
             withdrawn=self._withdrawn,
+            trusted=self._trusted,
         )
         self.link = GatewayLink(
             paths=paths,
@@ -175,6 +178,11 @@ class Daemon:
             origins=self._origins,
             idle_exit_s=self._idle_exit,
         )
+
+    def _trusted(self, record: ModelRecord) -> None:
+        """Ask the policy before a start; Untrusted when it refuses."""
+        for warning in self.gate.check_start(self.store, record):
+            log.warning("%s", warning)
 
     async def pull(self, reference: str, name: str | None, listener: Listener) -> None:
         """Fetch a model into the store; it is done once the gateway serves it."""

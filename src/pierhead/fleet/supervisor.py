@@ -42,8 +42,10 @@ class Supervisor:
         changed: Callable[[], None] = lambda: None,
         withdrawn: Callable[[], Awaitable[None]] | None = None,
         memory: Callable[[], Memory] = read_memory,
+        trusted: Callable[[ModelRecord], object] = lambda record: None,
     ) -> None:
         self._store = store
+        self._trusted = trusted
         self._engines = engines
         self._settings = settings
         self._dir = replicas_dir
@@ -246,8 +248,9 @@ class Supervisor:
         return decision.plan, name, runtime
 
     def _hold(self, replica: Replica) -> Path:
-        """Keep the store from removing the model while it runs; its folder."""
+        """Keep the store from removing the model while it runs; its folder. Untrusted where the policy refuses it."""
         record = replica.life.model
+        self._trusted(record)
         self._store.pin(record.digest, replica.id)
         replica.life.lease.callback(self._store.unpin, replica.id)
         self._store.recheck(record)

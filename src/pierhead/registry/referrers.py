@@ -55,7 +55,7 @@ class Attachment:
         """The manifest, read; CorruptData when it is none."""
         try:
             return msgspec.json.decode(self.manifest, type=Manifest)
-        except msgspec.DecodeError as exc:
+        except (msgspec.DecodeError, RecursionError) as exc:
             raise CorruptData(f"the referrer {self.digest[:19]} has a manifest that cannot be read: {exc}") from exc
 
     @property
@@ -135,7 +135,7 @@ class _Index(msgspec.Struct):
 def _index(body: bytes, where: str) -> list[Descriptor]:
     try:
         return msgspec.json.decode(body, type=_Index).manifests
-    except msgspec.DecodeError as exc:
+    except (msgspec.DecodeError, RecursionError) as exc:
         raise CorruptData(f"{where} has a list of referrers that cannot be read: {exc}") from exc
 
 

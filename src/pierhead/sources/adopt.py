@@ -20,6 +20,7 @@ from pierhead.sources.ollama_store import OllamaStore, ollama_folders
 from pierhead.sources.pull import pull_from
 from pierhead.store.layout import Store
 from pierhead.store.model import ModelRecord
+from pierhead.trust.gate import Gate
 
 Tool = Literal["ollama", "docker"]
 TOOLS: dict[Tool, str] = {"ollama": "Ollama", "docker": "Docker Model Runner"}
@@ -164,6 +165,7 @@ async def take(
     wanted: Sequence[Offer],
     *,
     store: Store,
+    gate: Gate,
     listener: Listener = ignore,
     link: bool = False,
     force: bool = False,
@@ -175,7 +177,7 @@ async def take(
     async def one(offer: Offer) -> Taken:
         async with slots:
             try:
-                record = await _take(offer, store, listener, link=link, force=force, allow_unsafe=allow_unsafe)
+                record = await _take(offer, store, gate, listener, link=link, force=force, allow_unsafe=allow_unsafe)
             except PierError as exc:
                 return Taken(offer, error=exc)
             return Taken(offer, record)
@@ -186,7 +188,7 @@ async def take(
 
 
 async def _take(
-    offer: Offer, store: Store, listener: Listener, *, link: bool, force: bool, allow_unsafe: bool
+    offer: Offer, store: Store, gate: Gate, listener: Listener, *, link: bool, force: bool, allow_unsafe: bool
 ) -> ModelRecord:
     if offer.error is not None and not (force and isinstance(offer.error, Conflict)):
         raise offer.error
@@ -195,7 +197,14 @@ async def _take(
     told = _naming(listener, offer.name)
     source = offer.source.telling(told) if isinstance(offer.source, Ollama) else offer.source
     record = await pull_from(
-        source, offer.reference, offer.name, store=store, listener=told, link=link, allow_unsafe=allow_unsafe
+        source,
+        offer.reference,
+        offer.name,
+        store=store,
+        gate=gate,
+        listener=told,
+        link=link,
+        allow_unsafe=allow_unsafe,
     )
     for name in offer.names[1:]:
         await asyncio.to_thread(store.tag, offer.name, name)

@@ -6,38 +6,59 @@ import asyncio
 import dataclasses
 from collections.abc import Sequence
 
-from pierhead.errors import PierError
+from pierhead.errors import PierError, Untrusted
 from pierhead.events import Listener, Note
-from pierhead.registry.referrers import Attachment, keep
+from pierhead.registry.referrers import Attachment, digest_of, keep
 from pierhead.sources.artifact import Artifacts
 from pierhead.sources.base import PullPlan, Source
 from pierhead.sources.check import check
 from pierhead.store.layout import Store
 from pierhead.store.media import UNSAFE
 from pierhead.store.model import Layer, ModelRecord
+from pierhead.trust.gate import Gate
 
 
 class Guard:
     """One pull's: ``before`` its blobs are fetched, ``check`` when they are here, ``after`` the model has its name."""
 
     def __init__(
-        self, store: Store, source: Source, plan: PullPlan, listener: Listener, *, allow_unsafe: bool = False
+        self,
+        store: Store,
+        source: Source,
+        plan: PullPlan,
+        listener: Listener,
+        gate: Gate,
+        *,
+        allow_unsafe: bool = False,
     ) -> None:
         self._store = store
+        self._gate = gate
         self._source = source
         self._plan = plan
         self._listener = listener
         self._allow_unsafe = allow_unsafe
         self._said: list[Attachment] = []
 
-    async def before(self) -> None:
-        """Learn what is said about the model; a registry that cannot tell does not stop the pull."""
-        if not isinstance(self._source, Artifacts) or not self._plan.manifest:
-            return
+    async def before(self, name: str) -> None:
+        """Learn what is said about the model, and ask the policy; Untrusted when it does not allow the model.
+
+        A registry that cannot tell stops the pull only where the policy asks for what it should have told.
+        """
+        digest, trouble = "", ""
+        if isinstance(self._source, Artifacts) and self._plan.manifest:
+            digest = digest_of(self._plan.manifest)
+            try:
+                self._said = await self._source.said(self._plan)
+            except PierError as exc:
+                trouble = f"signatures and attestations could not be fetched: {exc.message}"
+                self._listener(Note(message=trouble, level="warning"))
+        references = [self._plan.source, name]
         try:
-            self._said = await self._source.said(self._plan)
-        except PierError as exc:
-            self._listener(Note(message=f"signatures and attestations were not brought along: {exc.message}"))
+            warnings = await asyncio.to_thread(self._gate.check, references, digest, self._said)
+        except Untrusted as exc:
+            raise Untrusted(f"{exc.message}; {trouble}", hint=exc.hint, data=exc.data) if trouble else exc from None
+        for warning in warnings:
+            self._listener(Note(message=warning, level="warning"))
 
     async def check(self, layers: Sequence[Layer], name: str) -> PullPlan:
         """Refuse what runs code; the plan, which remembers what was allowed."""

@@ -49,6 +49,7 @@ from pierhead.store.layout import Store
 from pierhead.store.manifest import about_artifact
 from pierhead.store.media import HEAVY, SOURCE, docker_type
 from pierhead.store.model import Blob, Layer, ModelFile, ModelRecord
+from pierhead.trust.gate import Gate
 
 # What makes a short name try its next source; anything else (a full disk, a bad setting) would fail there too.
 _NEXT = (SourceUnavailable, NotFound, AccessDenied, CorruptData, Timeout, UsageError, Conflict)
@@ -131,7 +132,7 @@ async def pull(
     await entered(lease)
     try:
         async with Sources(settings, paths, listener=listener, env=env, retry=retry) as sources:
-            one = _Pull(store, sources.of, listener, link, allow_unsafe)
+            one = _Pull(store, sources.of, listener, Gate(paths.config), link=link, allow_unsafe=allow_unsafe)
             if parsed.kind != "short":
                 return await one.run(parsed, name or default_name(parsed))
             found = Catalog.load(settings, paths).meaning(parsed)
@@ -150,6 +151,7 @@ async def pull_from(
     name: str,
     *,
     store: Store,
+    gate: Gate,
     listener: Listener = ignore,
     link: bool = False,
     allow_unsafe: bool = False,
@@ -158,7 +160,8 @@ async def pull_from(
     lease = store.lease()
     await entered(lease)
     try:
-        return await _Pull(store, lambda _: source, listener, link, allow_unsafe).run(reference, name)
+        one = _Pull(store, lambda _: source, listener, gate, link=link, allow_unsafe=allow_unsafe)
+        return await one.run(reference, name)
     finally:
         lease.__exit__(None, None, None)
 
@@ -273,9 +276,12 @@ class _Pull:
         store: Store,
         source_of: Callable[[Reference], Source],
         listener: Listener,
+        gate: Gate,
+        *,
         link: bool,
         allow_unsafe: bool,
     ) -> None:
+        self._gate = gate
         self._store = store
         self._source_of = source_of
         self._listener = listener
@@ -292,8 +298,8 @@ class _Pull:
         self._listener(PullPlanned(name=name, source=plan.source, total=plan.total))
         heavy = [f for f in plan.files if f.role in HEAVY]
         cached = all(f.digest and self._store.has(f.digest) for f in heavy)
-        guard = Guard(self._store, source, plan, self._listener, allow_unsafe=self._allow_unsafe)
-        await guard.before()
+        guard = Guard(self._store, source, plan, self._listener, self._gate, allow_unsafe=self._allow_unsafe)
+        await guard.before(name)
         layers = [await self._layer(source, file, _shaped(file, plan), name) for file in plan.files]
         plan = await guard.check(layers, name)
         record = await asyncio.to_thread(self._commit, name, plan, layers)
@@ -312,6 +318,7 @@ class _Pull:
             return None
         if _weights(record) != expected or not all(self._store.has(f.digest) for f in record.files):
             return None
+        await asyncio.to_thread(self._gate.check_start, self._store, record)
         self._listener(PullDone(name=name, digest=record.digest, size=record.size, cached=True))
         return record
 
@@ -369,7 +376,7 @@ class _Pull:
         """Read the headers of what was fetched and give it its name."""
         try:
             if plan.manifest:
-                beside = {**self._store.describe(plan.manifest, plan.config), "source": plan.source}
+                beside = {**self._store.describe(plan.manifest, plan.config), "source": plan.source, **plan.annotations}
                 return self._store.commit_artifact(name, plan.manifest, plan.config, beside)
             metadata = self._summary(plan, layers)
         except CorruptData as exc:

@@ -66,6 +66,16 @@ class History:
                 expected = move.was
         return true
 
+    def sources(self, digest: str) -> tuple[str, ...]:
+        """Where pulls brought a manifest from, as seen here; what a manifest says of itself does not count."""
+        found = (m.source for m in self._all() if m.digest == digest and m.by == "pull" and m.source)
+        return tuple(dict.fromkeys(found))
+
+    @property
+    def size(self) -> int:
+        """Bytes; it changes with every line."""
+        return self._path.stat().st_size if self._path.exists() else 0
+
     def _all(self) -> list[Move]:
         try:
             lines = self._path.read_bytes().splitlines()

@@ -212,6 +212,15 @@ class Store:
                 return moves
         return []
 
+    def pulled_from(self, digest: str) -> tuple[str, ...]:
+        """The sources that pulls brought a model from, as this machine saw them."""
+        return self._names.history.sources(digest)
+
+    @property
+    def moves(self) -> int:
+        """A number that changes whenever a name moves."""
+        return self._names.history.size
+
     def note(self, name: str, *, by: str, source: str = "") -> None:
         """Remember that a name was looked at and still means what it meant."""
         with os_errors("cannot write to the store"), locked(self._names.lock):

@@ -66,7 +66,7 @@ def record(
         created=found.annotations.get(CREATED, ""),
         files=files_of(found.layers, config),
         metadata=summary if isinstance(summary, dict) else {},  # pyright: ignore[reportUnknownArgumentType]
-        source=str(beside.get("source") or found.annotations.get(SOURCE, "")),
+        source=str(beside["source"] if "source" in beside else found.annotations.get(SOURCE, "")),
         annotations=found.annotations,
         config_type=found.config.media_type,
         packaged=packaged_of(found, config, summary),

@@ -1,0 +1,94 @@
+"""Where the policy is asked: before a pull gives a model its name, and before every start; remembers its answers."""
+
+from __future__ import annotations
+
+import datetime
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from pierhead.errors import PierError, Untrusted
+from pierhead.registry.referrers import Attachment, kept
+from pierhead.store.layout import Store
+from pierhead.store.model import ModelRecord
+from pierhead.trust import policy
+from pierhead.trust.evidence import evidence_of
+from pierhead.trust.policy import FILE, Policy
+
+_Stamp = tuple[tuple[str, int, int, int], ...]
+MAX_REMEMBERED = 1000
+
+
+def _today() -> datetime.date:
+    return datetime.datetime.now(datetime.UTC).date()
+
+
+class Gate:
+    """The policy in ``folder``; without a file everything is allowed. Safe to use from many threads."""
+
+    def __init__(self, folder: Path, today: Callable[[], datetime.date] = _today) -> None:
+        self._path = folder / FILE
+        self._today = today
+        self._lock = threading.Lock()
+        self._policy: Policy | None = None
+        self._stamp: _Stamp | None = None
+        self._answers: dict[tuple[str, ...], list[str] | PierError] = {}
+
+    def check(self, references: Sequence[str], digest: str, said: Sequence[Attachment]) -> list[str]:
+        """Warnings; Untrusted or ConfigError (a damaged policy) when the model must not be used. Blocks."""
+        found = self._current()
+        if found is None:
+            return []
+        return policy.decide(found, references, digest, evidence_of(said), self._today())
+
+    def check_start(self, store: Store, record: ModelRecord) -> list[str]:
+        """The same for a model of the store by what is kept with it, offline; the answer is remembered."""
+        found = self._current()
+        if found is None:
+            return []
+        said = [r.digest for r in store.referrers(record.digest)]
+        key = (record.digest, found.hash, str(self._today()), str(store.moves), *record.names, "", *said)
+        with self._lock:
+            known = self._answers.get(key)
+        if known is None:
+            names = (*store.pulled_from(record.digest), *record.names)
+            known = self._ask(found, names, record, kept(store, record.digest))
+            with self._lock:
+                if len(self._answers) >= MAX_REMEMBERED:
+                    self._answers.clear()
+                self._answers[key] = known
+        if isinstance(known, PierError):
+            raise known
+        return known
+
+    def _ask(
+        self, found: Policy, names: Sequence[str], record: ModelRecord, said: Sequence[Attachment]
+    ) -> list[str] | PierError:
+        try:
+            return policy.decide(found, names, record.digest, evidence_of(said), self._today())
+        except Untrusted as exc:
+            return exc
+
+    def _current(self) -> Policy | None:
+        """The policy as its files are now; they are read again when one of them changed."""
+        with self._lock:
+            if self._stamp is not None and self._policy is not None and self._stamp == _stamp(self._policy.files):
+                return self._policy
+            self._policy, self._stamp = None, None
+            found = policy.read(self._path)
+            if found is not None:
+                stamp = _stamp(found.files)
+                again = policy.read(self._path)  # a file that is written just now is not remembered half
+                if again is not None and again.hash == found.hash:
+                    self._policy, self._stamp = found, stamp
+            self._answers.clear()
+            return found
+
+
+def _stamp(files: Sequence[Path]) -> _Stamp | None:
+    """What tells whether files changed; None when one is gone."""
+    try:
+        found = [(str(f), f.stat()) for f in files]
+    except OSError:
+        return None
+    return tuple((name, s.st_mtime_ns, s.st_size, s.st_ino) for name, s in found)
