@@ -1,6 +1,8 @@
-"""Pull and push of a large artifact against skopeo, the machine's limit and one hash of the file.
+"""Pull and push of a large artifact against skopeo, the oras client, the machine's limit and one hash of the file.
 
 Needs Debian's docker-registry and skopeo, and root to drop caches (without root the caches stay warm, and it says so).
+The oras client is installed once, into a virtual environment in the cache folder. Every round runs all of them, each
+time beginning with another; a ratio is the median of the rounds' own ratios.
 """
 
 from __future__ import annotations
@@ -9,8 +11,10 @@ import asyncio
 import contextlib
 import hashlib
 import http.client
+import http.server
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -18,6 +22,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -47,6 +52,93 @@ while count := reply.readinto(buffer):
 os.fsync(fd)
 print(running.hexdigest())
 """
+
+
+ORAS = "oras==0.2.43"
+ORAS_PULL = """
+import sys, oras.client
+host, target, out = sys.argv[1:]
+oras.client.OrasClient(hostname=host, insecure=True).pull(target=target, outdir=out)
+"""
+ORAS_PUSH = """
+import os, sys, oras.client
+host, target, file, kind = sys.argv[1:]
+os.chdir(os.path.dirname(file))
+oras.client.OrasClient(hostname=host, insecure=True).push(target=target, files=[f"{os.path.basename(file)}:{kind}"])
+"""
+
+
+def oras_python() -> str:
+    """The interpreter of a virtual environment with the oras client; empty when it cannot be made."""
+    folder = harness.ROOT / ".cache" / "oras"
+    python = folder / "bin" / "python"
+    uv = str(Path(sys.executable).with_name("uv"))
+    try:
+        if not (folder / "done").exists():
+            subprocess.run([uv, "venv", "-q", "--clear", "--python", sys.executable, str(folder)], check=True)
+            subprocess.run([uv, "pip", "install", "-q", "--python", str(python), ORAS], check=True)
+            (folder / "done").touch()
+    except (OSError, subprocess.CalledProcessError):
+        print("the oras client cannot be installed: it is left out", file=sys.stderr)
+        return ""
+    return str(python)
+
+
+class Failing(http.server.BaseHTTPRequestHandler):
+    """Passes requests on to a registry; a fifth of them fail: an error, a broken connection, half of the body."""
+
+    protocol_version = "HTTP/1.1"
+    upstream = ""
+    dice = random.Random(20)
+    failed = 0
+
+    def do_GET(self) -> None:
+        way = Failing.dice.choice(("503", "500", "break", "half")) if Failing.dice.random() < 0.2 else ""
+        Failing.failed += bool(way)
+        if way == "break":
+            self.close_connection = True
+            return
+        if way.isdigit():
+            self.send_response(int(way))
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        connection = http.client.HTTPConnection(self.upstream)
+        passed = {name: self.headers[name] for name in ("Range", "Accept") if name in self.headers}
+        connection.request("GET", self.path, headers=passed)
+        reply = connection.getresponse()
+        left = int(reply.headers["Content-Length"]) // (2 if way else 1)
+        self.send_response(reply.status)
+        for name in ("Content-Length", "Content-Range", "Content-Type", "Docker-Content-Digest"):
+            if name in reply.headers:
+                self.send_header(name, reply.headers[name])
+        self.end_headers()
+        with contextlib.suppress(ConnectionError):
+            while left and (block := reply.read(min(left, 1 << 20))):
+                self.wfile.write(block)
+                left -= len(block)
+        self.close_connection = bool(way)
+        connection.close()
+
+    do_HEAD = do_GET
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing."""
+
+
+@contextlib.contextmanager
+def failing(host: str) -> Iterator[str]:
+    """A registry a fifth of whose requests fail."""
+    Failing.upstream = host
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Failing)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 def drop_caches() -> bool:
@@ -167,67 +259,114 @@ def turned(names: Iterable[str], number: int) -> list[str]:
     return found[start:] + found[:start]
 
 
-def pusher(name: str, artifact: Artifact, where: str, copy: list[str]) -> Callable[[], object]:
-    """One push by one of the two."""
-    if name == "push":
-        return lambda: asyncio.run(artifact.push(where))
-    return lambda: program([*copy, f"docker://{where}"])
+COPY = ["skopeo", "copy", "-q", "--src-tls-verify=false", "--dest-tls-verify=false"]
+
+
+class Measured:
+    """Seconds of every round by name; ``ratio`` compares within rounds."""
+
+    def __init__(self) -> None:
+        self.times: dict[str, list[float]] = {}
+
+    def add(self, name: str, work: Callable[[], object]) -> None:
+        self.times.setdefault(name, []).append(timed(work))
+
+    def ratio(self, over: str, under: str) -> float:
+        pairs = zip(self.times[over], self.times[under], strict=True)
+        return statistics.median(a / b for a, b in pairs)
+
+
+def pulls(artifact: Artifact, host: str, folder: Path, oras: str) -> dict[str, Callable[[], object]]:
+    """Who pulls, each into a place of its own below ``folder``."""
+    where = f"{host}/bench/model:v1"
+    blob = f"/v2/bench/model/blobs/{artifact.digest}"
+    found: dict[str, Callable[[], object]] = {
+        "pull": lambda: asyncio.run(artifact.pull(where, folder / "store")),
+        "skopeo pull": lambda: program([*COPY, f"docker://{where}", f"oci:{folder}/skopeo:v1"]),
+        "limit": lambda: program([sys.executable, "-c", LIMIT, host, blob, str(folder / "limit")]),
+    }
+    if oras:
+        found["oras pull"] = lambda: program([oras, "-c", ORAS_PULL, host, where, str(folder / "oras")])
+    return found
+
+
+def pushes(artifact: Artifact, host: str, layout: Path, oras: str) -> dict[str, Callable[[], object]]:
+    """Who pushes."""
+    where = f"{host}/bench/other:v1"
+    found: dict[str, Callable[[], object]] = {
+        "push": lambda: asyncio.run(artifact.push(where)),
+        "skopeo push": lambda: program([*COPY, f"oci:{layout}:v1", f"docker://{where}"]),
+    }
+    if oras:
+        found["oras push"] = lambda: program([oras, "-c", ORAS_PUSH, host, where, str(artifact.file), GGUF])
+    return found
+
+
+def measure_pulls(artifact: Artifact, folder: Path, rounds: int, oras: str, measured: Measured) -> dict[str, float]:
+    """All pulls from one registry; the bytes that ours reads and writes; a pull with failures."""
+    figures: dict[str, float] = {}
+    with registry(folder) as host:
+        asyncio.run(artifact.push(f"{host}/bench/model:v1"))
+        program([*COPY, f"docker://{host}/bench/model:v1", f"oci:{folder}/layout:v1"])
+        for number in range(rounds):
+            out = folder / "out"
+            work = pulls(artifact, host, out, oras)
+            for name in turned(work, number):
+                out.mkdir()
+                before = counters()
+                measured.add(name, work[name])
+                if name == "pull":
+                    read, written = (b - a for a, b in zip(before, counters(), strict=True))
+                    figures |= {"written_per_byte": written / artifact.size, "read_per_byte": read / artifact.size}
+                shutil.rmtree(out)
+        with failing(host) as troubled:
+            root = folder / "troubled"
+            begin = time.perf_counter()
+            asyncio.run(artifact.pull(f"{troubled}/bench/model:v1", root))
+            blob = Store.open(root).blob_path(artifact.digest)
+            with blob.open("rb") as file:
+                right = "sha256:" + hashlib.file_digest(file, "sha256").hexdigest() == artifact.digest
+            figures["pull_with_failures_ok"] = float(right and Failing.failed > 0)
+            figures["pull_with_failures_s"] = time.perf_counter() - begin
+            shutil.rmtree(root)
+    return figures
+
+
+def measure_pushes(artifact: Artifact, folder: Path, rounds: int, oras: str, measured: Measured) -> None:
+    """Each push into a registry of its own: one that has the bytes would not take them again."""
+    for number in range(rounds):
+        for name in turned(pushes(artifact, "", folder, oras), number):
+            fresh = folder / "fresh"
+            fresh.mkdir()
+            with registry(fresh) as host:
+                measured.add(name, pushes(artifact, host, folder / "layout", oras)[name])
+            shutil.rmtree(fresh)
 
 
 def measure(folder: Path, size: int, rounds: int) -> tuple[dict[str, float], dict[str, list[float]]]:
-    times: dict[str, list[float]] = {
-        n: [] for n in ("pull", "skopeo pull", "limit", "push", "skopeo push", "link", "sha256")
-    }
-    figures: dict[str, float] = {}
+    measured, oras = Measured(), oras_python()
     artifact = Artifact(folder, size)
-    copy = ["skopeo", "copy", "-q", "--src-tls-verify=false", "--dest-tls-verify=false"]
-    with registry(folder) as host:
-        where = f"{host}/bench/model:v1"
-        asyncio.run(artifact.push(where))
-        program([*copy, f"docker://{where}", f"oci:{folder}/layout:v1"])
-        blob = f"/v2/bench/model/blobs/{artifact.digest}"
-        root, out, layout = folder / "store", folder / "out", folder / "pulled"
-        pulls: dict[str, Callable[[], object]] = {
-            "pull": lambda: asyncio.run(artifact.pull(where, root)),
-            "skopeo pull": lambda: program([*copy, f"docker://{where}", f"oci:{layout}:v1"]),
-            "limit": lambda: program([sys.executable, "-c", LIMIT, host, blob, str(out)]),
-        }
-        for number in range(rounds):
-            for name in turned(pulls, number):
-                before = counters()
-                times[name].append(timed(pulls[name]))
-                if name == "pull":
-                    read, written = (b - a for a, b in zip(before, counters(), strict=True))
-                    figures |= {"written_per_byte": written / size, "read_per_byte": read / size}
-                shutil.rmtree(root, ignore_errors=True)
-                shutil.rmtree(layout, ignore_errors=True)
-                out.unlink(missing_ok=True)
+    figures = measure_pulls(artifact, folder, rounds, oras, measured)
+    measure_pushes(artifact, folder, rounds, oras, measured)
     linked = folder / "linked"
     hashes: dict[str, Callable[[], object]] = {
         "link": lambda: Store.open(linked).adopt_file(artifact.file, link=True),
         "sha256": lambda: program(["openssl", "dgst", "-sha256", str(artifact.file)]),
     }
     for number in range(rounds):
-        for name in turned({"push": None, "skopeo push": None}, number):
-            # a registry of its own each time: one that has the bytes would not take them again
-            fresh = folder / "fresh"
-            fresh.mkdir()
-            with registry(fresh) as host:
-                times[name].append(
-                    timed(pusher(name, artifact, f"{host}/bench/other:v1", [*copy, f"oci:{folder}/layout:v1"]))
-                )
-            shutil.rmtree(fresh)
         for name in turned(hashes, number):
-            times[name].append(timed(hashes[name]))
+            measured.add(name, hashes[name])
             shutil.rmtree(linked, ignore_errors=True)
-    median = {name: statistics.median(found) for name, found in times.items()}
     figures |= {
-        "pull_vs_skopeo": median["skopeo pull"] / median["pull"],
-        "push_vs_skopeo": median["skopeo push"] / median["push"],
-        "pull_vs_limit": median["limit"] / median["pull"],
-        "package_vs_sha256": median["link"] / median["sha256"],
+        "pull_vs_skopeo": measured.ratio("skopeo pull", "pull"),
+        "push_vs_skopeo": measured.ratio("skopeo push", "push"),
+        "pull_vs_limit": measured.ratio("limit", "pull"),
+        "package_vs_sha256": measured.ratio("link", "sha256"),
     }
-    return figures, times
+    if oras:
+        figures |= {"pull_vs_oras": measured.ratio("oras pull", "pull")}
+        figures |= {"push_vs_oras": measured.ratio("oras push", "push")}
+    return figures, measured.times
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from pierhead.errors import CorruptData, SourceUnavailable
 from pierhead.registry.client import Registry
 from pierhead.registry.wire import Again, Retry, content_range, persist, redact, retry_after
 
-SEGMENT = 8 << 20
+SEGMENT = 16 << 20
 WINDOW = 64 << 20
 LEAST = 64 << 10  # bytes that an answer has to bring within ``patience``, lest it be called a trickle
 FLUSH = 1 << 20  # what is written at once while a part still grows

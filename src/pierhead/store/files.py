@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import os
 import shutil
 import stat
@@ -153,6 +154,25 @@ def _inside(at: int, name: str, flags: int, root: Path, relative: str) -> int:
                 hint="Links inside other programs' folders are not followed.",
             ) from exc
         raise mapped(exc, f"cannot read {root / relative}") from exc
+
+
+def start_writing(fd: int, offset: int, length: int) -> None:
+    """Have the kernel begin to write a part of a file to the disk, without waiting; where it cannot, never mind."""
+    call = _sync_file_range()
+    if call is not None:
+        call(fd, offset, length, 2)  # SYNC_FILE_RANGE_WRITE
+
+
+@functools.cache
+def _sync_file_range() -> Callable[[int, int, int, int], int] | None:
+    import ctypes
+
+    try:
+        found = ctypes.CDLL(None).sync_file_range
+    except (AttributeError, OSError):
+        return None
+    found.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+    return found
 
 
 def sync_folder(path: Path) -> None:
