@@ -136,6 +136,11 @@ class House:
         """The command lines of what runs."""
         return [" ".join(p.cmdline()) for p in self.processes()]
 
+    def left_after(self, seconds: float) -> list[str]:
+        """What still runs when everything that is about to end has had time to."""
+        psutil.wait_procs(self.processes(), timeout=seconds)
+        return self.left
+
     def clear(self) -> None:
         """End everything."""
         for daemon in self.daemons:

@@ -412,7 +412,7 @@ def test_a_second_signal_does_not_wait_for_streams(running: House) -> None:
     running.daemons[-1].send_signal(signal.SIGINT)
     assert running.daemons[-1].wait(20) == 0
     stream.connection.close()
-    assert running.left == []
+    assert running.left_after(10) == []
 
 
 def test_a_gateway_that_a_killed_daemon_left_half_way_is_put_away(running: House) -> None:
