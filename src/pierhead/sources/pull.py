@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import os
 from collections.abc import Callable, Mapping, Sequence
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import msgspec
 
@@ -27,22 +25,16 @@ from pierhead.formats.reading import File
 from pierhead.formats.summarize import EARLY, READABLE, check_file, glance, summarize_remote
 from pierhead.paths import Paths
 from pierhead.refs import Reference, default_name, parse
-from pierhead.sources.artifact import Artifacts
 from pierhead.sources.base import PullPlan, RemoteFile, Source
 from pierhead.sources.catalog import Catalog, unknown_name
 from pierhead.sources.catalog import Entry as CatalogEntry
 from pierhead.sources.guard import Guard
-from pierhead.sources.http import Http, Retry
-from pierhead.sources.hub import Hub
-from pierhead.sources.installer import Installer
+from pierhead.sources.http import Retry
 from pierhead.sources.landing import Landing, Progress, landing
-from pierhead.sources.local import Local, opened
-from pierhead.sources.modelscope import COOKIE, ModelScope
-from pierhead.sources.ollama import Ollama
+from pierhead.sources.local import opened
 from pierhead.sources.pins import Pins
-from pierhead.sources.pypi import PyPI
+from pierhead.sources.roster import Sources
 from pierhead.sources.threads import entered
-from pierhead.sources.web import Web
 from pierhead.store.describe import summary_of
 from pierhead.store.files import locked, os_errors
 from pierhead.store.layout import Store
@@ -53,57 +45,6 @@ from pierhead.trust.gate import Gate
 
 # What makes a short name try its next source; anything else (a full disk, a bad setting) would fail there too.
 _NEXT = (SourceUnavailable, NotFound, AccessDenied, CorruptData, Timeout, UsageError, Conflict)
-
-
-class Sources:
-    """All sources behind one session; use as an async context manager."""
-
-    def __init__(
-        self,
-        settings: SourceSettings,
-        paths: Paths,
-        *,
-        listener: Listener = ignore,
-        env: Mapping[str, str] | None = None,
-        retry: Retry | None = None,
-    ) -> None:
-        env = os.environ if env is None else env
-        self.http = Http(settings, retry=retry)
-        self._scope_http = Http(settings, retry=retry, cookie=COOKIE)
-        web = Web(self.http)
-        installer = Installer(settings.pypi_installer, env)
-        self._artifacts = Artifacts(settings, env, retry, listener)
-        self._sources: dict[str, Source] = {
-            "https": web,
-            "http": web,
-            "file": Local(),
-            "hf": Hub.from_environment(self.http, settings.hf_endpoint, env),
-            "ms": ModelScope.from_environment(self._scope_http, settings.ms_endpoint, env),
-            "oci": self._artifacts,
-            "ollama": Ollama(self._artifacts, env, listener),
-            "pypi": PyPI(self.http, installer, paths.cache / "wheels", listener),
-        }
-
-    async def __aenter__(self) -> Self:
-        await self.http.__aenter__()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._artifacts.close()
-        await self._scope_http.__aexit__(kind, value, trace)
-        await self.http.__aexit__(kind, value, trace)
-
-    def of(self, reference: Reference) -> Source:
-        """The source of a reference; UsageError for kinds that cannot be pulled."""
-        found = self._sources.get(reference.kind)
-        if found is None:
-            raise UsageError(
-                f"'{reference}' cannot be pulled: {reference.kind} references are not supported yet",
-                hint="Use a short name, hf:, ms:, oci:, ollama:, pypi:, https: or a file.",
-            )
-        return found
 
 
 async def pull(

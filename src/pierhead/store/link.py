@@ -93,7 +93,10 @@ def adopt(blobs: Blobs, links: Path, path: Path, *, link: bool, expected: str = 
                 f"{before.path} changed while it was read", hint="Wait until it is complete, then try again."
             )
         if expected and digest != expected:
-            raise CorruptData(f"{before.path} has digest {digest}, expected {expected}", hint="It is damaged.")
+            raise CorruptData(
+                f"{before.path} has digest {digest}, expected {expected}",
+                hint="It is damaged: fetch it again with the tool whose file it is.",
+            )
         if blobs.claim(digest):
             return Blob(digest, before.size)
         if link:
