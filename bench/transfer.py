@@ -19,6 +19,7 @@ import shutil
 import signal
 import socket
 import statistics
+import struct
 import subprocess
 import sys
 import tempfile
@@ -30,6 +31,9 @@ from pathlib import Path
 import harness
 from pierhead.config import SourceSettings
 from pierhead.events import ignore
+from pierhead.package.build import package
+from pierhead.package.inputs import detect
+from pierhead.package.recipe import Recipe
 from pierhead.refs import parse
 from pierhead.registry.client import Registry
 from pierhead.registry.credentials import Login
@@ -191,15 +195,28 @@ def timed(work: Callable[[], object]) -> float:
     return time.perf_counter() - begin
 
 
+def gguf_header(size: int) -> bytes:
+    """The beginning of a GGUF file of ``size`` bytes that is one tensor of whatever follows."""
+
+    def text(value: bytes) -> bytes:
+        return struct.pack("<Q", len(value)) + value
+
+    key = text(b"general.architecture") + struct.pack("<I", 8) + text(b"llama")
+    start = 256
+    tensor = text(b"blk.0.attn_k.weight") + struct.pack("<IQIQ", 1, size - start, 24, 0)  # bytes
+    return (b"GGUF" + struct.pack("<IQQ", 3, 1, 1) + key + tensor).ljust(start, b"\0")
+
+
 class Artifact:
     """One layer of random bytes with a config and a manifest."""
 
     def __init__(self, folder: Path, size: int) -> None:
-        self.file, self.size = folder / "weights", size
+        self.file, self.size = folder / "weights.gguf", size
         running = hashlib.sha256()
         with self.file.open("wb") as out:
             for start in range(0, size, 1 << 20):
                 block = os.urandom(min(1 << 20, size - start))
+                block = block if start else (head := gguf_header(size)) + block[len(head) :]
                 running.update(block)
                 out.write(block)
             out.flush()
@@ -349,8 +366,9 @@ def measure(folder: Path, size: int, rounds: int) -> tuple[dict[str, float], dic
     figures = measure_pulls(artifact, folder, rounds, oras, measured)
     measure_pushes(artifact, folder, rounds, oras, measured)
     linked = folder / "linked"
+    recipe = Recipe(name="mine", base=detect(artifact.file), created="2026-01-01T00:00:00Z", link=True)
     hashes: dict[str, Callable[[], object]] = {
-        "link": lambda: Store.open(linked).adopt_file(artifact.file, link=True),
+        "link": lambda: package(Store.open(linked), recipe),
         "sha256": lambda: program(["openssl", "dgst", "-sha256", str(artifact.file)]),
     }
     for number in range(rounds):
