@@ -152,7 +152,6 @@ def _make(paths: Paths, name: str, given: Mapping[str, Any], listener: events.Li
 
 
 def _recipe(paths: Paths, name: str, given: Mapping[str, Any], scratch: Path, listener: events.Listener) -> Any:
-    from pierhead.package import inputs
     from pierhead.package.recipe import Recipe, merged, settings_of
     from pierhead.store.model import Packaged
 
@@ -172,14 +171,7 @@ def _recipe(paths: Paths, name: str, given: Mapping[str, Any], scratch: Path, li
     elif given["source"] is not None:
         base = _found(paths, given["source"], Path(), listener)
     else:
-        readers = {
-            "gguf": inputs.gguf,
-            "safetensors_dir": inputs.safetensors,
-            "onnx": inputs.onnx,
-            "dduf": inputs.detect,
-            "folder": inputs.custom,
-        }
-        base = next(reader(given[kind]) for kind, reader in readers.items() if given[kind] is not None)
+        base = _files(given)
     asked = settings_of(_validated(base, _pairs(given["options"], "option")))
     asked = merged(asked, Packaged(context=given["context_size"] or 0))
     return Recipe(
@@ -193,6 +185,20 @@ def _recipe(paths: Paths, name: str, given: Mapping[str, Any], scratch: Path, li
         allow_unsafe=given["allow_unsafe"],
         annotations=_pairs(given["annotations"], "annotation"),
     )
+
+
+def _files(given: Mapping[str, Any]) -> Any:
+    """The files behind the option that says of which kind they are."""
+    from pierhead.package import inputs
+
+    readers = {
+        "gguf": inputs.gguf,
+        "safetensors_dir": inputs.safetensors,
+        "onnx": inputs.onnx,
+        "dduf": inputs.detect,
+        "folder": inputs.custom,
+    }
+    return next(reader(given[kind]) for kind, reader in readers.items() if given[kind] is not None)
 
 
 def _extras(given: Mapping[str, Any]) -> tuple[Any, ...]:
