@@ -49,8 +49,17 @@ _PARTS = {"weights": "weights", "kv_cache": "KV cache", "compute": "compute", "o
     help="KV cache: f16, q8_0, …",
 )
 @option("-r", "--remote", is_flag=True, help="Look at the source even if the model is in the store.")
+@option("--attestations", is_flag=True, help="Also list what is attached: signatures, SBOMs, provenance.")
 @json_option
-def inspect(model: str, context: int | None, parallel: int, cache_type: str, remote: bool, as_json: bool) -> None:
+def inspect(
+    model: str,
+    context: int | None,
+    parallel: int,
+    cache_type: str,
+    remote: bool,
+    attestations: bool,
+    as_json: bool,
+) -> None:
     """Show what a model is and what memory it needs.
 
     A reference that is not in the store is read at its source by range requests; nothing is pulled. The estimate is for
@@ -76,10 +85,28 @@ def inspect(model: str, context: int | None, parallel: int, cache_type: str, rem
         need = {"context": tokens, "parallel": parallel, "cache_type": cache_type, **sizing.to_dict()}
     elif all(isinstance(told.get(key), int) for key in (*_PARTS, "context", "total")):  # as it was packaged
         need = {key: told[key] for key in (*_PARTS, "context", "total")} | {"parallel": 1, "cache_type": "f16"}
+    said = _attached(model, remote) if attestations else {}
     if as_json:
-        print_json({**found, "estimate": need})
+        print_json({**found, "estimate": need, **said})
         return
     _show(found, summary, need)
+    for one in said.get("attestations", ()):
+        pairs(
+            [
+                (
+                    "Attached",
+                    f"{one['what']}{', signed' if one['signed'] else ''}  {one['created']}  {one['digest'][:19]}",
+                )
+            ]
+        )
+
+
+def _attached(model: str, remote: bool) -> dict[str, Any]:
+    """What is attached to the model, in the store or in its registry."""
+    from pierhead.cli.signing import attached
+
+    where = str(parse(model)) if remote else model
+    return {"attestations": asyncio.run(attached(where))}
 
 
 def _local(paths: Paths, model: str) -> dict[str, Any]:

@@ -43,6 +43,7 @@ VERBS: dict[str, dict[str, tuple[str, str]]] = {
     "Trust": {
         "sign": ("pierhead.cli.signing:sign", "Sign a model, or make a key to sign with."),
         "verify": ("pierhead.cli.signing:verify", "Check that a model is signed by who you say."),
+        "attest": ("pierhead.cli.attest:attest", "Attach what a model is made of and where it came from."),
         "referrers": (
             "pierhead.cli.signing:referrers",
             "List what is attached to a model: signatures, SBOMs.",

@@ -189,6 +189,8 @@ def _words(exc: BaseException) -> str:
 def sign_keyless(payload: bytes, token: str, trust_config: Path | None) -> bytes:
     """A bundle of a statement, signed with a short-lived certificate for the identity token's subject."""
     with extra():
+        from sigstore._internal.fulcio.client import FulcioClientError
+        from sigstore._internal.rekor import RekorClientError
         from sigstore.dsse import Statement as SigstoreStatement
         from sigstore.errors import Error as SigstoreError
         from sigstore.models import ClientTrustConfig
@@ -202,7 +204,7 @@ def sign_keyless(payload: bytes, token: str, trust_config: Path | None) -> bytes
             return signer.sign_dsse(SigstoreStatement(payload)).to_json().encode()
     except OSError as exc:
         raise UsageError(f"cannot sign: {exc.strerror or exc}") from exc
-    except (SigstoreError, ValueError) as exc:
+    except (SigstoreError, FulcioClientError, RekorClientError, ValueError) as exc:
         raise UsageError(
             f"Sigstore does not sign: {_words(exc)}", hint="Is the identity token current, and made for Sigstore?"
         ) from exc

@@ -35,7 +35,7 @@ class Envelope(msgspec.Struct, rename="camel"):
         return pae(self.payload_type, self.payload)
 
 
-class Subject(msgspec.Struct, omit_defaults=True):
+class Subject(msgspec.Struct):
     digest: dict[str, str]
     name: str = ""
 

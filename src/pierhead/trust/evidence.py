@@ -19,7 +19,7 @@ from pierhead.errors import CorruptData
 from pierhead.registry.referrers import DSSE_LAYER, SIMPLE_SIGNING, Attachment
 from pierhead.trust import bundle
 from pierhead.trust.bundle import Certified
-from pierhead.trust.dsse import CYCLONEDX, PROVENANCE, SIGNED, SPDX, Envelope, Statement, read_statement
+from pierhead.trust.dsse import CYCLONEDX, PAYLOAD, PROVENANCE, SIGNED, SPDX, Envelope, Statement, read_statement
 from pierhead.trust.keys import PublicKey
 
 Form = Literal["bundle", "simple", "dsse", "document"]
@@ -100,6 +100,8 @@ def _of(one: Attachment) -> list[Evidence]:
             kind = layer.annotations.get("predicateType", "")
             certified = _CERTIFICATE in layer.annotations
             found.append(Evidence("dsse", one.digest, data, kind, created=created, certificate=certified))
+        elif layer.media_type == PAYLOAD:
+            found.append(Evidence("document", one.digest, data, _statement_kind(data), created=created))
         elif layer.media_type.startswith((SPDX_JSON, CYCLONEDX_JSON)):
             found.append(Evidence("document", one.digest, data, layer.media_type, created=created))
     return found
@@ -111,6 +113,13 @@ def _kind_in(data: bytes) -> str:
         return read_statement(envelope.payload_type, envelope.payload).predicate_type if envelope else ""
     except CorruptData:
         return ""
+
+
+def _statement_kind(data: bytes) -> str:
+    try:
+        return read_statement(PAYLOAD, data).predicate_type
+    except CorruptData:
+        return PAYLOAD
 
 
 def _decoded(text: str) -> bytes:
