@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import sys
 from collections.abc import AsyncGenerator
 from pathlib import Path
 
+import pexpect
 import pytest
 from aiohttp import web
 
@@ -335,3 +337,19 @@ async def test_a_push_tells_how_far_it_is(start_registry: StartRegistry, home: P
     heard.clear()
     await push_model(store, "mine", place, settings=SourceSettings(), env={}, listener=heard.append)
     assert all(e.resumed == e.total for e in heard if isinstance(e, events.PushProgress))
+
+
+def test_a_terminal_shows_a_push_and_a_pipe_gets_lines(start_registry: StartRegistry, tmp_path: Path) -> None:
+    env = {**os.environ, "PIERHEAD_HOME": str(tmp_path / "home"), "DOCKER_CONFIG": str(tmp_path), "TERM": "xterm"}
+    pier = str(Path(sys.executable).parent / "pier")
+    (tmp_path / "m.gguf").write_bytes(make_gguf(3 * MIB))
+    subprocess.run([pier, "pull", str(tmp_path / "m.gguf"), "--name", "mine"], env=env, check=True, capture_output=True)
+    where = f"{start_registry()}/team/model"
+    child = pexpect.spawn(pier, ["push", "mine", f"{where}:1"], env=env, timeout=30, dimensions=(24, 100))
+    child.expect("Pushing mine to")
+    child.expect("Pushed .*, 3.* sent")
+    child.expect("sha256:[0-9a-f]{64}")
+    child.expect(pexpect.EOF)
+    piped = subprocess.run([pier, "push", "mine", f"{where}:2"], env=env, check=True, capture_output=True, text=True)
+    assert piped.stderr.splitlines()[0].startswith("Pushing mine to")
+    assert "The registry had everything" in piped.stderr
