@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
+from io import FileIO
 from pathlib import Path
 from urllib.parse import urlencode, urljoin
 
@@ -139,12 +140,13 @@ class _Sending:
         start, end = self._at, min(self._at + self._chunk_size, self._size)
         headers = {"Content-Range": f"{start}-{end - 1}", **_body(end - start)}
         accept = (413, 416, *(REFUSED if start == 0 else ()))
-        body = self._read(start, end)
-        async with self._registry.request(
-            "PATCH", self._location, push=True, headers=headers, data=body, accept=accept
-        ) as answer:
-            status = answer.status
-            location = answer.headers.get("Location", "")
+        with self._path.open("rb", buffering=0) as file:
+            body = self._read(file, start, end)
+            async with self._registry.request(
+                "PATCH", self._location, push=True, headers=headers, data=body, accept=accept
+            ) as answer:
+                status = answer.status
+                location = answer.headers.get("Location", "")
         if status < 300:
             self._at = end
             self._location = urljoin(self._location, location) if location else self._location
@@ -169,17 +171,17 @@ class _Sending:
         if not await self._ask():
             await self.begin()
 
-    async def _read(self, start: int, end: int) -> AsyncGenerator[bytes]:
-        with self._path.open("rb", buffering=0) as file:
-            file.seek(start)
-            while start < end:
-                block = await asyncio.to_thread(file.read, min(BLOCK, end - start))
-                if not block:
-                    raise SourceUnavailable(f"the blob {self._digest[:19]} is shorter than it was")
-                start += len(block)
-                self.sent += len(block)
-                yield block
-                self._report(start)
+    async def _read(self, file: FileIO, start: int, end: int) -> AsyncGenerator[bytes]:
+        """The caller closes the file: a registry that answers early leaves this generator unfinished."""
+        file.seek(start)
+        while start < end:
+            block = await asyncio.to_thread(file.read, min(BLOCK, end - start))
+            if not block:
+                raise SourceUnavailable(f"the blob {self._digest[:19]} is shorter than it was")
+            start += len(block)
+            self.sent += len(block)
+            yield block
+            self._report(start)
 
     async def _ask(self) -> bool:
         """Learn how much the registry has; False when it has forgotten the upload."""
@@ -206,10 +208,12 @@ class _Sending:
         if self._at:
             await self.begin()
         self._at, self._ended = 0, True
-        url, body = _end(self._location, self._digest), self._read(0, self._size)
-        async with self._registry.request("PUT", url, push=True, headers=_body(self._size), data=body) as answer:
-            if answer.status != 201:
-                raise _unfinished(self._location, answer.status)
+        url = _end(self._location, self._digest)
+        with self._path.open("rb", buffering=0) as file:
+            body = self._read(file, 0, self._size)
+            async with self._registry.request("PUT", url, push=True, headers=_body(self._size), data=body) as answer:
+                if answer.status != 201:
+                    raise _unfinished(self._location, answer.status)
 
 
 def _body(length: int) -> dict[str, str]:
