@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,14 +15,18 @@ from typing import Any
 
 import pytest
 
-from pierhead.errors import CorruptData, UsageError
+from pierhead.errors import CorruptData, Untrusted, UsageError
 from pierhead.store.index import Descriptor
+from pierhead.store.layout import Store
 from pierhead.store.media import MANIFEST
 from pierhead.trust import bundle
 from pierhead.trust.bundle import Certified, sign_keyless
 from pierhead.trust.dsse import SIGNED, statement
 from pierhead.trust.evidence import Evidence, Signer, prove
+from pierhead.trust.gate import Gate
 from pierhead.trust.keys import generate
+
+from ..sources.servers import make_gguf  # noqa: TID252
 
 pytestmark = [
     pytest.mark.timeout(180),
@@ -231,3 +237,33 @@ def test_a_token_that_is_none_is_said_without_showing_it(sigstore: Sigstore) -> 
     with pytest.raises(UsageError) as refused:
         sign_keyless(statement(DIGEST, SIGNED, {}), "secret-token", sigstore.config)
     assert "secret" not in refused.value.message
+
+
+def test_the_verbs_sign_and_verify_without_a_key(sigstore: Sigstore, tmp_path: Path) -> None:
+    env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PIERHEAD_HOME": str(tmp_path / "home")}
+
+    def pier(*words: str) -> subprocess.CompletedProcess[str]:
+        argv = [str(Path(sys.executable).parent / "pier"), *words]
+        more = {**env, "SIGSTORE_ID_TOKEN": token()}
+        return subprocess.run(argv, env=more, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+
+    (tmp_path / "made.gguf").write_bytes(make_gguf(5000))
+    assert pier("pull", "./made.gguf", "--name", "mine").returncode == 0
+    signed = pier("sign", "mine", "--keyless", "--trust-config", str(sigstore.config))
+    assert signed.returncode == 0, signed.stderr
+    asked = ("verify", "mine", "--certificate-oidc-issuer", ISSUER, "--trusted-root", str(sigstore.root))
+    good = pier(*asked, "--certificate-identity-regexp", r"https://github\.com/team/.*")
+    assert good.returncode == 0, good.stderr
+    assert pier(*asked, "--certificate-identity", "https://github.com/evil").returncode == 15
+    config = tmp_path / "home" / "config"
+    config.mkdir(parents=True, exist_ok=True)
+    for who, code in ((WHO, 0), ("https://github.com/evil", 15)):
+        identity = f'identity = "{who}"\nissuer = "{ISSUER}"\ntrusted_root = "{sigstore.root}"\n'
+        rule = f'[[rules]]\nmatch = ["mine"]\n[[rules.identities]]\n{identity}'
+        (config / "policy.toml").write_text(f'default = "allow"\n{rule}')
+        store = Store.open(tmp_path / "home" / "state" / "store")
+        if code:
+            with pytest.raises(Untrusted, match="evil"):
+                Gate(config).check_start(store, store.get("mine"))
+        else:
+            assert Gate(config).check_start(store, store.get("mine")) == []

@@ -7,7 +7,6 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pierhead.errors import PierError, Untrusted
 from pierhead.registry.referrers import Attachment, kept
 from pierhead.store.layout import Store
 from pierhead.store.model import ModelRecord
@@ -32,7 +31,7 @@ class Gate:
         self._lock = threading.Lock()
         self._policy: Policy | None = None
         self._stamp: _Stamp | None = None
-        self._answers: dict[tuple[str, ...], list[str] | PierError] = {}
+        self._answers: dict[tuple[str, ...], list[str]] = {}
 
     def check(self, references: Sequence[str], digest: str, said: Sequence[Attachment]) -> list[str]:
         """Warnings; Untrusted or ConfigError (a damaged policy) when the model must not be used. Blocks."""
@@ -42,7 +41,7 @@ class Gate:
         return policy.decide(found, references, digest, evidence_of(said), self._today())
 
     def check_start(self, store: Store, record: ModelRecord) -> list[str]:
-        """The same for a model of the store by what is kept with it, offline; the answer is remembered."""
+        """The same for a model of the store by what is kept with it, offline; a good answer is remembered."""
         found = self._current()
         if found is None:
             return []
@@ -52,22 +51,13 @@ class Gate:
             known = self._answers.get(key)
         if known is None:
             names = (*store.pulled_from(record.digest), *record.names)
-            known = self._ask(found, names, record, kept(store, record.digest))
+            evidence = evidence_of(kept(store, record.digest))
+            known = policy.decide(found, names, record.digest, evidence, self._today())
             with self._lock:
                 if len(self._answers) >= MAX_REMEMBERED:
                     self._answers.clear()
                 self._answers[key] = known
-        if isinstance(known, PierError):
-            raise known
         return known
-
-    def _ask(
-        self, found: Policy, names: Sequence[str], record: ModelRecord, said: Sequence[Attachment]
-    ) -> list[str] | PierError:
-        try:
-            return policy.decide(found, names, record.digest, evidence_of(said), self._today())
-        except Untrusted as exc:
-            return exc
 
     def _current(self) -> Policy | None:
         """The policy as its files are now; they are read again when one of them changed."""

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from pierhead.errors import BadReference, ConfigError, CorruptData, PierError, Untrusted
+from pierhead.errors import BadReference, ConfigError, PierError, Untrusted
 from pierhead.refs import parse
 from pierhead.registry.name import image_name
 from pierhead.trust.bundle import Certified
@@ -284,7 +284,7 @@ def _claims(
     for one in evidence:
         try:
             claim = proof(one, digest, signer)
-        except CorruptData as exc:
+        except PierError as exc:  # also a root or a library that is not there: another identity may still do
             reasons.append(exc.message)
             continue
         others = [n for n in claim.names if here and repository_of(f"oci://{n.removeprefix('oci://')}") != here]
