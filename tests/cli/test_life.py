@@ -132,3 +132,26 @@ def test_models_go_to_another_home_in_an_archive(
         assert "Traceback" not in refused.stderr
     (tmp_path / "bad").write_bytes(b"not a tar")
     assert other("import", str(tmp_path / "bad")).returncode == 5
+
+
+def test_diff_tells_two_models_apart_as_diff_does(moved: tuple[Pier, Store, ModelRecord, ModelRecord]) -> None:
+    pier, _, one, two = moved
+    same = pier("diff", "m", f"m@{two.digest}")
+    assert (same.returncode, same.stdout) == (0, "The same.\n")
+    other = pier("diff", f"m@{one.digest}", "m", "--json")
+    assert other.returncode == 1, other.stderr
+    assert [f["change"] for f in json.loads(other.stdout)["files"]] == ["changed"]
+    shown = pier("diff", f"m@{one.digest}", "m")
+    assert shown.returncode == 1
+    assert "~" in shown.stdout
+    assert pier("diff", "m", "./ghost.gguf").returncode == 3
+
+
+def test_list_takes_patterns_and_asks_nobody_by_itself(moved: tuple[Pier, Store, ModelRecord, ModelRecord]) -> None:
+    pier, store, _, _ = moved
+    store.tag("m", "team/other:v1")
+    assert pier("list", "team/*", "--quiet").stdout.split() == ["team/other:v1"]
+    assert "Nothing matches" in pier("list", "x*").stderr
+    (told,) = json.loads(pier("list", "--check", "--json").stdout)
+    assert (told["state"], told["names"]) == ("fixed", ["m", "team/other:v1"])
+    assert json.loads(pier("list", "--stale", "--json").stdout) == []

@@ -11,7 +11,7 @@ import click
 from pierhead.cli.completion import complete_model
 from pierhead.cli.help import Verb, json_option, option
 from pierhead.cli.models import open_store
-from pierhead.cli.output import here, number, pairs, print_json, settings, size
+from pierhead.cli.output import age, here, number, pairs, print_json, settings, size
 from pierhead.errors import NotFound, PierError
 from pierhead.formats.estimate import estimate
 from pierhead.paths import Paths
@@ -57,6 +57,7 @@ def inspect(
     parallel: int,
     cache_type: str,
     remote: bool,
+    check: bool,
     attestations: bool,
     as_json: bool,
 ) -> None:
@@ -66,7 +67,8 @@ def inspect(
     the context that the model was packaged with, else its own, at most 8,192 tokens; --context names another.
     """
     paths = here()
-    found = _remote(paths, model) if remote else _local(paths, model)
+    found = _remote(paths, model) if remote else look(paths, model)
+    freshness = _freshness(paths, found, check)
     summary: dict[str, Any] = found["metadata"]
     told: dict[str, Any] = found.get("memory") or {}
     packaged: dict[str, Any] = found.get("packaged") or {}
@@ -87,9 +89,9 @@ def inspect(
         need = {key: told[key] for key in (*_PARTS, "context", "total")} | {"parallel": 1, "cache_type": "f16"}
     said = _attached(model, remote) if attestations else {}
     if as_json:
-        print_json({**found, "estimate": need, **said})
+        print_json({**found, "estimate": need, **freshness, **said})
         return
-    _show(found, summary, need)
+    _show({**found, **freshness}, summary, need)
     for one in said.get("attestations", ()):
         pairs(
             [
@@ -109,7 +111,22 @@ def _attached(model: str, remote: bool) -> dict[str, Any]:
     return {"attestations": asyncio.run(attached(where))}
 
 
-def _local(paths: Paths, model: str) -> dict[str, Any]:
+def _freshness(paths: Paths, found: dict[str, Any], check: bool) -> dict[str, Any]:
+    """For a model of the store: ``state``, ``newest`` and ``checked``; nothing for one at its source."""
+    from pierhead.cli.listing import ask, states
+
+    if not found.get("digest") or not found.get("names"):
+        return {}
+    store = open_store(paths)
+    try:
+        record = store.get(found["names"][0])
+    except NotFound:
+        return {}
+    return states(store, [record], ask(paths, store, [record]) if check else {})[record.digest]
+
+
+def look(paths: Paths, model: str) -> dict[str, Any]:
+    """What a model is, in the store or else at its source."""
     try:
         import msgspec
 
@@ -172,12 +189,26 @@ def _layers(layers: Sequence[dict[str, Any]]) -> list[str]:
     return [f"{x['digest'][:19]}  {size(x['size']):>{widest}}  {x['media_type']}" for x in layers]
 
 
+def _checked(found: dict[str, Any]) -> str:
+    """When the source was last asked, and what it said."""
+    state, newest = found.get("state", ""), str(found.get("newest") or "")
+    said = {
+        "stale": f"the source has another version, {newest[:19]}: `pier pull {(found.get('names') or [''])[0]}`",
+        "gone": "the source does not have it any more",
+        "unknown": str(found.get("reason") or ""),
+        "fixed": "nothing that could change",
+    }.get(state, state)
+    when = age(found["checked"]) if found.get("checked") else ""
+    return ": ".join(text for text in (when, said) if text)
+
+
 def _show(found: dict[str, Any], summary: dict[str, Any], need: dict[str, Any]) -> None:
     rows = [("Name", ", ".join(found.get("names") or [found.get("name", "")]))]
     if found.get("digest"):
         rows.append(("Digest", found["digest"]))
     rows += [
         ("Source", found.get("source", "")),
+        ("Checked", _checked(found)),
         ("Format", f"{summary.get('format', '')} {summary.get('version') or ''}".strip()),
         ("Architecture", str(summary.get("architecture") or "")),
         ("Parameters", number(summary.get("parameters"))),

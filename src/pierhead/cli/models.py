@@ -10,7 +10,7 @@ import click
 from pierhead import events
 from pierhead.cli.completion import complete_model
 from pierhead.cli.help import Verb, json_option, option
-from pierhead.cli.output import age, here, print_json, say, settings, size, table
+from pierhead.cli.output import here, print_json, say, settings, size
 from pierhead.cli.progress import bars
 from pierhead.daemon.client import Client
 from pierhead.errors import Conflict, DaemonUnavailable, NotFound
@@ -101,39 +101,6 @@ def known(store: Store, name: str) -> None:
 def _closest(hint: str | None) -> str:
     """The store's hint without its advice to pull."""
     return (hint or "").partition("Type `pier pull")[0].strip() or "`pier list` shows the models in the store."
-
-
-@click.command("list", cls=Verb)
-@option("-q", "--quiet", is_flag=True, help="Print names only.")
-@json_option
-def list_models(quiet: bool, as_json: bool) -> None:
-    """List the models in the store."""
-    store = open_store(here())
-    records = store.models()
-    if as_json:
-        print_json(records)
-        return
-    if quiet:
-        for name in (name for record in records for name in record.names):
-            click.echo(name)
-        return
-    versions = store.earlier()
-    rows = [
-        (
-            name,
-            record.digest[7:19],
-            size(record.size),
-            str(record.metadata.get("architecture") or ""),
-            str(record.metadata.get("quantization") or ""),
-            str(1 + versions.get(name, 0)),
-            age(record.created),
-        )
-        for record in records
-        for name in record.names
-    ]
-    table(("NAME", "DIGEST", "SIZE", "ARCH", "QUANT", "VERSIONS", "CREATED"), rows, right=(2, 5), fold=(0,))
-    if not rows:
-        say("The store is empty. Type `pier pull smollm2`.")
 
 
 @click.command(

@@ -80,6 +80,16 @@ class Registry:
 
         return await self.repeat(attempt)
 
+    async def head(self, target: str) -> tuple[str, str]:
+        """Media type and digest of what a tag points to; empty where the registry tells them only with the manifest."""
+
+        async def attempt() -> tuple[str, str]:
+            headers = {"Accept": ", ".join(MANIFESTS)}
+            async with self.request("HEAD", self.url("manifests", target), headers=headers) as got:
+                return got.content_type, got.headers.get("Docker-Content-Digest", "")
+
+        return await self.repeat(attempt)
+
     async def small(self, digest: str, limit: int = MAX_DOCUMENT) -> bytes:
         """A whole small blob, such as a config; the caller checks its digest."""
 

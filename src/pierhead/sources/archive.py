@@ -185,7 +185,7 @@ def _model(store: Store, name: str, entry: Descriptor) -> _Model:
     _present(store, found, where)
     config = _document(store, found.config.digest, where)
     sound_files(found, config, where)
-    source = entry.annotations.get(SOURCE, "")[:1024]
+    source = (entry.annotations.get(SOURCE) or found.annotations.get(SOURCE, ""))[:1024]
     with contextlib.suppress(PierError):
         source = source or store.get(digest).source  # it is here already
     return _Model(name, digest, body, config, source)

@@ -18,6 +18,7 @@ from pierhead.registry.transfer import pull_blob
 from pierhead.registry.wire import Retry
 from pierhead.sources.base import PullPlan, RemoteFile, Sink
 from pierhead.sources.landing import Landing
+from pierhead.store.blobs import DIGEST
 from pierhead.store.index import Descriptor
 from pierhead.store.manifest import Manifest
 from pierhead.store.sound import sound_files, sound_manifest
@@ -50,6 +51,16 @@ class Artifacts:
         tag = f":{name.tag}" if name.tag else ""
         source = f"oci://{name.host}/{name.repository}{tag}@{digest_of(body)}"
         return PullPlan(reference.repo, source, files, {}, body, config)
+
+    async def current(self, reference: Reference) -> str:
+        """The digest that the tag points to now."""
+        name = image_name(reference)
+        mirrors = await self.repository(name)
+        kind, digest = await mirrors.first(lambda registry: registry.head(name.target))
+        if DIGEST.fullmatch(digest) and not kind.endswith(("index.v1+json", "list.v2+json")):
+            return digest
+        where = str(name)
+        return digest_of(await Finder(mirrors.first, where, lambda found: _sound(found, where)).find(name.target))
 
     async def repository(self, name: ImageName) -> Mirrors:
         """A repository with its mirrors, and the logins that are kept for their hosts; closed with the others."""

@@ -17,6 +17,7 @@ from pierhead.sources.choose import Entry
 from pierhead.sources.http import Http, Remote
 from pierhead.sources.hubfile import COMMIT, SHA256, HubFiles, planned
 from pierhead.sources.select import Part, select
+from pierhead.store.media import REVISION
 
 
 class _Lfs(msgspec.Struct):
@@ -78,7 +79,13 @@ class Hub(HubFiles):
             "org.opencontainers.image.revision": info.sha,
             "org.opencontainers.image.source": f"{self.address}/{reference.repo}",
         }
+        if reference.revision:
+            annotations[REVISION] = reference.revision
         return PullPlan(default_name(reference), str(pinned), tuple(files), annotations)
+
+    async def current(self, reference: Reference) -> str:
+        """The commit of the revision now."""
+        return (await self._info(reference)).sha
 
     async def _info(self, reference: Reference) -> _Info:
         revision = reference.revision or "main"

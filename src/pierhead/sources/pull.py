@@ -18,6 +18,7 @@ from pierhead.errors import (
     PierError,
     SourceUnavailable,
     Timeout,
+    Untrusted,
     UsageError,
 )
 from pierhead.events import Listener, Note, PullDone, PullPlanned, ignore
@@ -28,6 +29,7 @@ from pierhead.refs import Reference, default_name, parse
 from pierhead.sources.base import PullPlan, RemoteFile, Source
 from pierhead.sources.catalog import Catalog, unknown_name
 from pierhead.sources.catalog import Entry as CatalogEntry
+from pierhead.sources.fresh import meaning, planned_again, still, unchanged
 from pierhead.sources.guard import Guard
 from pierhead.sources.http import Retry
 from pierhead.sources.landing import Landing, Progress, landing
@@ -76,7 +78,7 @@ async def pull(
             one = _Pull(store, sources.of, listener, Gate(paths.config), link=link, allow_unsafe=allow_unsafe)
             if parsed.kind != "short":
                 return await one.run(parsed, name or default_name(parsed))
-            found = Catalog.load(settings, paths).meaning(parsed)
+            found = await asyncio.to_thread(meaning, Catalog.load(settings, paths), store, parsed)
             if isinstance(found, Reference):
                 with unknown_name(parsed):
                     return await one.run(found, name or default_name(parsed))
@@ -235,7 +237,13 @@ class _Pull:
         if known is not None:
             return known
         source = self._source_of(reference)
+        same = await unchanged(self._store, source, reference, name)
+        if same is not None and await self._still(name, same, same.source):
+            return same
         plan = _expecting(await source.plan(reference), expected)
+        same = await asyncio.to_thread(planned_again, self._store, name, plan.source)
+        if same is not None and await self._still(name, same, plan.source):
+            return same
         self._listener(PullPlanned(name=name, source=plan.source, total=plan.total))
         heavy = [f for f in plan.files if f.role in HEAVY]
         cached = all(f.digest and self._store.has(f.digest) for f in heavy)
@@ -259,9 +267,19 @@ class _Pull:
             return None
         if _weights(record) != expected or not all(self._store.has(f.digest) for f in record.files):
             return None
-        await asyncio.to_thread(self._gate.check_start, self._store, record)
-        self._listener(PullDone(name=name, digest=record.digest, size=record.size, cached=True))
-        return record
+        return record if await self._still(name, record) else None
+
+    async def _still(self, name: str, record: ModelRecord, source: str = "") -> bool:
+        """What the source has is here already, ``source`` where it was asked.
+
+        False where the policy wants more than is kept with the model: the source may have it by now.
+        """
+        try:
+            await asyncio.to_thread(self._gate.check_start, self._store, record)
+        except Untrusted:
+            return False
+        await still(self._store, name, record, source, self._listener)
+        return True
 
     async def _layer(self, source: Source, file: RemoteFile, shaped: File, name: str) -> Layer:
         progress = Progress(self._listener, name, file.name, file.size)

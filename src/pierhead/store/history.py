@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import datetime
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 
 from pierhead.store.files import replace, sync_folder
 
+ASKING = frozenset({"pull", "check"})  # the verbs that ask a source
 MAX_BYTES = 8 << 20  # then the older half goes
 
 
 class Move(msgspec.Struct, frozen=True):
     """A name was pointed to ``digest`` (empty: removed) at ``time`` (ISO 8601 UTC); ``was`` is what it had before.
 
-    ``by`` is the verb: pull, package, tag, import, rm. A pull that found nothing new has ``was == digest``.
+    ``by`` is the verb: pull, package, tag, import, rm, check. One that found nothing new has ``was == digest``; the
+    ``source`` of a check is what the source gave out then.
     """
 
     time: str
@@ -75,6 +78,10 @@ class History:
     def size(self) -> int:
         """Bytes; it changes with every line."""
         return self._path.stat().st_size if self._path.exists() else 0
+
+    def looks(self, current: Mapping[str, str]) -> dict[str, Move]:
+        """The last time that each name's source was asked about what the name means now (``current``: its digest)."""
+        return {m.name: m for m in self._all() if m.by in ASKING and m.digest and current.get(m.name) == m.digest}
 
     def _all(self) -> list[Move]:
         try:

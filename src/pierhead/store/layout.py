@@ -221,6 +221,10 @@ class Store:
         """A number that changes whenever a name moves."""
         return self._names.history.size
 
+    def looks(self) -> dict[str, Move]:
+        """When the source of each name was last asked whether the name still means the same."""
+        return self._names.history.looks({e.name: e.digest for e in self._names.read().named})
+
     def note(self, name: str, *, by: str, source: str = "") -> None:
         """Remember that a name was looked at and still means what it meant."""
         with os_errors("cannot write to the store"), locked(self._names.lock):

@@ -40,6 +40,7 @@ TITLE = "org.opencontainers.image.title"  # the same path, for tools that know n
 REF_NAME = "org.opencontainers.image.ref.name"
 CREATED = "org.opencontainers.image.created"
 SOURCE = "ai.pierhead.source"
+REVISION = "ai.pierhead.revision"  # the branch, tag or commit of a hub that was asked for, where one was
 ROLE = "ai.pierhead.role"  # of a layer whose type does not tell it: there are fewer types than roles
 SETTINGS = "ai.pierhead.settings"  # JSON, of a manifest: how the model is to run (``store.model.Packaged``)
 SCALE = "ai.pierhead.scale"  # of a LoRA's layer: how strongly it counts
