@@ -155,3 +155,26 @@ def test_list_takes_patterns_and_asks_nobody_by_itself(moved: tuple[Pier, Store,
     (told,) = json.loads(pier("list", "--check", "--json").stdout)
     assert (told["state"], told["names"]) == ("fixed", ["m", "team/other:v1"])
     assert json.loads(pier("list", "--stale", "--json").stdout) == []
+
+
+def test_df_tells_what_is_whose_and_fsck_what_is_damaged(
+    moved: tuple[Pier, Store, ModelRecord, ModelRecord],
+) -> None:
+    pier, store, one, two = moved
+    store.tag("m", "twin")
+    shares = {s["name"]: s for s in json.loads(pier("df", "--json").stdout)["shares"]}
+    assert set(shares) == {"m", f"m@{one.digest}"}
+    assert shares["m"]["unique"] == shares["m"]["size"] > 300_000
+    assert shares["m"]["names"] == ["m", "twin"]
+    assert "OWN" in pier("df", "-v").stdout
+    assert "whole" in pier("fsck").stderr
+    path = store.blob_path(two.files[0].digest)
+    path.chmod(0o644)
+    path.write_bytes(b"x" * 300_000)
+    found = pier("fsck")
+    assert found.returncode == 5
+    assert "pier fsck --repair" in found.stderr
+    assert f"{two.files[0].digest[:19]} is damaged: m, twin" in found.stdout
+    mended = pier("fsck", "--repair")
+    assert mended.returncode == 0
+    assert "pier pull file:/x.gguf --name m" in mended.stderr

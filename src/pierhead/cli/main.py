@@ -39,6 +39,7 @@ VERBS: dict[str, dict[str, tuple[str, str]]] = {
         "import": ("pierhead.cli.archive:import_", "Bring the models of an archive into the store."),
         "rm": ("pierhead.cli.models:rm", "Remove models from the store."),
         "df": ("pierhead.cli.space:df", "Show where the disk space goes."),
+        "fsck": ("pierhead.cli.space:fsck", "Check that all models in the store are whole."),
         "prune": ("pierhead.cli.space:prune", "Remove what no name needs."),
     },
     "Trust": {

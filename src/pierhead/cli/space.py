@@ -1,4 +1,4 @@
-"""Verbs about the disk: df, prune; they need no daemon."""
+"""Verbs about the disk: df, prune, fsck; they need no daemon."""
 
 from __future__ import annotations
 
@@ -8,22 +8,30 @@ import click
 
 from pierhead.cli.help import Verb, json_option, option
 from pierhead.cli.models import open_store
-from pierhead.cli.output import here, pairs, print_json, say, size, warn
+from pierhead.cli.output import here, pairs, print_json, say, size, table, warn
 
 
 @click.command(cls=Verb)
+@option("-v", "--verbose", is_flag=True, help="Also each model: what is its own, and what it shares with others.")
 @json_option
-def df(as_json: bool) -> None:
+def df(verbose: bool, as_json: bool) -> None:
     """Show where the disk space goes."""
     store = open_store(here())
     usage = store.usage()
+    shares = store.shares()
     if as_json:
-        print_json(_plain(usage))
+        print_json({**_plain(usage), "shares": [_plain(share) for share in shares]})
         return
+    if verbose:
+        rows = [(_short(s.name), size(s.size), size(s.unique), size(s.shared), _linked(s.linked)) for s in shares]
+        table(("MODEL", "SIZE", "OWN", "SHARED", ""), rows, right=(1, 2, 3), fold=(0,))
+        click.echo("")
+    earlier = [share for share in shares if not share.names]
     pairs(
         [
             ("Store", str(store.root)),
             ("Models", f"{size(usage.blobs)} in {len(usage.models)}"),
+            ("Earlier versions", f"{size(sum(s.unique for s in earlier))} in {len(earlier)}"),
             ("Interrupted pulls", size(usage.ingests)),
             ("Reclaimable", size(usage.reclaimable) + (" (pier prune)" if usage.reclaimable else "")),
             ("Total", size(usage.total)),
@@ -54,11 +62,59 @@ def prune(keep: int, everything: bool, dry_run: bool, as_json: bool) -> None:
     if as_json:
         print_json(done)
         return
-    rows = [(name[: name.find("@") + 20], size(freed)) for name, freed in done.models.items()]
+    rows = [(_short(name), size(freed)) for name, freed in done.models.items()]
     rows += [(what, size(n)) for what, n in (("unnamed", done.unnamed), ("interrupted", done.partials)) if n]
     if rows:
         pairs(rows)
     say(f"{size(done.freed)} {'would be ' if dry_run else ''}freed.")
+
+
+@click.command(
+    cls=Verb,
+    examples=(
+        ("pier fsck --quick", "Sizes only: cut files, missing ones, linked files that changed."),
+        ("pier fsck --repair", "Put away what is damaged; the commands that fetch it again are shown."),
+    ),
+)
+@option("--quick", is_flag=True, help="Compare sizes; hash nothing.")
+@option("--repair", is_flag=True, help="Remove damaged blobs, and names of models that cannot be read any more.")
+@json_option
+def fsck(quick: bool, repair: bool, as_json: bool) -> None:
+    """Check that all models in the store are whole, to the byte.
+
+    The exit status is 0 when they are, or were repaired, and 5 when something is damaged.
+    """
+    from pierhead.cli.progress import bars
+    from pierhead.events import PullProgress
+    from pierhead.store.fsck import advice, worst
+
+    store = open_store(here())
+    with bars() as listener:
+
+        def report(digest: str, done: int, total: int) -> None:
+            listener(PullProgress(name="Check", file=digest[7:19], done=done, total=total))
+
+        found = store.fsck(report, quick=quick, repair=repair)
+    if found and not repair:
+        for one in found if not as_json else ():
+            click.echo(f"{one.digest[:19]} is {one.kind}: {', '.join(_short(n) for n in one.names)}")
+        raise worst(found)
+    if as_json:
+        print_json({"damage": found, "repaired": repair and bool(found)})
+        return
+    for one in found:
+        click.echo(f"{one.digest[:19]} was {one.kind}: {', '.join(_short(n) for n in one.names)}")
+        say(f"  Type `{advice(one)}`.")
+    say("Put away." if found else "All models are whole.")
+
+
+def _short(name: str) -> str:
+    head, at, digest = name.partition("@sha256:")
+    return f"{head}{at}{digest[:12]}"
+
+
+def _linked(count: int) -> str:
+    return f"{size(count)} are links to your files" if count else ""
 
 
 def _plain(value: Any) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def locked(path: Path, *, waiting: Callable[[], None] | None = None, shared: boo
 def seized(path: Path) -> Generator[bool]:
     """Hold the lock file if nobody does, and say so; whoever wants it meanwhile waits. False for a missing file."""
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # whoever may only read the store may still look
     except FileNotFoundError:
         yield False
         return

@@ -44,7 +44,8 @@ class Keep:
         for path in self._leases.glob("*.lock"):
             with seized(path) as dead:
                 if dead:
-                    path.unlink(missing_ok=True)
+                    with contextlib.suppress(OSError):  # a look at a store that can only be read
+                        path.unlink(missing_ok=True)
                     continue
             with contextlib.suppress(FileNotFoundError):
                 oldest = min(oldest, path.stat().st_mtime - MARGIN)

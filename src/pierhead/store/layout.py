@@ -27,6 +27,7 @@ from pierhead.store.cleaner import Cleaner
 from pierhead.store.describe import describe
 from pierhead.store.documents import About, write
 from pierhead.store.files import disk_bytes, locked, make_folder, os_errors, replace
+from pierhead.store.fsck import Checker, Damage
 from pierhead.store.history import Move, now
 from pierhead.store.index import Index
 from pierhead.store.keep import Keep
@@ -35,7 +36,7 @@ from pierhead.store.materialize import lay_out
 from pierhead.store.media import CREATED, SOURCE, Kind, kind_of
 from pierhead.store.model import Blob, Layer, ModelFile, ModelRecord, Pruned, Referrer, Removed, Usage
 from pierhead.store.names import Names, check_name
-from pierhead.store.usage import measure
+from pierhead.store.usage import Share, measure, shares
 
 
 def _nothing(step: str) -> None:
@@ -97,7 +98,9 @@ class Store:
         """Where the blob is; NotFound when it is not there."""
         path = self.blobs.path(digest)
         if not path.is_file():
-            raise NotFound(f"the store has no blob {digest}", hint="Pull the model again.")
+            raise NotFound(
+                f"the store has no blob {digest}", hint="`pier fsck` shows what that concerns; pull it again."
+            )
         return path
 
     # --- models ---------------------------------------------------------------------------------------------------
@@ -324,6 +327,16 @@ class Store:
         record = self.get(name)
         return [f.name for f in record.files if hash_file(self.blob_path(f.digest)) != f.digest]
 
+    def fsck(
+        self, report: Callable[[str, int, int], None], *, quick: bool = False, repair: bool = False
+    ) -> list[Damage]:
+        """What is damaged of all that has a name; ``repair`` puts it away, so that pulls fetch it again."""
+        checker = Checker(self.root, self.blobs, self._names)
+        found = checker.look(report, quick=quick)
+        if repair and found:
+            checker.put_away(found)
+        return found
+
     # --- what must stay -------------------------------------------------------------------------------------------
 
     def lease(self) -> contextlib.AbstractContextManager[None]:
@@ -359,6 +372,10 @@ class Store:
     def usage(self) -> Usage:
         """Where the bytes are."""
         return measure(self.root, self.blobs, self.models(), self._cleaner.run(keep=None, dry_run=True).freed)
+
+    def shares(self) -> list[Share]:
+        """What each model and earlier version weighs, and how much of it is its own."""
+        return shares(self._names.read(), self.blobs)
 
     # --- inside ---------------------------------------------------------------------------------------------------
 

@@ -55,7 +55,7 @@ def record(
         config = msgspec.json.decode(_read(blob_path(found.config.digest)), type=dict[str, Any])
     except msgspec.DecodeError as exc:
         raise CorruptData(
-            f"the manifest of '{name}' is damaged: {exc}", hint=f"Type `pier rm {name}` and pull it again."
+            f"the manifest of '{name}' is damaged: {exc}", hint="Type `pier fsck --repair`, then pull it again."
         ) from exc
     summary = beside.get("summary") or config.get("ai.pierhead.summary")
     return ModelRecord(
