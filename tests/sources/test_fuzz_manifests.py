@@ -135,3 +135,17 @@ def test_every_manifest_is_a_plan_inside_its_folder_or_one_error(hostile: type[S
             assert 0 <= file.size < 1 << 63
 
     holds()
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_documents_nested_without_end_are_one_error(hostile: type[Says], which: int) -> None:
+    deep = b'{"config": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+    document = {
+        "schemaVersion": 2,
+        "mediaType": media.MANIFEST,
+        "config": {"mediaType": media.CONFIG, "digest": digest(deep), "size": len(deep)},
+        "layers": [{"mediaType": media.GGUF, "digest": digest(b"a"), "size": 1}],
+    }
+    hostile.answers = (deep, deep) if which == 0 else (encoded(document), deep)
+    with pytest.raises(PierError):
+        asyncio.run(plan())

@@ -166,6 +166,6 @@ def words(body: bytes) -> str:
     try:
         errors = msgspec.json.decode(body)["errors"]
         text = "; ".join(f"{e.get('code', '')} {e.get('message', '')}".strip() for e in errors[:3])
-    except (msgspec.DecodeError, KeyError, TypeError, AttributeError):
+    except (msgspec.DecodeError, RecursionError, KeyError, TypeError, AttributeError):
         return ""
     return "".join(c if c.isprintable() else " " for c in text)[:500]

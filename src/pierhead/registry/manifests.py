@@ -99,7 +99,7 @@ class Finder:
         """A list's entries, those that call themselves models first."""
         try:
             listed = msgspec.json.decode(body, type=_List).manifests
-        except msgspec.DecodeError as exc:
+        except (msgspec.DecodeError, RecursionError) as exc:
             raise CorruptData(f"{self._where} has no manifest that can be read: {exc}") from exc
         if any(not DIGEST.fullmatch(entry.digest) for entry in listed):
             raise CorruptData(f"{self._where} is a list with an entry that is not named by a sha256 digest")
@@ -113,5 +113,5 @@ def _is_list(kind: str, body: bytes) -> bool:
         return True
     try:
         return msgspec.json.decode(body, type=_Kind).media_type.endswith(_LISTS)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         return False

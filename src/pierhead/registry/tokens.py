@@ -102,7 +102,7 @@ class Tokens:
             body = await limited(response, MAX_TOKEN, where)
         try:
             return msgspec.json.decode(body, type=_Token)
-        except msgspec.DecodeError as exc:
+        except (msgspec.DecodeError, RecursionError) as exc:
             raise SourceUnavailable(f"{where} does not answer with a token") from exc
 
     def _request(self, realm: str, wanted: dict[str, str]) -> tuple[str, str, dict[str, str], dict[str, str] | None]:

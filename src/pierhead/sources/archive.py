@@ -143,7 +143,7 @@ class _Intake:
             )
         try:
             index = decode_index(self._documents["index.json"])
-        except msgspec.DecodeError as exc:
+        except (msgspec.DecodeError, RecursionError) as exc:
             raise CorruptData(f"the archive's index.json cannot be read: {exc}", hint="Ask for it again.") from exc
         if len(index.manifests) > MAX_ENTRIES:
             raise CorruptData(f"the archive's index.json has more than {MAX_ENTRIES} entries")
@@ -194,7 +194,7 @@ def _model(store: Store, name: str, entry: Descriptor) -> _Model:
 def _nested(body: bytes, where: str) -> Descriptor:
     try:
         entries = msgspec.json.decode(body, type=Index).manifests
-    except msgspec.DecodeError as exc:
+    except (msgspec.DecodeError, RecursionError) as exc:
         raise CorruptData(f"{where} has no manifest that can be read: {exc}") from exc
     if not entries:
         raise CorruptData(f"{where} is a list without a model")
@@ -248,7 +248,7 @@ def _subject(store: Store, entry: Descriptor) -> str | None:
     try:
         body = _document(store, entry.digest, "an entry of the archive")
         subject = msgspec.json.decode(body, type=Manifest).subject
-    except (PierError, msgspec.DecodeError):
+    except (PierError, msgspec.DecodeError, RecursionError):
         return None
     return subject.digest if subject else None
 

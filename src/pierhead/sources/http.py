@@ -158,7 +158,7 @@ class Http:
         data = await persist(self.retry, lambda: self._whole(url, token, limit))
         try:
             return msgspec.json.decode(data)
-        except msgspec.DecodeError as exc:
+        except (msgspec.DecodeError, RecursionError) as exc:
             raise SourceUnavailable(f"{redact(url)} did not answer with JSON") from exc
 
     async def whole(self, url: str, *, token: str = "", limit: int = 16 << 20) -> bytes:

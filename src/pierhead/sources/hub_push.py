@@ -200,7 +200,7 @@ class HubPush:
             raise _Lost from exc
         try:
             return msgspec.json.decode(answer, type=_Committed)
-        except msgspec.DecodeError as exc:
+        except (msgspec.DecodeError, RecursionError) as exc:
             raise SourceUnavailable(f"{self._sender.host} does not say what it committed") from exc
 
     # --- large files ----------------------------------------------------------------------------------------------

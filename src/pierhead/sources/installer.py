@@ -175,7 +175,7 @@ class Installer:
         text = await self._run(argv, ", ".join(requirements))
         try:
             report = msgspec.json.decode(text, type=dict[str, Any])
-        except msgspec.DecodeError as exc:
+        except (msgspec.DecodeError, RecursionError) as exc:
             raise SourceUnavailable("pip's answer cannot be read: pip 22.2 or newer is needed", hint=INSTALL) from exc
         return [_from_report(item) for item in _tables(report.get("install"))]
 

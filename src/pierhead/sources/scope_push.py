@@ -119,7 +119,7 @@ class ScopePush:
                 headers={"Content-Length": str(file.size)},
                 trusted=_own(url, self._sender.host),
             )
-        with contextlib.suppress(msgspec.DecodeError):
+        with contextlib.suppress(msgspec.DecodeError, RecursionError):
             _accepted(msgspec.json.decode(answer), file.path)
         self._sent += file.size
 

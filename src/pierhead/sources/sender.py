@@ -68,7 +68,7 @@ class Sender:
         _, answer = await self.send(method, url, lambda: data, headers={**kind, **(headers or {})})
         try:
             return msgspec.json.decode(answer) if answer.strip() else None
-        except msgspec.DecodeError as exc:
+        except (msgspec.DecodeError, RecursionError) as exc:
             raise SourceUnavailable(f"{redact(url)} did not answer with JSON") from exc
 
     async def send(
@@ -159,7 +159,7 @@ _HINTS = {
 def _words(body: bytes, headers: Mapping[str, str]) -> str:
     """The hub's own words for an error, on one line."""
     text = headers.get("X-Error-Message", "")
-    with contextlib.suppress(msgspec.DecodeError, AttributeError, TypeError):
+    with contextlib.suppress(msgspec.DecodeError, RecursionError, AttributeError, TypeError):
         found = msgspec.json.decode(body)
         text = str(found.get("error") or found.get("Message") or found.get("message") or text)
     return "".join(c if c.isprintable() else " " for c in text)[:300]

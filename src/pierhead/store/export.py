@@ -145,7 +145,7 @@ def _said(store: Store, digest: str) -> list[str]:
 def _manifest(store: Store, digest: str) -> Manifest:
     try:
         return msgspec.json.decode(store.blob_path(digest).read_bytes(), type=Manifest)
-    except msgspec.DecodeError as exc:
+    except (msgspec.DecodeError, RecursionError) as exc:
         raise CorruptData(f"the manifest {digest[:19]} is damaged: {exc}", hint="Pull the model again.") from exc
 
 

@@ -33,7 +33,7 @@ def config_of(data: bytes) -> dict[str, Any]:
     """An artifact's config; CorruptData where it is not a JSON object."""
     try:
         return msgspec.json.decode(data, type=dict[str, Any])
-    except msgspec.DecodeError as exc:
+    except (msgspec.DecodeError, RecursionError) as exc:
         raise CorruptData(f"the model's config cannot be read: {exc}") from exc
 
 

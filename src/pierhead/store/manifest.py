@@ -53,7 +53,7 @@ def record(
     try:
         found = msgspec.json.decode(_read(blob_path(digest)), type=Manifest)
         config = msgspec.json.decode(_read(blob_path(found.config.digest)), type=dict[str, Any])
-    except msgspec.DecodeError as exc:
+    except (msgspec.DecodeError, RecursionError) as exc:
         raise CorruptData(
             f"the manifest of '{name}' is damaged: {exc}", hint="Type `pier fsck --repair`, then pull it again."
         ) from exc
@@ -78,7 +78,7 @@ def record(
 def packaged_of(found: Manifest, config: dict[str, Any], summary: Any) -> Packaged:
     """How the model is to run. Docker's context size counts where it is not just what the model was trained for."""
     packaged = Packaged()
-    with contextlib.suppress(msgspec.DecodeError):
+    with contextlib.suppress(msgspec.DecodeError, RecursionError):
         packaged = msgspec.json.decode(found.annotations.get(SETTINGS) or "{}", type=Packaged)
     about = config.get("config")
     asked = cast("dict[str, Any]", about).get("context_size") if isinstance(about, dict) else None
@@ -93,7 +93,7 @@ def memory_of(found: Manifest) -> dict[str, Any]:
     for layer in found.layers:
         told = layer.annotations.get(MEMORY, "")
         if told and len(told) <= MAX_MEMORY:
-            with contextlib.suppress(msgspec.DecodeError):
+            with contextlib.suppress(msgspec.DecodeError, RecursionError):
                 return dict(msgspec.json.decode(told, type=dict[str, int | str]))
     return {}
 
@@ -121,7 +121,7 @@ def _unpacked(beside: dict[str, Any]) -> tuple[ModelFile, ...]:
 
 def reachable(manifest: Path) -> set[str]:
     """The hex digests of the blobs that a manifest needs; empty when it is not there or not one."""
-    with contextlib.suppress(OSError, msgspec.DecodeError, CorruptData):
+    with contextlib.suppress(OSError, msgspec.DecodeError, RecursionError, CorruptData):
         found = msgspec.json.decode(_read(manifest), type=Manifest)
         return {d.digest.removeprefix("sha256:") for d in (found.config, *found.layers)}
     return set()
