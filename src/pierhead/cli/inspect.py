@@ -49,6 +49,7 @@ _PARTS = {"weights": "weights", "kv_cache": "KV cache", "compute": "compute", "o
     help="KV cache: f16, q8_0, …",
 )
 @option("-r", "--remote", is_flag=True, help="Look at the source even if the model is in the store.")
+@option("--check", is_flag=True, help="Ask the source whether the model in the store is still the newest.")
 @option("--attestations", is_flag=True, help="Also list what is attached: signatures, SBOMs, provenance.")
 @json_option
 def inspect(
