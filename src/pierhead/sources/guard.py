@@ -52,9 +52,8 @@ class Guard:
             except PierError as exc:
                 trouble = f"signatures and attestations could not be fetched: {exc.message}"
                 self._listener(Note(message=trouble, level="warning"))
-        references = [self._plan.source, name]
         try:
-            warnings = await asyncio.to_thread(self._gate.check, references, digest, self._said)
+            warnings = await asyncio.to_thread(self._gate.check, self._plan.source, name, digest, self._said)
         except Untrusted as exc:
             raise Untrusted(f"{exc.message}; {trouble}", hint=exc.hint, data=exc.data) if trouble else exc from None
         for warning in warnings:

@@ -33,12 +33,12 @@ class Gate:
         self._stamp: _Stamp | None = None
         self._answers: dict[tuple[str, ...], list[str]] = {}
 
-    def check(self, references: Sequence[str], digest: str, said: Sequence[Attachment]) -> list[str]:
+    def check(self, source: str, name: str, digest: str, said: Sequence[Attachment]) -> list[str]:
         """Warnings; Untrusted or ConfigError (a damaged policy) when the model must not be used. Blocks."""
         found = self._current()
         if found is None:
             return []
-        return policy.decide(found, references, digest, evidence_of(said), self._today())
+        return policy.decide(found, [name], digest, evidence_of(said), self._today(), origins=[source])
 
     def check_start(self, store: Store, record: ModelRecord) -> list[str]:
         """The same for a model of the store by what is kept with it, offline; a good answer is remembered."""
@@ -46,13 +46,14 @@ class Gate:
         if found is None:
             return []
         said = [r.digest for r in store.referrers(record.digest)]
-        key = (record.digest, found.hash, str(self._today()), str(store.moves), *record.names, "", *said)
+        names = record.names or (record.name,)  # an earlier version is one of the name that it had
+        key = (record.digest, found.hash, str(self._today()), str(store.moves), *names, "", *said)
         with self._lock:
             known = self._answers.get(key)
         if known is None:
-            names = (*store.pulled_from(record.digest), *record.names)
             evidence = evidence_of(kept(store, record.digest))
-            known = policy.decide(found, names, record.digest, evidence, self._today())
+            origins = store.pulled_from(record.digest)
+            known = policy.decide(found, names, record.digest, evidence, self._today(), origins=origins)
             with self._lock:
                 if len(self._answers) >= MAX_REMEMBERED:
                     self._answers.clear()

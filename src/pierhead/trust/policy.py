@@ -10,9 +10,10 @@ import hashlib
 import re
 import tomllib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -75,7 +76,7 @@ class Policy:
         found: dict[int, str] = {}
         for reference in references:
             for number, rule in enumerate(self.content.rules):
-                if any(matches(pattern, reference) for pattern in rule.match):
+                if any(matches(pattern, form) for pattern in rule.match for form in _forms(reference)):
                     found.setdefault(number, reference)
                     break
         return sorted(found.items())
@@ -174,17 +175,52 @@ def canonical(text: str) -> str:
         reference = parse(text)
         if reference.kind == "oci":
             name = image_name(reference)
-            return f"oci://{name.host}/{name.repository}" + (f":{name.tag}" if name.tag else "")
+            return f"oci://{_host(name.host)}/{name.repository}" + (f":{name.tag}" if name.tag else "")
+        if reference.kind == "ollama":
+            host, slash, rest = str(reference).removeprefix("ollama://").partition("/")
+            return str(parse(f"ollama://{_host(host)}/{rest}")) if slash else str(reference)
+        if reference.kind == "pypi":
+            return str(replace(reference, repo=re.sub(r"[-_.]+", "-", reference.repo).lower()))
+        if reference.kind in ("https", "http"):
+            parts = urlsplit(str(reference))
+            return parts._replace(netloc=_host(parts.netloc.rpartition("@")[2])).geturl()
         return str(reference)
-    except BadReference:
+    except (BadReference, ValueError):
         return text
 
 
+def _host(text: str) -> str:
+    """A host as it is written without what goes without saying."""
+    return text.lower().removesuffix(":443").removesuffix(".")
+
+
+def _forms(reference: str) -> tuple[str, ...]:
+    """A reference, and the hub's repository where it is a file of one: a rule for the one holds for the other."""
+    try:
+        found = parse(reference)
+    except BadReference:
+        return (reference,)
+    return (reference, str(replace(found, path=""))) if found.kind in ("hf", "ms") and found.path else (reference,)
+
+
+def _is_elsewhere(reference: str) -> bool:
+    """Whether a place is another than this machine."""
+    try:
+        return parse(reference).kind not in ("short", "file", "store")
+    except BadReference:
+        return False
+
+
 def matches(pattern: str, reference: str) -> bool:
-    """``*`` stands for anything but a slash, ``**`` for anything; a pattern without a tag means every tag."""
+    """``*`` stands for anything but a slash, ``**`` for anything; a pattern without a tag means every tag.
+
+    Hubs and hosts do not tell small letters from capital ones, so neither do patterns.
+    """
     parts = re.split(r"(\*\*|\*)", pattern)
     made = "".join({"**": ".*", "*": "[^/]*"}.get(p, re.escape(p)) for p in parts)
-    return re.fullmatch(f"(?:{made})(?::[^/:@]+)?(?:@[^/@]+)?", reference, re.DOTALL) is not None
+    return (
+        re.fullmatch(f"(?:{made})(?::[^/:@]+|==[^/@]+)?(?:@[^/@]+)?", reference, re.DOTALL | re.IGNORECASE) is not None
+    )
 
 
 def repository_of(reference: str) -> str:
@@ -207,16 +243,20 @@ def decide(
     evidence: Sequence[Evidence],
     today: datetime.date,
     proof: Proof = prove,
+    *,
+    origins: Sequence[str] = (),
 ) -> list[str]:
     """Nothing, or what is only warned of, when the policy allows the model; Untrusted names rule, finding and way on.
 
-    Every reference counts by the first rule that it meets; those that meet none count by the default when no other did.
+    Every reference counts by the first rule that it meets. The default is for a model of which none meets a rule, and
+    for one from elsewhere none of whose ``origins`` does: whoever pulls it chooses its name.
     """
-    names = [canonical(r) for r in references]
+    names = list(dict.fromkeys(canonical(r) for r in (*origins, *references)))
     chosen = policy.rules_for(names)
-    if not chosen and policy.content.default == "deny":
-        return _end(policy.content.action, "no rule matches it", policy, names, "its default is deny")
+    deciding = [c for c in map(canonical, origins) if _is_elsewhere(c)] or names
     warnings: list[str] = []
+    if policy.content.default == "deny" and not policy.rules_for(deciding):
+        warnings += _end(policy.content.action, "no rule matches it", policy, deciding, "its default is deny")
     for number, reference in chosen:
         rule = policy.content.rules[number]
         problem = _judge(policy, rule, reference, digest, evidence, today, proof)
