@@ -133,3 +133,16 @@ def test_a_blob_that_a_pull_finds_counts_as_new_to_the_collector(store: Store) -
     after = store.blob_path(digest).stat()
     assert after.st_ctime_ns > before.st_ctime_ns
     assert (after.st_mode, after.st_mtime_ns) == (before.st_mode, before.st_mtime_ns)
+
+
+def test_what_is_said_may_come_before_its_model_while_a_lease_lasts(store: Store) -> None:
+    one = add(store, "m", b"one")
+    manifest = statement(store, one)
+    store.remove("m")
+    with store.lease():
+        said = store.attach(one.digest, manifest, [b"{}"])
+        store.collect()
+        assert store.referrers(one.digest) == [said]
+    store.collect()
+    assert store.referrers(one.digest) == []
+    assert not store.has(said.digest)

@@ -14,12 +14,12 @@ from pierhead.sources.base import PullPlan, Source
 from pierhead.sources.check import check
 from pierhead.store.layout import Store
 from pierhead.store.media import UNSAFE
-from pierhead.store.model import Layer, ModelRecord
+from pierhead.store.model import Layer
 from pierhead.trust.gate import Gate
 
 
 class Guard:
-    """One pull's: ``before`` its blobs are fetched, ``check`` when they are here, ``after`` the model has its name."""
+    """One pull's: ``before`` its blobs are fetched, ``check`` and ``keep`` when they are here."""
 
     def __init__(
         self,
@@ -70,6 +70,7 @@ class Guard:
             return self._plan
         return dataclasses.replace(self._plan, annotations={**self._plan.annotations, UNSAFE: allowed})
 
-    async def after(self, record: ModelRecord) -> None:
-        """Keep what is said as long as the model."""
-        await asyncio.to_thread(keep, self._store, record.digest, self._said)
+    async def keep(self) -> None:
+        """Keep what is said as long as the model, which gets its name after it: a named model is whole in this, too."""
+        if self._said:
+            await asyncio.to_thread(keep, self._store, digest_of(self._plan.manifest), self._said)

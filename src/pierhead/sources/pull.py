@@ -251,8 +251,8 @@ class _Pull:
         await guard.before(name)
         layers = [await self._layer(source, file, _shaped(file, plan), name) for file in plan.files]
         plan = await guard.check(layers, name)
+        await guard.keep()
         record = await asyncio.to_thread(self._commit, name, plan, layers)
-        await guard.after(record)
         await source.forget(plan)
         self._listener(PullDone(name=name, digest=record.digest, size=record.size, cached=cached))
         return record

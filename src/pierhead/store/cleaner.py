@@ -54,8 +54,11 @@ class Cleaner:
         forgotten = _forget(index, keep)
         pins = self._keep.pins()
         live = index.live(pins)
-        index.manifests = [e for e in index.manifests if e.digest in live]
         horizon = self._keep.horizon()
+        # what is said about a model may come before the model itself
+        said = [e for e in index.manifests if e.subject]
+        live |= {e.digest for e in said if horizon <= garbage.changed(self._blobs.path(e.digest)) < float("inf")}
+        index.manifests = [e for e in index.manifests if e.digest in live]
         paths = garbage.find(self._root, live, horizon)
         locks = garbage.dead_ingests(self._blobs.ingests, horizon, partials=partials)
         sizes = garbage.freed(paths)

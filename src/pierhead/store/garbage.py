@@ -26,7 +26,7 @@ def find(root: Path, live: Iterable[str], before: float) -> list[Path]:
     models = {digest.removeprefix("sha256:") for digest in live}
     keep = models | needed(blobs, models)
     places = ((blobs, keep), (root / "links", keep), (root / "models", models), (root / "beside", models))
-    old = [p for place, wanted in places for p in _children(place) if p.name not in wanted and _changed(p) < before]
+    old = [p for place, wanted in places for p in _children(place) if p.name not in wanted and changed(p) < before]
     return old + [p for place in (root, root / "pins") for p in _children(place) if _TEMPORARY.fullmatch(p.name)]
 
 
@@ -48,7 +48,7 @@ def dead_ingests(ingests: Path, before: float, *, partials: bool) -> list[Path]:
     found: list[Path] = []
     for lock in ingests.glob("*.lock"):
         part = lock.with_suffix(".part")
-        if is_locked(lock) or (not partials and _changed(lock) >= before):
+        if is_locked(lock) or (not partials and changed(lock) >= before):
             continue
         if lock.name == "adopt.lock":
             found += [lock] if any(ingests.glob("adopt-*")) else []
@@ -102,7 +102,8 @@ def freed(paths: Iterable[Path]) -> dict[Path, int]:
     return result
 
 
-def _changed(path: Path) -> float:
+def changed(path: Path) -> float:
+    """When a file got its name or was claimed; never for one that is gone."""
     try:
         return path.lstat().st_ctime
     except FileNotFoundError:
