@@ -233,7 +233,19 @@ def swapped(members: Members) -> Members:
     return [(n, bytes(len(d)) if len(d) > 10_000 else d) for n, d in members]
 
 
+def without_what_is_said(members: Members) -> Members:
+    """The statement about the model lacks its text."""
+    return [(n, d) for n, d in members if d != b"it is good"]
+
+
 LIES: dict[str, Callable[[Members], Members]] = {
+    "a statement without its text": without_what_is_said,
+    "name is of a version": entries(
+        lambda e: e[0].update(annotations={"org.opencontainers.image.ref.name": "kept@sha256:" + "0" * 64})
+    ),
+    "name is of a version, in short": entries(
+        lambda e: e[0].update(annotations={"org.opencontainers.image.ref.name": "kept@sha256:" + "0" * 8})
+    ),
     "other bytes": swapped,
     "cut bytes": lambda m: [(n, d[:-1] if len(d) > 10_000 else d) for n, d in m],
     "no weights": lambda m: [(n, d) for n, d in m if len(d) < 10_000],

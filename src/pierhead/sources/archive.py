@@ -60,11 +60,13 @@ def import_models(
             index = intake.index()
             models = _models(store, index, name)
             beside = [_looked_into(store, model, allow_unsafe) for model in models]
+            statements = _statements(store, index, {m.digest for m in models})
             records = [
                 store.commit_artifact(m.name, m.manifest, m.config, b, by="import")
                 for m, b in zip(models, beside, strict=True)
             ]
-            _attach(store, index, {m.digest for m in models})
+            for subject, body in statements:
+                store.attach(subject, body)
     finally:
         store.collect()  # what the archive held beyond its models, or all of it
     return records
@@ -253,17 +255,19 @@ def _subject(store: Store, entry: Descriptor) -> str | None:
     return subject.digest if subject else None
 
 
-def _attach(store: Store, index: Index, models: set[str]) -> None:
-    """Keep the statements about these models; what they lean on must be whole."""
+def _statements(store: Store, index: Index, models: set[str]) -> list[tuple[str, bytes]]:
+    """What is said about these models, as (subject, manifest); what it leans on must be whole."""
     about = {e.digest: _subject(store, e) for e in index.manifests if not _name(e)}
-    kept = set(models)
+    found: list[tuple[str, bytes]] = []
+    known = set(models)
     more = True
     while more:
         more = False
         for digest, subject in about.items():
-            if subject in kept and digest not in kept:
+            if subject in known and digest not in known:
                 body = _document(store, digest, "a statement in the archive")
                 _present(store, msgspec.json.decode(body, type=Manifest), "a statement in the archive")
-                store.attach(subject, body)
-                kept.add(digest)
+                found.append((subject, body))
+                known.add(digest)
                 more = True
+    return found

@@ -14,7 +14,7 @@ from pierhead.errors import CorruptData, NotFound, UsageError
 from pierhead.store.blobs import Blobs
 from pierhead.store.files import locked, mapped, replace
 from pierhead.store.history import History
-from pierhead.store.index import Index, decode_index
+from pierhead.store.index import Index, decode_index, is_digest_like
 from pierhead.store.manifest import reachable
 from pierhead.store.media import CONFIG
 from pierhead.store.model import Blob
@@ -24,8 +24,10 @@ _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._@:/+-]{0,253}[A-Za-z0-9_])?")
 
 
 def check_name(name: str) -> None:
-    """UsageError for what cannot name a model."""
-    if not _NAME.fullmatch(name) or ".." in name or "//" in name or name.startswith("sha256:"):
+    """UsageError for what cannot name a model; ``NAME@digest`` means what the digest says, and nothing else ever."""
+    _, at, word = name.rpartition("@")
+    digest = name.startswith("sha256:") or (at and is_digest_like(word))
+    if not _NAME.fullmatch(name) or ".." in name or "//" in name or digest:
         raise UsageError(
             f"'{name[:100]}' cannot name a model", hint="Use letters, digits and . _ - : / @, up to 255 of them."
         )
