@@ -123,6 +123,19 @@ async def test_a_near_registry_may_keep_its_blobs_nearby_but_not_make_tokens_els
     assert "token_hosts" in (caught.value.hint or "")
 
 
+@pytest.mark.parametrize("method", ["GET", "PATCH", "PUT"])
+async def test_a_registry_with_tls_cannot_send_an_upload_anywhere_in_the_clear(double: Double, method: str) -> None:
+    """What it says as the place of an upload is not followed through redirects, which look at that themselves."""
+    place = Place("127.0.0.1:1", "https://127.0.0.1:1")
+    name = image_name(parse("oci://127.0.0.1:1/a/b:v1"))
+    where = f"http://localhost:{double.host.rpartition(':')[2]}/upload"
+    async with Registry(name, SourceSettings(), Login("me", "word"), retry=ONCE, place=place) as found:
+        with pytest.raises(SourceUnavailable, match="plain http"):
+            async with found.request(method, where, push=True, data=b"weights"):
+                pass
+    assert double.requests == []
+
+
 async def test_a_token_host_that_the_user_names_is_asked(double: Double) -> None:
     names = Names(far_example=["127.0.0.1"], tokens_example=["127.0.0.1"])
     port = double.host.rpartition(":")[2]

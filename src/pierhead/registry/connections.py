@@ -76,9 +76,9 @@ class Connections:
         parts = urlsplit(url)
         if parts.scheme not in ("https", "http") or not parts.hostname:
             raise SourceUnavailable(f"{self.place.host} leads to an address of another kind")
+        if parts.scheme == "http" and not self.place.plain:  # not even elsewhere: an upload would go there in the clear
+            raise SourceUnavailable(f"{self.place.host} leads to plain http, which is refused")
         if parts.hostname == self._home.hostname:
-            if parts.scheme == "http" and not self.place.plain:
-                raise SourceUnavailable(f"{self.place.host} leads to plain http, which is refused")
             return
         if not self._home.near and await _is_near(parts.hostname, proxy):
             raise self._refused(parts.hostname, False)
