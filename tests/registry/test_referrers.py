@@ -175,6 +175,20 @@ async def test_damaged_foreign_and_huge_referrers_do_not_hide_the_others(modern:
         assert [g.digest for g in await fetch_all(there, SUBJECT.digest)] == [good.digest]
 
 
+def test_what_the_store_keeps_is_read_within_the_same_bounds(home: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An archive may bring statements of any size: they must not fill the memory of whoever starts the model."""
+    store = Store.open(home.store)
+    small, large = about(SPDX, "small"), about(SPDX, "l" * 5000)
+    many = manifest_for(SUBJECT, SPDX, [(SPDX, str(n).encode()) for n in range(20)], {})
+    referrers.keep(store, SUBJECT.digest, [large, many, small])
+    assert len(kept(store, SUBJECT.digest)) == 2, "of too many parts"
+    monkeypatch.setattr(referrers, "MAX_BLOB", 4000)
+    assert kept(store, SUBJECT.digest) == [small]
+    monkeypatch.setattr(referrers, "MAX_BLOB", 8000)
+    monkeypatch.setattr(referrers, "MAX_TOTAL", 5000)
+    assert kept(store, SUBJECT.digest) == [small]
+
+
 async def test_a_flood_of_referrers_is_bounded_and_signatures_come_first(
     modern: Double, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -266,17 +266,32 @@ def _with(body: bytes, entry: Descriptor) -> bytes:
 
 
 def kept(store: Store, subject: str) -> list[Attachment]:
-    """What the store knows about a manifest; entries whose blobs are gone are passed over."""
+    """What the store knows about a manifest; what is gone, or larger than a registry's may be, is passed over."""
     found: list[Attachment] = []
+    room = MAX_TOTAL
     for entry in store.referrers(subject)[:MAX_LISTED]:
         try:
-            manifest = store.blob_path(entry.digest).read_bytes()
+            manifest = _small_blob(store, entry.digest, min(MAX_MANIFEST, room))
             document = Attachment(manifest).document
-            blobs = {p.digest: store.blob_path(p.digest).read_bytes() for p in (document.config, *document.layers)}
+            parts = {p.digest for p in (document.config, *document.layers)}
+            blobs: dict[str, bytes] = {}
+            left = room - len(manifest)
+            for digest in parts if len(parts) <= MAX_BLOBS else ():
+                blobs[digest] = _small_blob(store, digest, min(MAX_BLOB, left))
+                left -= len(blobs[digest])
         except (NotFound, CorruptData, OSError):
             continue
-        found.append(Attachment(manifest, blobs))
+        if len(blobs) == len(parts):
+            found.append(Attachment(manifest, blobs))
+            room = left
     return found
+
+
+def _small_blob(store: Store, digest: str, limit: int) -> bytes:
+    path = store.blob_path(digest)
+    if path.stat().st_size > limit:
+        raise CorruptData(f"the blob {digest[:19]} is larger than a referrer may be")
+    return path.read_bytes()
 
 
 def keep(store: Store, subject: str, attachments: Sequence[Attachment]) -> None:
