@@ -14,6 +14,7 @@ import pytest
 from tests.package import golden
 
 from pierhead.errors import CorruptData, NotFound, UsageError
+from pierhead.events import AnyEvent, Note
 from pierhead.sources.adopt import Offer, Taken, Tool, chosen, folders, offers, take
 from pierhead.sources.docker_store import DockerStore, our_name
 from pierhead.store.layout import Store
@@ -137,6 +138,21 @@ async def test_a_name_that_means_another_model_here_moves_only_by_force(
     assert moved.record is not None
     assert store.get("tiny").digest == PLAIN.id
     assert store.versions("tiny"), "the other model is an earlier version"
+
+
+async def test_a_further_name_that_means_another_model_here_stays_with_it(
+    docker: Path, ollama: Path, store: Store
+) -> None:
+    await taken("ollama", ollama, store, "tiny")
+    store.tag("tiny", "ai/tiny:1m-Q4_1")
+    mine, notes = store.get("tiny").digest, list[AnyEvent]()
+    (one,) = await taken("docker", docker, store, "ai/tiny", listener=notes.append)
+    assert one.record is not None
+    assert store.get("ai/tiny").digest == TINY.id
+    assert store.get("ai/tiny:1m-Q4_1").digest == mine
+    assert any("--force" in n.message for n in notes if isinstance(n, Note))
+    await taken("docker", docker, store, "ai/tiny", force=True)
+    assert store.get("ai/tiny:1m-Q4_1").digest == TINY.id
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import msgspec
 
 from pierhead.errors import Conflict, NotFound, PierError, UsageError
-from pierhead.events import AnyEvent, Listener, PullProgress, ignore
+from pierhead.events import AnyEvent, Listener, Note, PullProgress, ignore
 from pierhead.refs import Reference, parse
 from pierhead.sources.base import Source
 from pierhead.sources.docker_store import DockerStore, docker_folders, our_name
@@ -207,8 +207,21 @@ async def _take(
         allow_unsafe=allow_unsafe,
     )
     for name in offer.names[1:]:
-        await asyncio.to_thread(store.tag, offer.name, name)
+        if not force and await asyncio.to_thread(_means_another, store, name, record.digest):
+            told(
+                Note(message=f"'{name}' means another model here and stays with it; --force moves it", level="warning")
+            )
+        else:
+            await asyncio.to_thread(store.tag, offer.name, name)
     return record
+
+
+def _means_another(store: Store, name: str, digest: str) -> bool:
+    try:
+        found = store.get(name)
+    except PierError:
+        return False
+    return found.name == name and found.digest != digest
 
 
 def _naming(listener: Listener, name: str) -> Callable[[AnyEvent], None]:
