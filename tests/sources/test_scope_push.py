@@ -144,6 +144,13 @@ async def test_what_modelscope_has_is_not_sent_again(push: Any, double: ScopeDou
     assert (double.puts, len(double.messages)) == (1, 2)
 
 
+async def test_a_storage_that_refuses_is_one_error(push: Any, double: ScopeDouble) -> None:
+    double.statuses = [403] * 10
+    with pytest.raises(AccessDenied, match="answers 403"):
+        await push("ms://me/tiny", Options())
+    assert not double.repos.get("me/tiny")
+
+
 async def test_modelscopes_refusals_are_shown(push: Any, double: ScopeDouble) -> None:
     with pytest.raises(NotFound, match="no repository me/tiny"):
         await push("ms:me/tiny", Options(create=False))

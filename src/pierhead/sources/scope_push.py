@@ -15,7 +15,7 @@ from urllib.parse import quote, urlsplit
 
 import msgspec
 
-from pierhead.errors import Conflict, NotFound, SourceUnavailable, UsageError
+from pierhead.errors import Conflict, NotFound, PierError, SourceUnavailable, UsageError
 from pierhead.refs import Reference
 from pierhead.sources.hub_push import Choose, Place, Pushed, Report
 from pierhead.sources.modelscope import ModelScope
@@ -100,12 +100,18 @@ class ScopePush:
             raise SourceUnavailable(f"{self._sender.host} does not answer like ModelScope: {exc}") from exc
         urls = {o.oid: o.actions["upload"].href for o in found.objects if o.actions and o.actions.get("upload")}
         slots = asyncio.Semaphore(AT_ONCE)
-        async with asyncio.TaskGroup() as group:
-            for oid, file in wanted.items():
-                if urls.get(oid):
-                    group.create_task(self._put(file, urls[oid], slots))
-                else:
-                    self._report(file.path, file.size, file.size)
+        try:
+            async with asyncio.TaskGroup() as group:
+                for oid, file in wanted.items():
+                    if urls.get(oid):
+                        group.create_task(self._put(file, urls[oid], slots))
+                    else:
+                        self._report(file.path, file.size, file.size)
+        except ExceptionGroup as failed:  # of files that went together one error is told
+            first = next((e for e in failed.exceptions if isinstance(e, PierError)), None)
+            if first is None:
+                raise
+            raise first from first.__cause__
 
     async def _put(self, file: Outgoing, url: str, slots: asyncio.Semaphore) -> None:
         def sent(count: int) -> None:
