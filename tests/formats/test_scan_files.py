@@ -104,6 +104,12 @@ UNSAFE = {
     "tokenizer_config.json": json.dumps({"chat_template": BAD_TEMPLATE}).encode(),
     "many/tokenizer_config.json": json.dumps({"chat_template": [{"name": "x", "template": BAD_TEMPLATE}]}).encode(),
     "Modelfile": b'FROM x\nTEMPLATE """' + BAD_TEMPLATE.encode() + b'"""\n',
+    "escaped/tokenizer_config.json": b'{"chat_templ\\u0061te": "' + BAD_TEMPLATE.encode() + b'"}',
+    "long.bin": b"\x80\x02V" + b"a" * (2 << 20) + b"\n0cos\nsystem\n(S'id'\ntR.",
+    "long.model": b"S'" + b"a" * (2 << 20) + b"'\n0cos\nsystem\n(S'id'\ntR.",
+    "without_a_suffix": b"cos\nsystem\n(S'id'\ntR.",
+    "template": BAD_TEMPLATE.encode(),
+    "short.npy": b"\x93NUMPY",
     "deep.zip": zipped({"a.zip": zipped({"b.zip": zipped({"c.zip": zipped({"d.pkl": GOOD})})})}),
 }
 
@@ -124,6 +130,8 @@ SAFE = {
     "tokenizer_config.json": json.dumps({"chat_template": "{{ messages[0].content }}"}).encode(),
     "config.json": b'{"architectures": ["X"]}',
     "model.onnx": onnx("com.microsoft"),
+    "LICENSE": b"copyright\nall rights reserved\n",
+    "long.dat": b"V" + b"a" * (2 << 20) + b"\n0.",
     "readme.md": b"# cos\nsystem\n",
     "params": b'{"stop": ["x"]}',
 }

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from pierhead.formats import pickles
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = [pytest.mark.timeout(60), pytest.mark.filterwarnings("ignore:invalid escape sequence")]
 
 
 class Runs:

@@ -8,6 +8,7 @@ follows the one of PyTorch's own ``weights_only`` loader.
 from __future__ import annotations
 
 import pickletools
+import re
 import time
 from collections.abc import Iterator
 from typing import Any, BinaryIO
@@ -90,7 +91,15 @@ class _Window:
         return made
 
     def readline(self) -> bytes:
-        return self._file.readline(MAX_ARGUMENT)
+        line = self._file.readline(MAX_ARGUMENT)
+        if len(line) < MAX_ARGUMENT or line.endswith(b"\n"):
+            return line
+        while (more := self._file.readline(MAX_ARGUMENT)) and not more.endswith(b"\n"):
+            pass
+        if not more:
+            return line
+        quote = line[:1] if line[:1] in (b"'", b'"') else b""
+        return (quote * 2 or re.sub(rb"[^0-9A-Za-z_. ]", b"", line[:64])) + b"\n"
 
     def tell(self) -> int:
         return self._file.tell()

@@ -32,6 +32,7 @@ MAX_NPY_HEADER = 1 << 20
 PICKLES = frozenset({".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib", ".dill", ".p"})
 _TORCH_BIN = re.compile(r"(pytorch_model|adapter_model|diffusion_pytorch|training_args|optimizer|scheduler|rng_state)")
 _INERT = frozenset({".gguf", ".safetensors", ".md", ".png", ".jpg"})
+_NUMBERS = frozenset({".bin", ".data", ".model", ".dat"})  # or pickles, for all that their names tell
 _PACKED = frozenset({".gz", ".bz2", ".xz", ".zst"})
 _TAR = re.compile(r"\.(tar|tgz|tar\.(gz|bz2|xz|zst))$")
 Opener = Callable[[Any], contextlib.AbstractContextManager[Any]]
@@ -121,11 +122,12 @@ class _Look:
     def _single(self, file: BinaryIO, size: int, name: str, suffix: str, beginning: bytes) -> None:
         file.seek(0)
         named = suffix in PICKLES or (suffix == ".bin" and _TORCH_BIN.match(PurePosixPath(name).name) is not None)
-        if named or beginning[:1] == b"\x80" or suffix in (".bin", ".data", ".model", ".dat"):
+        if named or beginning[:1] == b"\x80" or not suffix or suffix in _NUMBERS:
             # a protocol number follows; in raw numbers the byte alone means nothing
             sure = named or (beginning[:1] == b"\x80" and beginning[1:2] in b"\x02\x03\x04\x05" and suffix != ".bin")
             self._pickle(file, size, name, certain=sure)
-        else:
+            file.seek(0)
+        if not suffix or not (named or beginning[:1] == b"\x80" or suffix in _NUMBERS):
             self.found += documents.scan(file, size, name)
 
     def _say(self, name: str, severity: Severity, reason: str) -> None:
@@ -225,6 +227,9 @@ class _Look:
     def _numpy(self, file: BinaryIO, size: int, name: str) -> None:
         """An array of Python objects is a pickle behind a header."""
         head = file.read(12)
+        if len(head) < 12:
+            self._say(name, "unsafe", "an array whose header cannot be read")
+            return
         wide = head[6] >= 2
         length = int.from_bytes(head[8:12] if wide else head[8:10], "little")
         start = 12 if wide else 10
