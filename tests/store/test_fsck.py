@@ -96,8 +96,9 @@ def test_a_model_that_cannot_be_read_loses_its_name_and_no_other_does(store: Sto
     overwrite(store.blob_path(digest), lambda d: d[:-2])
     if part == "manifest":
         with pytest.raises(CorruptData) as caught:
-            store.models()
+            store.get("m")
         assert "pier fsck --repair" in (caught.value.hint or "")
+        assert [(r.name, bool(r.damaged)) for r in store.models()] == [("alias", True), ("kept", False)]
     (found,) = look(store)
     assert (found.document, found.names) == (True, ("m", "alias"))
     look(store, repair=True)

@@ -267,6 +267,20 @@ def test_a_damaged_manifest_names_the_model(store: Store) -> None:
         store.get("m")
 
 
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_damaged_model_hides_no_other_and_can_be_removed(store: Store, lost: bool) -> None:
+    made, sound = add(store, "m", b"one"), add(store, "other", b"two")
+    path = store.blob_path(made.digest)
+    path.chmod(0o644)
+    path.unlink() if lost else path.write_bytes(b"{}")
+    first, second = store.models()
+    assert (first.names, first.files) == (("m",), ())
+    assert first.damaged
+    assert second == sound
+    store.remove("m")
+    assert store.models() == [sound]
+
+
 def test_damage_to_the_weights_is_found(store: Store) -> None:
     made = add(store, "m")
     path = store.blob_path(made.files[0].digest)

@@ -80,9 +80,9 @@ def states(store: Store, records: Sequence[ModelRecord], answers: dict[str, Fres
     for record in records:
         last = max((looks[n] for n in record.names if n in looks), key=lambda m: m.time, default=None)
         newest = stale_since(record, last)
-        told: dict[str, Any] = {"state": "stale" if newest else "", "newest": newest}
+        told: dict[str, Any] = {"state": "damaged" if record.damaged else "stale" if newest else "", "newest": newest}
         answer = answers.get(record.digest)
-        if answer is not None:
+        if answer is not None and not record.damaged:
             told = {"state": answer.state, "newest": answer.pin, "reason": answer.reason}
         found[record.digest] = {**told, "checked": last.time if last else ""}
     return found
@@ -107,6 +107,8 @@ def _show(store: Store, names: Sequence[tuple[str, ModelRecord]], states: dict[s
     if not any(row[-1] for row in rows):
         head, rows = head[:-1], [row[:-1] for row in rows]
     table(head, rows, right=(2, 5), fold=(0,))
+    for why in sorted({record.damaged for _, record in names} - {""}):
+        say(f"Damaged: {why} Type `pier fsck --repair`.")
     reasons = {states[r.digest].get("reason", "") for _, r in names} - {""}
     for reason in sorted(reasons):
         say(f"Unknown: {reason}")

@@ -93,7 +93,7 @@ def pull(reference: str, name: str | None, link: bool, allow_unsafe: bool, as_js
 def known(store: Store, name: str) -> None:
     """NotFound with what is there, for verbs that a pull beforehand would not help."""
     try:
-        store.get(name)
+        store.known(name)
     except NotFound as exc:
         raise NotFound(exc.message, hint=_closest(exc.hint), data=exc.data) from exc
 

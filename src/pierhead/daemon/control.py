@@ -56,7 +56,7 @@ class Control:
 
     async def remove_model(self, request: Request) -> Response:
         store, name = self.parts.store, _name(request)
-        record = await asyncio.to_thread(store.get, name)
+        record = await asyncio.to_thread(store.known, name)
         if self.parts.fleet.in_use(record.digest) and len(record.names) <= 1:
             raise Conflict(f"{record.name} is running", hint=f"Stop it first: `pier stop {record.name}`.")
         removed = await asyncio.to_thread(store.remove, name)

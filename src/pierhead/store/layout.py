@@ -168,36 +168,48 @@ class Store:
         return self.root / "beside" / self.blobs.path(digest).name
 
     def models(self) -> list[ModelRecord]:
-        """All models, each once, by first name."""
+        """All models, each once, by first name; of one that cannot be read, its names and why."""
 
         def read(index: Index) -> list[ModelRecord]:
             names: dict[str, list[str]] = {}
             for entry in index.named:
                 names.setdefault(entry.digest, []).append(entry.name)
-            return sorted((self._record(d, sorted(n)) for d, n in names.items()), key=lambda r: r.name)
+            return sorted((self._listed(index, d, sorted(n)) for d, n in names.items()), key=lambda r: r.name)
 
         return self._names.steadily(read)
+
+    def _listed(self, index: Index, digest: str, names: list[str], earlier: str = "") -> ModelRecord:
+        try:
+            return self._record(digest, names, earlier)
+        except (CorruptData, NotFound) as exc:
+            if self._names.read() != index:  # it is being removed: look again
+                raise NotFound(exc.message) from exc
+            return oci.unreadable(digest, _called(digest, names, earlier), tuple(names), exc.message)
 
     def get(self, name: str) -> ModelRecord:
         """The model by name, ``name:latest``, ``name@digest`` or digest (``sha256:`` and eight hex digits or more)."""
+        return self._names.steadily(lambda index: self._record(*self._find(index, name)))
 
-        def read(index: Index) -> ModelRecord:
-            found = index.find(name)
-            if found is None:
-                known = sorted({e.name for e in index.named})
-                close = difflib.get_close_matches(name, known, 1)
-                hint = f"Did you mean '{close[0]}'? " if close else ""
-                raise NotFound(
-                    f"there is no model '{name}' in the store",
-                    hint=f"{hint}Type `pier pull {name}`.",
-                    data={"known": known[:50]},
-                )
-            digest, exact = found
-            names = sorted((e.name for e in index.named if e.digest == digest), key=lambda n: (n != exact, n))
-            earlier = next((e.previous for e in index.manifests if e.digest == digest and e.previous), "")
-            return self._record(digest, names, earlier)
+    def known(self, name: str) -> ModelRecord:
+        """Like ``get``, but a model that cannot be read is told as ``models`` tells it."""
+        return self._names.steadily(lambda index: self._listed(index, *self._find(index, name)))
 
-        return self._names.steadily(read)
+    def _find(self, index: Index, name: str) -> tuple[str, list[str], str]:
+        """The digest that a word means, its names, and the name whose earlier version it is."""
+        found = index.find(name)
+        if found is None:
+            known = sorted({e.name for e in index.named})
+            close = difflib.get_close_matches(name, known, 1)
+            hint = f"Did you mean '{close[0]}'? " if close else ""
+            raise NotFound(
+                f"there is no model '{name}' in the store",
+                hint=f"{hint}Type `pier pull {name}`.",
+                data={"known": known[:50]},
+            )
+        digest, exact = found
+        names = sorted((e.name for e in index.named if e.digest == digest), key=lambda n: (n != exact, n))
+        earlier = next((e.previous for e in index.manifests if e.digest == digest and e.previous), "")
+        return digest, names, earlier
 
     def versions(self, name: str) -> list[ModelRecord]:
         """The earlier versions of a name that are still here, the latest first."""
@@ -269,7 +281,7 @@ class Store:
 
         The bytes that nothing else needs go too. Conflict while a replica uses what would go.
         """
-        record = self.get(name)
+        record = self.known(name)
         before, before_linked = disk_bytes(self.root, set()), LinkRecord.total(self.root / "links", self.blobs)
         with os_errors("cannot remove the model"):
             with self._names.edit() as index:
@@ -380,9 +392,14 @@ class Store:
     # --- inside ---------------------------------------------------------------------------------------------------
 
     def _record(self, digest: str, names: list[str], earlier: str = "") -> ModelRecord:
-        name = names[0] if names else f"{earlier}@{digest}" if earlier else digest
+        name = _called(digest, names, earlier)
         with os_errors(f"cannot read the model {name}"):
             beside: dict[str, Any] = {}
             with contextlib.suppress(FileNotFoundError, msgspec.DecodeError):
                 beside = msgspec.json.decode(self._beside(digest).read_bytes(), type=dict[str, Any])
             return oci.record(digest, name, tuple(names), self.blob_path, beside)
+
+
+def _called(digest: str, names: Sequence[str], earlier: str) -> str:
+    """What a model is called: its first name, the name that it had, or its digest."""
+    return names[0] if names else f"{earlier}@{digest}" if earlier else digest

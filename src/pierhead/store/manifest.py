@@ -119,6 +119,11 @@ def _unpacked(beside: dict[str, Any]) -> tuple[ModelFile, ...]:
         return ()
 
 
+def unreadable(digest: str, name: str, names: tuple[str, ...], why: str) -> ModelRecord:
+    """What is left to tell of a model whose documents are damaged or gone."""
+    return ModelRecord(name=name, names=names, digest=digest, size=0, created="", files=(), metadata={}, damaged=why)
+
+
 def reachable(manifest: Path) -> set[str]:
     """The hex digests of the blobs that a manifest needs; empty when it is not there or not one."""
     with contextlib.suppress(OSError, msgspec.DecodeError, RecursionError, CorruptData):

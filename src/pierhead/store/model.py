@@ -80,6 +80,7 @@ class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
     source: str = ""
     annotations: dict[str, str] = {}
     config_type: str = ""  # the media type of its config: which specification it follows
+    damaged: str = ""  # why nothing else of it can be told; only in lists, for `get` raises it
     packaged: Packaged = Packaged()
     memory: dict[str, Any] = {}  # what its weights' layers say that it needs (``store.documents.memory_annotation``)
     unpacked: tuple[ModelFile, ...] = ()  # the members of those of its files that are archives
