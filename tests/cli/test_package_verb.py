@@ -12,6 +12,7 @@ from tests.package.conftest import write_lora, write_model
 
 from pierhead.cli.package import created
 from pierhead.errors import UsageError
+from pierhead.paths import resolve
 
 from .conftest import Pier
 
@@ -35,6 +36,19 @@ def test_a_file_is_packaged_and_its_digest_printed(bare: Pier, tmp_path: Path) -
     assert "Packaged mine" in done.stderr
     assert bare("package", "--gguf", str(model), "other", **EPOCH).stdout == done.stdout
     assert [line["verb"] if "verb" in line else line.get("by") for line in _history(bare, "mine")] == ["package"]
+
+
+def test_a_model_that_the_policy_refuses_is_no_base_of_another(bare: Pier, tmp_path: Path) -> None:
+    assert bare("package", str(write_model(tmp_path / "m.gguf")), "base").returncode == 0
+    config = resolve({"PIERHEAD_HOME": str(tmp_path / "home")}).config
+    config.mkdir(parents=True, exist_ok=True)
+    (config / "policy.toml").write_text('default = "allow"\n[[rules]]\nmatch = ["base"]\nrequire = "refuse"\n')
+
+    done = bare("package", "--from", "base", "--context-size", "512", "mine")
+
+    assert done.returncode == 15, done.stderr
+    assert "does not allow base" in done.stderr
+    assert bare("inspect", "mine").returncode != 0
 
 
 def _history(pier: Pier, name: str) -> list[dict[str, str]]:

@@ -232,11 +232,17 @@ def _found(paths: Paths, text: str, folder: Path, listener: events.Listener) -> 
 
 
 def _model(paths: Paths, name: str, listener: events.Listener) -> ModelRecord:
-    """A model of the store; pulled where it is not there."""
+    """A model of the store that may be used; pulled where it is not there."""
+    from pierhead.trust.gate import Gate
+
+    store = open_store(paths)
     try:
-        return open_store(paths).get(name)
+        found = store.get(name)
     except NotFound:
         return fetch(paths, name, None, listener)
+    for warning in Gate(paths.config).check_start(store, found):
+        listener(events.Note(message=warning, level="warning"))
+    return found
 
 
 def _pairs(texts: tuple[str, ...], what: str) -> dict[str, str]:
