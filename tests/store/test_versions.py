@@ -69,6 +69,22 @@ def test_the_log_tells_where_a_name_pointed_and_when(store: Store) -> None:
     ]  # fmt: skip
 
 
+def test_a_log_that_grew_too_long_still_tells_where_models_came_from(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Policies ask that at each start: a model must not lose its origin by many moves of other names."""
+    monkeypatch.setattr("pierhead.store.history.MAX_BYTES", 20_000)
+    one, gone = add(store, "m", b"one"), add(store, "gone", b"two")
+    store.note("m", by="pull", source="oci://evil.example/m/m:1")
+    store.note("gone", by="pull", source="oci://evil.example/gone/gone:1")
+    store.remove("gone")
+    for _ in range(400):
+        store.note("m", by="check", source="t")
+    assert (store.root / "history.jsonl").stat().st_size < 21_000
+    assert "oci://evil.example/m/m:1" in store.pulled_from(one.digest)
+    assert store.pulled_from(gone.digest) == ()
+
+
 def test_a_move_that_a_dying_process_announced_but_did_not_make_is_not_told(tmp_path: Path) -> None:
     armed: list[str] = []
 

@@ -6,9 +6,10 @@ over: the next line of that name, or the index itself, tells what the name point
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -56,7 +57,19 @@ class History:
             sync_folder(self._path.parent)
         if size > MAX_BYTES:
             lines = self._path.read_bytes().splitlines(keepends=True)
-            replace(self._path, b"".join(lines[len(lines) // 2 :]))
+            half = len(lines) // 2
+            replace(self._path, b"".join((*self._origins(lines[:half]), *lines[half:])))
+
+    def _origins(self, lines: Sequence[bytes]) -> list[bytes]:
+        """What must outlive its time: where a model that is still here was pulled from, which policies ask."""
+        blobs = self._path.parent / "blobs" / "sha256"
+        found: dict[tuple[str, str], bytes] = {}
+        for line in lines:
+            with contextlib.suppress(msgspec.DecodeError):
+                move = msgspec.json.decode(line, type=Move)
+                if move.by == "pull" and move.source and (blobs / move.digest.removeprefix("sha256:")).is_file():
+                    found.setdefault((move.digest, move.source), line)
+        return list(found.values())
 
     def of(self, name: str, current: str) -> list[Move]:
         """What happened to a name, the latest first; ``current`` is what the index says now (empty: no such name)."""
