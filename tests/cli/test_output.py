@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pierhead.cli.output import age, duration, number, print_error, printable, size
+from pierhead.cli.output import age, duration, fitting, number, print_error, printable, several, size, wrapped
 from pierhead.errors import EngineFailed
 from pierhead.paths import Paths
 
@@ -94,6 +95,8 @@ def test_foreign_text_steers_no_terminal(capsys: pytest.CaptureFixture[str]) -> 
         (size(7e12), "7.0 TB"),
         (number(134515008), "134.5M"),
         (number(None), "0"),
+        (several(1, "file"), "1 file"),
+        (several(0, "file"), "0 files"),
         (duration(59.4), "59 s"),
         (duration(59.9), "1 min"),
         (duration(7200), "2 h"),
@@ -103,3 +106,37 @@ def test_foreign_text_steers_no_terminal(capsys: pytest.CaptureFixture[str]) -> 
 )
 def test_figures_are_for_people(made: str, wanted: str) -> None:
     assert made == wanted
+
+
+@pytest.mark.parametrize(
+    ("room", "kept"),
+    [
+        (80, [0, 1, 2, 3]),
+        (40, [0, 1, 2, 3]),  # the name may wrap, in half of the room
+        (30, [0, 1, 2]),
+        (12, [0, 1]),
+        (1, [0, 1]),  # what is not to spare stays
+    ],
+)
+def test_a_narrow_terminal_loses_columns_before_names_are_cut_to_pieces(room: int, kept: list[int]) -> None:
+    assert fitting([50, 6, 4, 4], room, fold=[0], spare=[3, 2]) == kept
+
+
+def test_lines_end_between_words_but_a_digest_is_left_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Screen(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("COLUMNS", "30")
+    digest = "Digest  sha256:" + "0" * 64
+    assert wrapped(digest, Screen(), 8) == digest
+    assert wrapped("Memory  weights of a model and of its cache", Screen(), 8).splitlines() == [
+        "Memory  weights of a model and",
+        "        of its cache",
+    ]
+
+
+def test_an_error_after_events_is_one_more_line(capsys: pytest.CaptureFixture[str]) -> None:
+    print_error(EngineFailed("it died", data={"log": ["one", "two"]}), as_json=True)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert json.loads(line)["error"]["data"]["log"] == ["one", "two"]

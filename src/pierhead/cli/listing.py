@@ -106,7 +106,7 @@ def _show(store: Store, names: Sequence[tuple[str, ModelRecord]], states: dict[s
     head = ["NAME", "DIGEST", "SIZE", "ARCH", "QUANT", "VERSIONS", "CREATED", "STATE"]
     if not any(row[-1] for row in rows):
         head, rows = head[:-1], [row[:-1] for row in rows]
-    table(head, rows, right=(2, 5), fold=(0,))
+    table(head, rows, right=(2, 5), fold=(0,), spare=(6, 3, 5, 4))
     for why in sorted({record.damaged for _, record in names} - {""}):
         say(f"Damaged: {why} Type `pier fsck --repair`.")
     reasons = {states[r.digest].get("reason", "") for _, r in names} - {""}

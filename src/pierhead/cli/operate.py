@@ -67,7 +67,7 @@ def ps(as_json: bool) -> None:
         for r in found
     ]
     head = ("ID", "MODEL", "STATE", "RUNTIME", "CONTEXT", "MEMORY", "OPEN", "UP", "UNLOADS")
-    table(head, rows, right=(4, 5, 6), fold=(1,))
+    table(head, rows, right=(4, 5, 6), fold=(1,), spare=(6, 3, 4, 7, 8))
     if not found:
         say("Nothing runs. `pier run MODEL` starts a model; so does the first request for it.")
     for r in found:
@@ -180,7 +180,7 @@ def stats(no_stream: bool, interval: float, as_json: bool) -> None:
         return
     if no_stream or not sys.stdout.isatty():
         for reading in readings:
-            table(_STATS, _stat_rows(reading), right=_RIGHT, fold=(1,))
+            table(_STATS, _stat_rows(reading), right=_RIGHT, fold=(1,), spare=_SPARE)
             if not reading["replicas"]:
                 say("Nothing runs.")
         return
@@ -188,10 +188,13 @@ def stats(no_stream: bool, interval: float, as_json: bool) -> None:
 
     with Live(screen=False, auto_refresh=False) as live:
         for reading in readings:
-            live.update(drawn_table(_STATS, _stat_rows(reading), right=_RIGHT, fold=(1,)), refresh=True)
+            room = live.console.width
+            made = drawn_table(_STATS, _stat_rows(reading), right=_RIGHT, fold=(1,), spare=_SPARE, room=room)
+            live.update(made, refresh=True)
 
 
 _RIGHT = (2, 3, 4, 5, 6)
+_SPARE = (6, 4, 5)
 _STATS = ("ID", "MODEL", "CPU %", "MEMORY", "LIMIT", "PIDS", "CPU TIME")
 
 

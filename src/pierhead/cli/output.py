@@ -59,7 +59,7 @@ def printable(text: str) -> str:
 def print_error(error: PierError, as_json: bool) -> None:
     """What failed, why, and what to type next."""
     if as_json:
-        print_json({"error": error.to_dict()})
+        print_json_line({"error": error.to_dict()})  # one line, since verbs that print events may have begun
         return
     say(f"{click.style('Error:', fg='red', bold=True)} {printable(error.message)}")
     log = error.data.get("log")
@@ -95,20 +95,35 @@ def wrapped(text: str, stream: TextIO, indent: int | None = None) -> str:
             lines.append(line)
             continue
         own = len(line) - len(line.lstrip()) if indent is None else indent
-        room = width + len(line) - len(click.unstyle(line))
+        plain = click.unstyle(line)
+        if indent and " " not in plain[indent:].strip():  # a digest, say: whole, so that it can be copied
+            lines.append(line)
+            continue
         fold = textwrap.TextWrapper(
-            room, subsequent_indent=" " * own, break_long_words=False, break_on_hyphens=False, drop_whitespace=True
+            width, subsequent_indent=" " * own, break_long_words=False, break_on_hyphens=False, drop_whitespace=True
         )
-        lines += fold.wrap(line)
+        first, *more = fold.wrap(plain)
+        head, reset, _ = line.rpartition("\x1b[0m")  # what is styled is what a line begins with
+        word = click.unstyle(head)
+        lines += [head + reset + first[len(word) :] if reset and first.startswith(word) else first, *more]
     return "\n".join(lines)
 
 
 def table(
-    head: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int] = (), fold: Sequence[int] = ()
+    head: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    right: Sequence[int] = (),
+    fold: Sequence[int] = (),
+    spare: Sequence[int] = (),
 ) -> None:
-    """A table on stdout: drawn by Rich on a terminal, else plain and aligned; long cells of ``fold`` may wrap."""
+    """A table on stdout: drawn by Rich on a terminal, else plain and aligned.
+
+    Long cells of ``fold`` may wrap; on a narrow terminal the columns of ``spare`` are left out, the first one first.
+    """
     if rows and sys.stdout.isatty():
-        _console().print(drawn_table(head, rows, right=right, fold=fold))
+        console = _console()
+        console.print(drawn_table(head, rows, right=right, fold=fold, spare=spare, room=console.width))
         return
     lines = [head, *rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
@@ -117,18 +132,36 @@ def table(
         click.echo("  ".join(cells).rstrip())
 
 
+def fitting(widths: Sequence[int], room: int, fold: Sequence[int], spare: Sequence[int]) -> list[int]:
+    """The columns that fit in ``room``, where one that may wrap keeps its width or at least half of the room."""
+    kept = list(range(len(widths)))
+    for column in spare:
+        least = (min(widths[i], room // 2) if i in fold else widths[i] for i in kept)
+        if sum(least) + 2 * (len(kept) - 1) <= room:
+            break
+        kept.remove(column)
+    return kept
+
+
 def drawn_table(
-    head: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int] = (), fold: Sequence[int] = ()
+    head: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    right: Sequence[int] = (),
+    fold: Sequence[int] = (),
+    spare: Sequence[int] = (),
+    room: int,
 ) -> Table:
-    """The same table for Rich."""
+    """The same table for Rich, in ``room`` columns."""
     from rich.table import Table
     from rich.text import Text
 
+    kept = fitting([max(map(len, column)) for column in zip(head, *rows, strict=True)], room, fold, spare)
     made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for i, name in enumerate(head):
-        made.add_column(name, justify="right" if i in right else "left", overflow="fold", no_wrap=i not in fold)
+    for i in kept:
+        made.add_column(head[i], justify="right" if i in right else "left", overflow="fold", no_wrap=i not in fold)
     for row in rows:
-        made.add_row(*(Text(printable(cell)) for cell in row))
+        made.add_row(*(Text(printable(row[i])) for i in kept))
     return made
 
 
@@ -153,6 +186,11 @@ def size(count: float) -> str:
     if abs(count) < 1000:
         return f"{count:.0f} B"
     return _scaled(count / 1000, ("kB", "MB", "GB", "TB"), " ")
+
+
+def several(count: int, noun: str) -> str:
+    """``1 file``, ``2 files``."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def number(count: int | None) -> str:
