@@ -7,8 +7,10 @@ import re
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pexpect
@@ -59,7 +61,7 @@ def chat(env: dict[str, str], *args: str, **more: str) -> Iterator[pexpect.spawn
         made.close(force=True)
 
 
-@pytest.mark.parametrize("columns", [80, 120])
+@pytest.mark.parametrize("columns", [60, 80, 120])
 def test_tables_fit_the_terminal(stocked: Stocked, columns: int) -> None:
     pier, _, env = stocked
     pier("run", "smollm2", "Hi", "--max-tokens", "2")
@@ -104,6 +106,32 @@ def test_a_pull_draws_a_bar(stocked: Stocked, smollm2: Path) -> None:
     text = whole(terminal(env, "pull", str(smollm2), "--name", "bar"))
     assert "Pulled bar, 98.4 MB." in text
     pier("rm", "bar")
+
+
+def test_ctrl_c_in_a_pull_says_that_it_can_go_on(stocked: Stocked, smollm2: Path) -> None:
+    body, going = smollm2.read_bytes(), threading.Event()
+
+    class Slow(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body[:20_000_000])
+            going.wait(60)
+
+        do_HEAD = do_GET
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Slow) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        made = terminal(stocked[2], "pull", f"http://127.0.0.1:{server.server_port}/slow.gguf", "--name", "slow")
+        made.expect("slow.gguf")
+        made.sendintr()
+        made.expect(pexpect.EOF)
+        made.close()
+        going.set()
+        server.shutdown()
+    assert made.exitstatus == 130
+    assert "The same command goes on" in (made.before or "")
 
 
 def test_ctrl_c_ends_a_single_answer_with_its_status(stocked: Stocked) -> None:

@@ -11,7 +11,7 @@ from pierhead import events
 from pierhead.cli.completion import complete_model
 from pierhead.cli.help import Verb, json_option, option
 from pierhead.cli.models import known, open_store
-from pierhead.cli.output import here, print_json, say, size
+from pierhead.cli.output import here, print_json, say, several, size
 from pierhead.cli.progress import bars
 from pierhead.errors import NotFound, UsageError
 from pierhead.store.export import Report
@@ -49,7 +49,7 @@ def export(names: tuple[str, ...], output: str, as_json: bool) -> None:
     if as_json:
         print_json({"file": output, "names": names, "blobs": len(plan.blobs), "size": plan.total})
         return
-    say(f"Exported {', '.join(names)}: {size(plan.total)} in {len(plan.blobs)} blobs.")
+    say(f"Exported {', '.join(names)}: {size(plan.total)} in {several(len(plan.blobs), 'blob')}.")
 
 
 @click.command(

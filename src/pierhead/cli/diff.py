@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
 from pierhead.cli.completion import complete_model
 from pierhead.cli.help import Verb, json_option
 from pierhead.cli.inspect import look
-from pierhead.cli.output import here, print_json, printable, size, table
+from pierhead.cli.output import here, print_json, printable, several, size, table
 
 if TYPE_CHECKING:
     from pierhead.store.compare import Difference, FieldChange, FileChange
@@ -72,5 +72,8 @@ def _fields(fields: Sequence[FieldChange]) -> list[tuple[str, str, str]]:
 
 
 def _text(value: Any) -> str:
+    """A value in a cell; of a list or a table only how long it is, which --json shows whole."""
+    if isinstance(value, list | dict):
+        return several(len(cast("list[Any] | dict[str, Any]", value)), "item")
     text = "" if value is None else str(value)
     return text if len(text) <= 200 else f"{text[:197]}…"

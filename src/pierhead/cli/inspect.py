@@ -11,11 +11,12 @@ import click
 from pierhead.cli.completion import complete_model
 from pierhead.cli.help import Verb, json_option, option
 from pierhead.cli.models import open_store
-from pierhead.cli.output import age, here, number, pairs, print_json, settings, size
+from pierhead.cli.output import age, here, number, pairs, print_json, settings, several, size
 from pierhead.errors import NotFound, PierError
 from pierhead.formats.estimate import estimate
 from pierhead.paths import Paths
 from pierhead.refs import parse
+from pierhead.store.media import SETTINGS, SOURCE
 
 _NEED = "Memory estimate"
 _PARTS = {"weights": "weights", "kv_cache": "KV cache", "compute": "compute", "overhead": "program"}
@@ -92,16 +93,7 @@ def inspect(
     if as_json:
         print_json({**found, "estimate": need, **freshness, **said})
         return
-    _show({**found, **freshness}, summary, need)
-    for one in said.get("attestations", ()):
-        pairs(
-            [
-                (
-                    "Attached",
-                    f"{one['what']}{', signed' if one['signed'] else ''}  {one['created']}  {one['digest'][:19]}",
-                )
-            ]
-        )
+    _show({**found, **freshness, **said}, summary, need)
 
 
 def _attached(model: str, remote: bool) -> dict[str, Any]:
@@ -180,7 +172,7 @@ def _settings(packaged: dict[str, Any]) -> str:
     if packaged.get("system"):
         lines.append(f"system prompt: {packaged['system']}")
     if packaged.get("messages"):
-        lines.append(f"{len(packaged['messages'])} messages begin a chat")
+        lines.append(f"{several(len(packaged['messages']), 'message')} before a chat")
     return "\n".join(lines)
 
 
@@ -188,6 +180,17 @@ def _layers(layers: Sequence[dict[str, Any]]) -> list[str]:
     """Each layer's digest, size and media type, aligned."""
     widest = max((len(size(x["size"])) for x in layers), default=0)
     return [f"{x['digest'][:19]}  {size(x['size']):>{widest}}  {x['media_type']}" for x in layers]
+
+
+def _annotations(found: dict[str, Any]) -> str:
+    """A line for each annotation, without those that other rows tell."""
+    told = {SETTINGS, SOURCE} if found.get("source") else {SETTINGS}
+    return "\n".join(f"{k}: {v}" for k, v in sorted(found.get("annotations", {}).items()) if k not in told)
+
+
+def _statement(one: dict[str, Any]) -> str:
+    """One thing that is attached."""
+    return f"{one['digest'][:19]}  {one['what']}, {'signed' if one['signed'] else 'not signed'}"
 
 
 def _checked(found: dict[str, Any]) -> str:
@@ -227,7 +230,8 @@ def _show(found: dict[str, Any], summary: dict[str, Any], need: dict[str, Any]) 
     rows.append(("Settings", _settings(found.get("packaged") or {})))
     rows.append(("Files", "\n".join(_files(found.get("files", ())))))
     rows.append(("Manifest", "\n".join(_layers(found.get("layers", ())))))
-    rows.append(("Annotations", "\n".join(f"{k}: {v}" for k, v in sorted(found.get("annotations", {}).items()))))
+    rows.append(("Annotations", _annotations(found)))
+    rows.append(("Attached", "\n".join(map(_statement, found.get("attestations", ())))))
     if need:
         head = f"{size(need['total'])} at {need['context']:,} tokens × {need['parallel']}, {need['cache_type']} cache"
         parts = ", ".join(f"{name} {size(need[key])}" for key, name in _PARTS.items())

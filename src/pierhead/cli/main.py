@@ -138,7 +138,7 @@ def entry(argv: list[str] | None = None) -> None:
     except click.exceptions.Exit as exc:
         code = exc.exit_code
     except (click.Abort, KeyboardInterrupt):
-        click.echo("", err=True)
+        click.echo(_stopped(args), err=True)
         code = 130
     except PierError as exc:
         code = fail(exc, as_json)
@@ -147,6 +147,12 @@ def entry(argv: list[str] | None = None) -> None:
     except OSError as exc:
         code = fail(_from_system(exc), as_json)
     sys.exit(_flushed(code if isinstance(code, int) else 0))
+
+
+def _stopped(args: list[str]) -> str:
+    """After Ctrl-C: whether the work was in vain."""
+    going_on = args[:1] in (["pull"], ["push"])
+    return "\nStopped. The same command goes on where this one was." if going_on else ""
 
 
 def _quiet() -> int:

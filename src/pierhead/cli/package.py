@@ -17,7 +17,7 @@ from pierhead import events
 from pierhead.cli.completion import complete_model
 from pierhead.cli.help import Verb, json_option, option
 from pierhead.cli.models import fetch, open_store
-from pierhead.cli.output import here, say, settings, size
+from pierhead.cli.output import here, say, settings, several, size
 from pierhead.cli.progress import bars
 from pierhead.errors import BadReference, NotFound, UsageError
 from pierhead.paths import Paths
@@ -94,7 +94,7 @@ def package(names: tuple[str, ...], as_json: bool, push: bool, **given: Any) -> 
         return
     with bars() as listener:
         record = _make(paths, name, given, listener)
-    say(f"Packaged {name}, {size(record.size)} in {len(record.files)} files.")
+    say(f"Packaged {name}, {size(record.size)} in {several(len(record.files), 'file')}.")
     if target is not None:
         with bars() as listener:
             done = asyncio.run(_push(paths, name, target, listener))
@@ -116,7 +116,7 @@ def _one_source(names: tuple[str, ...], given: dict[str, Any]) -> str:
     if len(before) > 1 or len(told) + (given["source"] is not None) != 1:
         raise UsageError(
             "say what to package, once, and what to call it",
-            hint="pier package ./model.gguf NAME, or one of --gguf, --safetensors-dir, --onnx, --dir, --from, -f.",
+            hint="`pier package ./model.gguf NAME`, or one of --gguf, --safetensors-dir, --onnx, --dir, --from, -f.",
         )
     return name
 

@@ -67,11 +67,12 @@ def push(
         return
     if card or private or message or not create:
         raise UsageError(
-            "--card, --private, --no-create and --message are for hubs", hint=f"pier push {model} hf:ORG/REPO"
+            "--card, --private, --no-create and --message are for hubs", hint=f"Type `pier push {model} hf:ORG/REPO`."
         )
     if reference.kind not in ("oci", "short") or (reference.kind == "short" and "/" not in reference.repo):
         raise BadReference(
-            f"'{target or model}' does not name a place in a registry", hint=f"pier push {model} oci://HOST/REPO:TAG"
+            f"'{target or model}' does not name a place in a registry",
+            hint=f"Type `pier push {model} oci://HOST/REPO:TAG`.",
         )
     if reference.kind == "short":
         reference = parse(f"oci://{reference}")
@@ -137,18 +138,23 @@ def _given(place: str, username: str | None, password_stdin: bool) -> Login:
 
     if password_stdin:
         if not username:
-            raise UsageError("--password-stdin needs the user beside it", hint=f"pier login {place} -u USER …")
+            raise UsageError(
+                "--password-stdin needs the user beside it",
+                hint=f"Type `pier login {place} -u USER --password-stdin < FILE`.",
+            )
         secret = sys.stdin.buffer.read(_LIMIT).decode(errors="strict").rstrip("\r\n")
     elif not sys.stdin.isatty():
         raise UsageError(
             "a password can only be asked for on a terminal",
-            hint=f"pier login {place} -u USER --password-stdin < FILE",
+            hint=f"Type `pier login {place} -u USER --password-stdin < FILE`.",
         )
     else:
         username = username or click.prompt("User", err=True)
         secret = click.prompt("Password or token", hide_input=True, err=True)
-    if not secret or not username or ":" in username:
-        raise UsageError("a login is a user without a colon, and a password", hint=f"pier login {place}")
+    if not secret:
+        raise UsageError("the password is empty", hint=f"Type `pier login {place}`.")
+    if not username or ":" in username:
+        raise UsageError("a user has a name without a colon", hint=f"Type `pier login {place}`.")
     return bare_login(username, secret)
 
 

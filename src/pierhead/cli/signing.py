@@ -13,7 +13,7 @@ import click
 from pierhead.cli.completion import complete_model
 from pierhead.cli.help import Verb, json_option, option
 from pierhead.cli.models import open_store
-from pierhead.cli.output import here, print_json, say, settings, size, table
+from pierhead.cli.output import age, here, print_json, say, settings, size, table
 from pierhead.errors import AccessDenied, CorruptData, NotFound, PierError, Untrusted, UsageError
 
 PASSWORDS = ("PIERHEAD_KEY_PASSWORD", "COSIGN_PASSWORD")
@@ -71,7 +71,7 @@ def sign(
         return
     if model is None or (key is None) == (not keyless):
         raise UsageError(
-            "say which model and with what", hint="pier sign MODEL --key FILE, or pier sign MODEL --keyless"
+            "say which model and with what", hint="`pier sign MODEL --key FILE`, or `pier sign MODEL --keyless`"
         )
     from pierhead.trust.dsse import SIGNED
     from pierhead.trust.signing import place_of, signed
@@ -246,8 +246,19 @@ def verify(
         print_json({"model": model, "digest": digest, "signer": str(signer), "verified": claims})
         return
     for claim in claims:
-        say(f"Verified {claim['kind']} by {signer}" + (f" for {', '.join(claim['names'])}." if claim["names"] else "."))
+        say(
+            f"Verified {_plainly(claim['kind'])} by {signer}"
+            + (f" for {', '.join(claim['names'])}." if claim["names"] else ".")
+        )
     click.echo(digest)
+
+
+def _plainly(kind: str) -> str:
+    """A statement's kind in a word, where there is one for it."""
+    from pierhead.trust.evidence import is_provenance, is_sbom, is_signature
+
+    names = ((is_signature, "signature"), (is_sbom, "SBOM"), (is_provenance, "provenance"))
+    return next((name for test, name in names if test(kind)), kind)
 
 
 def check_patterns(*patterns: str) -> None:
@@ -304,9 +315,10 @@ def referrers(model: str, as_json: bool) -> None:
         print_json(rows)
         return
     cells = [
-        (r["what"], "yes" if r["signed"] else "no", size(r["size"]), r["created"], r["digest"][7:19]) for r in rows
+        (r["what"], "yes" if r["signed"] else "no", size(r["size"]), _when(r["created"]), r["digest"][7:19])
+        for r in rows
     ]
-    table(("WHAT", "SIGNED", "SIZE", "CREATED", "DIGEST"), cells, right=(2,), fold=(0,))
+    table(("WHAT", "SIGNED", "SIZE", "CREATED", "DIGEST"), cells, right=(2,), fold=(0,), spare=(3, 2))
     if not rows:
         say(f"Nothing is attached to {model}. `pier sign` and `pier attest` attach.")
 
@@ -320,9 +332,17 @@ async def attached(model: str) -> list[dict[str, Any]]:
         return rows_of(await place.said())
 
 
+def _when(stamp: str) -> str:
+    """How long ago; a statement that is not ours may say nothing, or no time at all."""
+    try:
+        return age(stamp) if stamp else ""
+    except ValueError:
+        return stamp
+
+
 def rows_of(said: Sequence[Any]) -> list[dict[str, Any]]:
     """What referrers say they are."""
-    from pierhead.trust.evidence import evidence_of, is_provenance, is_sbom, is_signature
+    from pierhead.trust.evidence import evidence_of
 
     rows: list[dict[str, Any]] = []
     for one in said:
@@ -332,10 +352,9 @@ def rows_of(said: Sequence[Any]) -> list[dict[str, Any]]:
             continue
         found = evidence_of([one])
         named = found[0].kind if found and found[0].kind else kind
-        names = ((is_signature, "signature"), (is_sbom, "SBOM"), (is_provenance, "provenance"))
         rows.append(
             {
-                "what": next((name for test, name in names if test(named)), named),
+                "what": _plainly(named),
                 "kind": named,
                 "form": found[0].form if found else "",
                 "signed": bool(found) and found[0].form != "document",

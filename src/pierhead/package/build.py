@@ -131,12 +131,12 @@ def _check_added(file: Input, architecture: str | None) -> None:
     about = read_file(file.path).metadata
     kind, family = about.get("general.type"), about.get("general.architecture")
     if file.role == "mmproj" and family != "clip" and kind != "mmproj":
-        raise CorruptData(f"{file.path} is not a projector: it says that it is {family}", hint="Name an mmproj file.")
+        raise CorruptData(f"{file.path} is not a projector: its header says {family}", hint="Name an mmproj file.")
     if file.role != "lora":
         return
     if kind != "adapter" or about.get("adapter.type", "lora") != "lora":
         raise CorruptData(
-            f"{file.path} is not a LoRA: it says that it is {kind or family}",
+            f"{file.path} is not a LoRA: its header says {kind or family}",
             hint="Make one from safetensors with llama.cpp's convert_lora_to_gguf.py.",
         )
     if architecture is not None and family != architecture:

@@ -92,7 +92,8 @@ class Host:
             if isinstance(exc, ssl.SSLError):
                 raise _insecure(where, exc) from exc
             error = SourceUnavailable(
-                f"cannot talk to {urlsplit(url).hostname}: {reason(exc)}", hint="Check the network, then try again."
+                f"cannot talk to {_asked(url)}: {reason(exc)}",
+                hint="Check the name, the network and the proxy settings, then try again.",
             )
             raise Again(error, connected=not is_unreachable(exc)) from exc
 
@@ -140,7 +141,15 @@ class Host:
             raise Again(SourceUnavailable(said.rstrip(), hint=busy, data=data), after)
         if not ours and status in (400, 401, 403):  # its signed address ran out: the registry makes another
             raise Again(SourceUnavailable(f"the storage of {said}".rstrip(), hint="Try again later.", data=data))
-        raise self._refusal(status, said.rstrip(), data)
+        raise self._refusal(status, self._missing(where) if status == 404 else said.rstrip(), data)
+
+    def _missing(self, where: str) -> str:
+        """What is not there, as its user names it."""
+        path = urlsplit(where).path
+        repository, manifest, target = path.removeprefix("/v2/").rpartition("/manifests/")
+        if not manifest:
+            return f"{where} is not there"
+        return f"{self.place.host} has no {repository}{'@' if ':' in target else ':'}{target}"
 
     def _refusal(self, status: int, said: str, data: dict[str, Any]) -> PierError:
         if status == 401:
@@ -151,6 +160,11 @@ class Host:
         if status in (404, 410):
             return NotFound(said, hint="Check repository and tag.", data=data)
         return SourceUnavailable(said, data=data)
+
+
+def _asked(url: str) -> str:
+    """Host and port, without a login."""
+    return urlsplit(url).netloc.rpartition("@")[2]
 
 
 def _insecure(where: str, exc: BaseException) -> SourceUnavailable:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import email.utils
 import ipaddress
+import os
 import random
 import re
 import ssl
@@ -180,14 +181,21 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     return min(float(used_up[1]), MAX_RETRY_AFTER) if used_up else None
 
 
+def _plainly(exc: OSError) -> str:
+    """The system's words, in place of asyncio's ("Connect call failed ('10.0.0.1', 443)")."""
+    if exc.strerror and exc.strerror.startswith("Connect call failed") and exc.errno:
+        return os.strerror(exc.errno)
+    return str(exc.strerror or exc)
+
+
 def reason(exc: BaseException) -> str:
     """Why, without addresses that may carry secrets."""
     if isinstance(exc, aiohttp.ClientConnectorError):
-        return str(exc.os_error.strerror or exc.os_error)
+        return _plainly(exc.os_error)
     if isinstance(exc, TimeoutError):
         return "no answer in time"
     if isinstance(exc, aiohttp.ServerDisconnectedError | aiohttp.ClientPayloadError):
         return "the connection was cut"
     if isinstance(exc, OSError) and exc.strerror:
-        return exc.strerror
+        return _plainly(exc)
     return type(exc).__name__

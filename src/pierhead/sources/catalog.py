@@ -83,7 +83,7 @@ class Catalog:
         base = wanted.partition(":")[0]
         tags = [r for r in self._found if r.partition(":")[0] == base]
         close = tags or difflib.get_close_matches(wanted, self._found, 3)
-        hint = f"Did you mean {' or '.join(close[:8])}? " if close else ""
+        hint = f"Did you mean {', '.join(close[:8])}? " if close else ""
         raise NotFound(
             f"no catalog has a model '{name}'",
             hint=f"{hint}Any GGUF works by its full reference: hf:org/repo:Q4_K_M, https://…, ./file.gguf.",

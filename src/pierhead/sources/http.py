@@ -147,7 +147,11 @@ class Http:
                 raise SourceUnavailable(f"no secure connection to {where}: {reason(exc)}") from exc
             host = urlsplit(url).hostname
             raise Again(
-                SourceUnavailable(f"cannot read from {host}: {reason(exc)}", hint="Check the network, then try again."),
+                SourceUnavailable(
+                    f"cannot read from {host}: {reason(exc)}",
+                    hint="Check the network and the proxy settings, then try again. Without a network, "
+                    "`pier import` takes an archive.",
+                ),
                 connected=not is_unreachable(exc),
             ) from exc
 

@@ -15,6 +15,8 @@ from pierhead.store.blobs import Blobs
 from pierhead.store.files import make_folder, reflink, replace, sync_file, sync_folder
 from pierhead.store.model import Blob
 
+TOLD = 64_000_000  # bytes from which a copy, where there could be none, is worth a word
+
 
 class LinkRecord(msgspec.Struct, frozen=True):
     """What a linked file looked like when it was hashed; times in nanoseconds."""
@@ -86,7 +88,8 @@ def adopt(blobs: Blobs, links: Path, path: Path, *, link: bool, expected: str = 
         if link or reflink(path, temporary):
             digest = hash_file(temporary)
         else:
-            note = note or f"{before.path} was copied: this filesystem cannot share blocks"
+            if not note and before.size >= TOLD:
+                note = f"{before.path} was copied, as this filesystem cannot share blocks; --link makes a hard link"
             digest = _copy(path, temporary)
         if LinkRecord.of(path, shown) != before:
             raise CorruptData(

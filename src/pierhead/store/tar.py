@@ -58,7 +58,7 @@ class Archive:
             head = self._exactly(BLOCK, at_end=True)
             if not head or not head.strip(b"\0"):
                 return
-            _check(head)
+            _check(head, first=not self._count)
             kind, stated = head[156:157], _number(head[124:136])
             self._count += 1
             if self._count > MAX_MEMBERS:
@@ -155,9 +155,12 @@ def _member(head: bytes, kind: bytes, path: str, size: int) -> Member:
     return Member(check_filepath(plain), size, kind == b"5", bool(_number(head[100:108]) & 0o100))
 
 
-def _check(head: bytes) -> None:
+def _check(head: bytes, *, first: bool) -> None:
     """The header's own sum: bytes that are no header are noticed."""
     total = sum(head) - sum(head[148:156]) + 8 * 32
+    field = head[148:156].strip(b"\0 ")
+    if first and not (field.isdigit() and _number(field) == total):
+        refuse("it is no tar archive")
     if _number(head[148:156]) != total:
         refuse("a header is damaged")
 

@@ -109,7 +109,10 @@ def load_public(pem: bytes) -> PublicKey:
     try:
         key = serialization.load_pem_public_key(pem)
     except (ValueError, UnsupportedAlgorithm) as exc:
-        raise CorruptData("this is not a public key in PEM", hint="It begins with -----BEGIN PUBLIC KEY-----.") from exc
+        what = "this is a private key, not a public one" if b"PRIVATE KEY" in pem else "this is not a public key in PEM"
+        raise CorruptData(
+            what, hint="It begins with -----BEGIN PUBLIC KEY-----; `pier sign` makes it as .pub."
+        ) from exc
     _supported(key)
     return PublicKey(key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo))
 
@@ -120,8 +123,9 @@ def load_private(pem: bytes, password: bytes | None) -> PrivateKey:
         from cryptography.exceptions import UnsupportedAlgorithm
         from cryptography.hazmat.primitives import serialization
     found = _PEM.search(pem)
-    if found is None:
-        raise CorruptData("this is not a private key in PEM", hint="`pier sign --generate-key PREFIX` makes a pair.")
+    if found is None or found[1] == b"PUBLIC KEY":
+        what = "this is not a private key in PEM" if found is None else "this is a public key, not a private one"
+        raise CorruptData(what, hint="`pier sign --generate-key PREFIX` makes a pair.")
     try:
         if found[1].decode() in (COSIGN_KEY, "ENCRYPTED COSIGN PRIVATE KEY"):
             der = _decrypt(base64.b64decode(found[2]), password or b"")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pierhead.config import SourceSettings
-from pierhead.errors import UsageError
+from pierhead.errors import NotFound, UsageError
 from pierhead.refs import parse
 from pierhead.registry import referrers
 from pierhead.registry.client import Registry
@@ -22,6 +22,7 @@ from pierhead.registry.wire import Retry
 from pierhead.store.index import Descriptor
 from pierhead.store.layout import Store
 from pierhead.store.media import CREATED
+from pierhead.store.model import ModelRecord
 from pierhead.trust import bundle
 from pierhead.trust.bundle import BUNDLE
 from pierhead.trust.dsse import statement
@@ -127,7 +128,7 @@ async def place_of(
 ) -> AsyncGenerator[Place]:
     """Where a model is that a user names: ``oci://…`` is in its registry, anything else in the store."""
     if not text.lower().startswith("oci://"):
-        record = await asyncio.to_thread(store.get, text)
+        record = await asyncio.to_thread(_stored, store, text)
         body = await asyncio.to_thread(store.blob_path(record.digest).read_bytes)
         yield InStore(store, Descriptor(Attachment(body).document.media_type, record.digest, len(body)))
         return
@@ -138,6 +139,18 @@ async def place_of(
         if name.digest and digest_of(body) != name.digest:
             raise UsageError(f"{name} is another manifest than its digest says")
         yield InRegistry(registry, Descriptor(kind, digest_of(body), len(body)), repository(name))
+
+
+def _stored(store: Store, text: str) -> ModelRecord:
+    """A model of the store; who names a registry without saying so is told how."""
+    try:
+        return store.get(text)
+    except NotFound as exc:
+        host, slash, _ = text.partition("/")
+        if slash and ("." in host or ":" in host or host == "localhost"):
+            hint = f"The one in the registry is `oci://{text}`."
+            raise NotFound(exc.message, hint=hint, data=exc.data) from exc
+        raise
 
 
 def repository(name: ImageName) -> str:
