@@ -70,7 +70,7 @@ def test_what_is_wrong_is_said_with_the_next_step(pier: Pier) -> None:
         (("sign", "mine"), 2),
         (("sign", "mine", "--key", "gone.key"), 3),
         (("sign", "nothing", "--key", "team.key"), 3),
-        (("sign", "mine", "--key", "team.pub"), 7),
+        (("sign", "mine", "--key", "team.pub"), 5),
         (("sign", "mine", "--keyless"), 7),
         (("verify", "mine"), 2),
         (("verify", "mine", "--key", "team.key"), 5),

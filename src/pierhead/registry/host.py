@@ -148,8 +148,8 @@ class Host:
         path = urlsplit(where).path
         repository, manifest, target = path.removeprefix("/v2/").rpartition("/manifests/")
         if not manifest:
-            return f"{where} is not there"
-        return f"{self.place.host} has no {repository}{'@' if ':' in target else ':'}{target}"
+            return f"{where} answers 404"
+        return f"{self.place.host} has no {repository}{'@' if ':' in target else ':'}{target} (404)"
 
     def _refusal(self, status: int, said: str, data: dict[str, Any]) -> PierError:
         if status == 401:
