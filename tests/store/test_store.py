@@ -147,6 +147,27 @@ def test_two_transfers_of_one_thing_become_one(store: Store) -> None:
     assert results == [3, blob]
 
 
+def test_a_transfer_that_failed_is_not_taken_for_an_earlier_one_that_ended(store: Store) -> None:
+    """The same address may hold something else now: who waited in vain fetches it, and does not get the old bytes."""
+    with store.ingest("k") as ingest:
+        ingest.write(b"old")
+        ingest.commit()
+    waits = threading.Event()
+    results: list[object] = []
+
+    def second() -> None:
+        with store.ingest("k", waiting=lambda _: waits.set()) as ingest:
+            results.append(ingest.done)
+
+    with store.ingest("k") as ingest:
+        other = threading.Thread(target=second)
+        other.start()
+        assert waits.wait(10)
+        ingest.abort()
+    other.join(10)
+    assert results == [None]
+
+
 def test_a_model_folder_shares_the_bytes_and_is_made_once(store: Store) -> None:
     made = add(store, "m")
     folder = store.materialize(made)

@@ -149,6 +149,7 @@ class Ingest:
         self.done = self._finished()
         if self.done is not None:
             return
+        self._done_mark.unlink(missing_ok=True)  # of an earlier transfer: who waits for this one asks for its end
         self._file = self.part.open("ab+", buffering=0)
         self._file.seek(0)
         landed = min(self._landed(), self._size if self._size is not None else 1 << 62)
