@@ -417,6 +417,14 @@ async def test_a_token_that_does_not_help_ends_in_one_error(double: Double) -> N
 # --- whole pulls ------------------------------------------------------------------------------------------------------
 
 
+def two_files(*paths: str) -> dict[str, object]:
+    """A manifest whose folder could not be filled, as anyone can tell beforehand."""
+    made = manifest_of(DATA, DATA)
+    for layer, path in zip(made["layers"], paths, strict=True):
+        layer["annotations"] = {"org.cncf.model.filepath": path}
+    return made
+
+
 @pytest.mark.parametrize(
     ("manifest", "words"),
     [
@@ -426,6 +434,8 @@ async def test_a_token_that_does_not_help_ends_in_one_error(double: Double) -> N
         (manifest_of(DATA, digest="sha256:../../../x"), "not named by a sha256"),
         (manifest_of(DATA, digest="md5:abc"), "not named by a sha256"),
         (manifest_of(DATA, size=-5), "a size"),
+        (two_files("a/m.gguf", "a/./m.gguf"), "two files of one name"),
+        (two_files("m.gguf", "M.GGUF"), "two files of one name"),
         ([], "no manifest that can be read"),
         ({"layers": 3}, "no manifest that can be read"),
     ],

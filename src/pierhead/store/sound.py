@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import PurePosixPath
+
 import msgspec
 
 from pierhead.errors import CorruptData, UsageError
@@ -26,7 +28,7 @@ def sound_manifest(body: bytes, where: str) -> Manifest:
         if not DIGEST.fullmatch(one.digest) or not 0 <= one.size < 1 << 63:
             raise CorruptData(f"{where} has a manifest with a part that is not named by a sha256 digest and a size")
     paths = [check_filepath(x.annotations[FILEPATH]) for x in found.layers if x.annotations.get(FILEPATH)]
-    if len(set(paths)) != len(paths):
+    if len({str(PurePosixPath(path)).casefold() for path in paths}) != len(paths):  # as the model's folder has them
         raise CorruptData(f"{where} has two files of one name")
     odd = sorted({x.media_type for x in found.layers if kind_of(x.media_type) is None})
     if odd:
