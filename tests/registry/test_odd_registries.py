@@ -21,7 +21,7 @@ import pytest
 from aiohttp import web
 
 from pierhead.config import SourceSettings
-from pierhead.errors import AccessDenied, CorruptData, NotFound, PierError, SourceUnavailable
+from pierhead.errors import AccessDenied, CorruptData, NotFound, PierError, SourceUnavailable, UsageError
 from pierhead.paths import Paths
 from pierhead.refs import parse
 from pierhead.registry import transfer
@@ -447,6 +447,16 @@ async def test_a_hostile_manifest_is_refused(double: Double, home: Paths, manife
         await pull(f"{double.host}/a/b:v1", store=store, settings=SETTINGS, paths=home, env={}, retry=FAST)
     assert store.models() == []
     assert not list(store.blobs.folder.iterdir())
+
+
+@pytest.mark.parametrize("name", ["a b", "../m", "m@sha256:" + "5" * 64])
+async def test_a_name_that_cannot_be_given_is_said_before_anything_is_asked_for(
+    double: Double, home: Paths, name: str
+) -> None:
+    store = Store.open(home.store)
+    with pytest.raises(UsageError, match="cannot name a model"):
+        await pull(f"{double.host}/a/b:v1", store=store, settings=SETTINGS, paths=home, env={}, retry=FAST, name=name)
+    assert double.requests == []
 
 
 async def test_wrong_bytes_leave_nothing_behind(double: Double, home: Paths) -> None:

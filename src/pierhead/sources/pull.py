@@ -43,6 +43,7 @@ from pierhead.store.layout import Store
 from pierhead.store.manifest import about_artifact
 from pierhead.store.media import HEAVY, SOURCE, docker_type
 from pierhead.store.model import Blob, Layer, ModelFile, ModelRecord
+from pierhead.store.names import check_name
 from pierhead.trust.gate import Gate
 
 # What makes a short name try its next source; anything else (a full disk, a bad setting) would fail there too.
@@ -69,21 +70,23 @@ async def pull(
     SourceUnavailable with each reason in ``data["reasons"]``.
     """
     parsed = parse(reference)
+    given = name or default_name(parsed)
     if parsed.kind == "store":
         return await asyncio.to_thread(store.get, parsed.digest)
+    check_name(given)  # before gigabytes are fetched for it
     lease = store.lease()
     await entered(lease)
     try:
         async with Sources(settings, paths, listener=listener, env=env, retry=retry) as sources:
             one = _Pull(store, sources.of, listener, Gate(paths.config), link=link, allow_unsafe=allow_unsafe)
             if parsed.kind != "short":
-                return await one.run(parsed, name or default_name(parsed))
+                return await one.run(parsed, given)
             found = await asyncio.to_thread(meaning, Catalog.load(settings, paths), store, parsed)
             if isinstance(found, Reference):
                 with unknown_name(parsed):
-                    return await one.run(found, name or default_name(parsed))
+                    return await one.run(found, given)
             pins = Pins(paths.state / "short-names.json")
-            return await _short(one, found, name or default_name(parsed), pins, listener)
+            return await _short(one, found, given, pins, listener)
     finally:
         lease.__exit__(None, None, None)
 
