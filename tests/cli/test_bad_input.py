@@ -30,6 +30,7 @@ CASES: list[tuple[list[str], int, str]] = [
     (["verify", "reg.example/team/m:1", "--key", "KEY"], 3, "there is no key"),
     (["referrers", "reg.example/team/m:1"], 3, "oci://reg.example/team/m:1"),
     (["pull", "oci://127.0.0.1:1/team/m:1"], 6, "cannot talk to 127.0.0.1:1: Connection refused"),
+    (["export", "ghost", "-o", "/does/not/exist/m.tar"], 3, "no folder /does/not/exist"),
     (["pull", "smollm2:nope"], 3, "Did you mean smollm2, smollm2:135m"),
     (["import", __file__], 5, "it is no tar archive"),
     (["logs", "ghost"], 3, "pier run ghost"),

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from pierhead.cli.models import nearest
 from pierhead.cli.output import age, duration, fitting, number, print_error, printable, several, size, wrapped
-from pierhead.errors import EngineFailed
+from pierhead.errors import EngineFailed, NotFound
 from pierhead.paths import Paths
 
 Pier = Callable[..., subprocess.CompletedProcess[str]]
@@ -120,6 +121,14 @@ def test_figures_are_for_people(made: str, wanted: str) -> None:
 )
 def test_a_narrow_terminal_loses_columns_before_names_are_cut_to_pieces(room: int, kept: list[int]) -> None:
     assert fitting([50, 6, 4, 4], room, fold=[0], spare=[3, 2]) == kept
+
+
+def test_a_name_that_no_source_has_leads_to_its_like_in_the_store() -> None:
+    missing = NotFound("there is no model 'pirat' in the store", hint="Did you mean 'pirate'? Type `pier pull pirat`.")
+    told = nearest(NotFound("no catalog has 'pirat'", hint="Any GGUF works."), missing)
+    assert told.hint == "Did you mean 'pirate' of the store? Any GGUF works."
+    nothing = NotFound("there is no model 'x' in the store", hint="Type `pier pull x`.")
+    assert nearest(NotFound("no catalog has 'x'", hint="Any."), nothing).hint == "Any."
 
 
 def test_lines_end_between_words_but_a_digest_is_left_whole(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,6 +37,8 @@ def export(names: tuple[str, ...], output: str, as_json: bool) -> None:
     if output == "-" and (as_json or sys.stdout.isatty()):
         why = "--json would mix with it" if as_json else "a terminal cannot take it"
         raise UsageError(f"the archive cannot go to standard output: {why}", hint="Name a file: -o model.tar")
+    if output != "-" and not Path(output).absolute().parent.is_dir():
+        raise NotFound(f"there is no folder {Path(output).parent}", hint="Make it, or name another file.")
     store = open_store(here())
     for name in names:
         known(store, name)

@@ -10,7 +10,7 @@ import click
 
 from pierhead.cli.completion import complete_model
 from pierhead.cli.help import Verb, json_option, option
-from pierhead.cli.models import open_store
+from pierhead.cli.models import nearest, open_store
 from pierhead.cli.output import age, here, number, pairs, print_json, settings, several, size
 from pierhead.errors import NotFound, PierError
 from pierhead.formats.estimate import estimate
@@ -129,8 +129,8 @@ def look(paths: Paths, model: str) -> dict[str, Any]:
         try:
             reference = parse(model)
             return _remote(paths, str(reference))
-        except NotFound:
-            raise
+        except NotFound as exc:
+            raise nearest(exc, missing) from exc
         except PierError as exc:
             raise exc from missing
 

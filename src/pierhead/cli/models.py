@@ -50,6 +50,24 @@ def fetch(
     )
 
 
+def fetch_missing(paths: Paths, name: str, missing: NotFound, listener: events.Listener) -> ModelRecord:
+    """Pull a model that the store lacks; what no source has either may be a slip for one of the store."""
+    try:
+        return fetch(paths, name, None, listener)
+    except NotFound as exc:
+        raise nearest(exc, missing) from exc
+
+
+def nearest(error: NotFound, missing: NotFound) -> NotFound:
+    """What no source has, with the model of the store that was meant perhaps."""
+    close = (missing.hint or "").partition(" Type `")[0]
+    if not close.startswith("Did you mean"):
+        return error
+    return NotFound(
+        error.message, hint=f"{close.rstrip('?')} of the store? {error.hint or ''}".strip(), data=error.data
+    )
+
+
 @click.command(
     cls=Verb,
     examples=(

@@ -16,7 +16,7 @@ import click
 from pierhead import events
 from pierhead.cli.completion import complete_model
 from pierhead.cli.help import Verb, json_option, option
-from pierhead.cli.models import fetch, open_store
+from pierhead.cli.models import fetch_missing, open_store
 from pierhead.cli.output import here, say, settings, several, size
 from pierhead.cli.progress import bars
 from pierhead.errors import BadReference, NotFound, UsageError
@@ -238,8 +238,8 @@ def _model(paths: Paths, name: str, listener: events.Listener) -> ModelRecord:
     store = open_store(paths)
     try:
         found = store.get(name)
-    except NotFound:
-        return fetch(paths, name, None, listener)
+    except NotFound as missing:
+        return fetch_missing(paths, name, missing, listener)
     for warning in Gate(paths.config).check_start(store, found):
         listener(events.Note(message=warning, level="warning"))
     return found

@@ -13,7 +13,7 @@ from pierhead.cli.answer import Answer, receive, show_timings
 from pierhead.cli.chatapi import Stream
 from pierhead.cli.completion import complete_model
 from pierhead.cli.help import Verb, json_option, option
-from pierhead.cli.models import fetch, open_store
+from pierhead.cli.models import fetch_missing, open_store
 from pierhead.cli.output import here, print_json, say, warn
 from pierhead.cli.progress import bars
 from pierhead.cli.request import Request, piped
@@ -100,9 +100,9 @@ def present(paths: Paths, model: str) -> ModelRecord:
     store = open_store(paths)
     try:
         return store.get(model)
-    except NotFound:
+    except NotFound as missing:
         with bars() as listener:
-            return fetch(paths, model, None, listener)
+            return fetch_missing(paths, model, missing, listener)
 
 
 def check_sight(record: ModelRecord) -> None:
