@@ -68,7 +68,7 @@ def test_prune_says_what_goes_by_model_and_a_dry_run_changes_nothing(
     assert [m["state"] for m in json.loads(pier("history", "m", "--json").stdout)] == ["current", "gone"]
     gone = pier("tag", f"m@{one.digest}", "m")
     assert gone.returncode == 3
-    assert "pier list" in gone.stderr
+    assert "pier history m" in gone.stderr
 
 
 def test_prune_keeps_as_many_earlier_versions_as_it_is_told_and_partials_unless_all(
