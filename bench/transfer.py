@@ -30,16 +30,16 @@ from pathlib import Path
 
 import harness
 from pierhead.config import SourceSettings
-from pierhead.events import ignore
 from pierhead.package.build import package
 from pierhead.package.inputs import detect
 from pierhead.package.recipe import Recipe
+from pierhead.paths import resolve
 from pierhead.refs import parse
 from pierhead.registry.client import Registry
 from pierhead.registry.credentials import Login
 from pierhead.registry.name import image_name
 from pierhead.registry.push import push_blob
-from pierhead.registry.transfer import pull_blob
+from pierhead.sources.pull import pull
 from pierhead.store.layout import Store
 from pierhead.store.media import GGUF
 
@@ -243,19 +243,11 @@ class Artifact:
             await client.put_manifest("v1", "application/vnd.oci.image.manifest.v1+json", self.manifest)
 
     async def pull(self, where: str, root: Path) -> None:
-        """The product's way of a blob: registry client, landing, store."""
-        from pierhead.sources.base import RemoteFile
-        from pierhead.sources.landing import Progress, landing
-
-        store = Store.open(root)
-        file = RemoteFile("weights", self.digest, self.size, self.digest)
-        settings = SourceSettings()
-        async with (
-            Registry(image_name(parse(where)), settings, Login()) as client,
-            landing(store, file, Progress(ignore, "bench", "weights", self.size)) as sink,
-        ):
-            await pull_blob(client, self.digest, self.size, 0, sink.write_all, settings.registry_connections)
-            await sink.commit()
+        """What ``pier pull`` does: manifest, blobs, header, scan, name."""
+        paths = resolve({"PIERHEAD_HOME": str(root), "HOME": str(root)})
+        store = Store.open(paths.store)
+        made = await pull(f"oci://{where}", store=store, settings=SourceSettings(), paths=paths, env={})
+        assert [f.digest for f in made.files] == [self.digest]
 
 
 def counters() -> tuple[int, int]:
@@ -340,7 +332,7 @@ def measure_pulls(artifact: Artifact, folder: Path, rounds: int, oras: str, meas
             root = folder / "troubled"
             begin = time.perf_counter()
             asyncio.run(artifact.pull(f"{troubled}/bench/model:v1", root))
-            blob = Store.open(root).blob_path(artifact.digest)
+            blob = Store.open(resolve({"PIERHEAD_HOME": str(root), "HOME": str(root)}).store).blob_path(artifact.digest)
             with blob.open("rb") as file:
                 right = "sha256:" + hashlib.file_digest(file, "sha256").hexdigest() == artifact.digest
             figures["pull_with_failures_ok"] = float(right and Failing.failed > 0)
