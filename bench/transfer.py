@@ -30,14 +30,16 @@ from pathlib import Path
 
 import harness
 from pierhead.config import SourceSettings
+from pierhead.events import ignore
 from pierhead.package.build import package
-from pierhead.package.inputs import detect
+from pierhead.package.inputs import detect, single
 from pierhead.package.recipe import Recipe
 from pierhead.paths import resolve
 from pierhead.refs import parse
 from pierhead.registry.client import Registry
 from pierhead.registry.credentials import Login
 from pierhead.registry.name import image_name
+from pierhead.registry.publish import push_model
 from pierhead.registry.push import push_blob
 from pierhead.sources.pull import pull
 from pierhead.store.layout import Store
@@ -268,6 +270,7 @@ def turned(names: Iterable[str], number: int) -> list[str]:
     return found[start:] + found[:start]
 
 
+CREATED = "2026-01-01T00:00:00Z"
 COPY = ["skopeo", "copy", "-q", "--src-tls-verify=false", "--dest-tls-verify=false"]
 
 
@@ -352,13 +355,57 @@ def measure_pushes(artifact: Artifact, folder: Path, rounds: int, oras: str, mea
             shutil.rmtree(fresh)
 
 
+def write_lora(path: Path) -> Path:
+    """A LoRA for the artifact's one layer, as llama.cpp's converter writes them."""
+    import gguf
+    import numpy
+
+    writer = gguf.GGUFWriter(str(path), "llama")
+    writer.add_type("adapter")
+    writer.add_string("adapter.type", "lora")
+    writer.add_float32("adapter.lora.alpha", 4.0)
+    for part in ("lora_a", "lora_b"):
+        writer.add_tensor(f"blk.0.attn_k.weight.{part}", numpy.ones((64, 64), dtype=numpy.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def measure_lora(artifact: Artifact, folder: Path) -> dict[str, float]:
+    """Bytes that move when a LoRA is added to the model, on the disk and to a registry that has the model."""
+    store = Store.open(folder / "styled")
+    base = package(store, Recipe(name="base", base=detect(artifact.file), created=CREATED, link=True))
+    lora = single(write_lora(folder / "style.gguf"), "lora", format="gguf")
+    before = counters()
+    package(store, Recipe(name="styled", base=base, created=CREATED, extras=(lora,)))
+    moved = sum(counters()) - sum(before)
+    fresh = folder / "fresh"
+    fresh.mkdir()
+    with registry(fresh) as host:
+
+        def push(name: str) -> int:
+            place = image_name(parse(f"oci://{host}/bench/model:{name}"))
+            return asyncio.run(push_model(store, name, place, settings=SourceSettings(), env={}, listener=ignore)).sent
+
+        push("base")
+        sent = push("styled")
+    shutil.rmtree(fresh)
+    return {
+        "lora_bytes": float((folder / "style.gguf").stat().st_size),
+        "lora_moved_bytes": float(moved),
+        "lora_sent_bytes": float(sent),
+    }
+
+
 def measure(folder: Path, size: int, rounds: int) -> tuple[dict[str, float], dict[str, list[float]]]:
     measured, oras = Measured(), oras_python()
     artifact = Artifact(folder, size)
     figures = measure_pulls(artifact, folder, rounds, oras, measured)
     measure_pushes(artifact, folder, rounds, oras, measured)
     linked = folder / "linked"
-    recipe = Recipe(name="mine", base=detect(artifact.file), created="2026-01-01T00:00:00Z", link=True)
+    recipe = Recipe(name="mine", base=detect(artifact.file), created=CREATED, link=True)
     hashes: dict[str, Callable[[], object]] = {
         "link": lambda: package(Store.open(linked), recipe),
         "sha256": lambda: program(["openssl", "dgst", "-sha256", str(artifact.file)]),
@@ -367,6 +414,7 @@ def measure(folder: Path, size: int, rounds: int) -> tuple[dict[str, float], dic
         for name in turned(hashes, number):
             measured.add(name, hashes[name])
             shutil.rmtree(linked, ignore_errors=True)
+    figures |= measure_lora(artifact, folder)
     figures |= {
         "pull_vs_skopeo": measured.ratio("skopeo pull", "pull"),
         "push_vs_skopeo": measured.ratio("skopeo push", "push"),
