@@ -162,7 +162,7 @@ def test_status_and_version_name_the_daemon(stocked: Stocked) -> None:
 def chat(env: dict[str, str]) -> pexpect.spawn[str]:
     made = pexpect.spawn(
         sys.executable,
-        ["-m", "pierhead.cli.main", "run", "smollm2", "--max-tokens", "900"],
+        ["-m", "pierhead.cli.main", "run", "smollm2", "--max-tokens", "900", "--temperature", "0"],
         env={**env, "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"},
         encoding="utf-8",
         timeout=30,
@@ -174,7 +174,7 @@ def chat(env: dict[str, str]) -> pexpect.spawn[str]:
 
 def test_a_chat_stops_an_answer_on_ctrl_c_and_goes_on(stocked: Stocked) -> None:
     talk = chat(stocked[2])
-    talk.sendline("Count from one to one thousand.")
+    talk.sendline("Tell me a long story about a ship and her crew.")
     talk.expect(r"2004l[^\x1b]*[A-Za-z]{3}")
     talk.sendintr()
     talk.expect("stopped")
