@@ -9,14 +9,10 @@ from typing import Any, NamedTuple
 from pierhead.config import GatewaySettings
 from pierhead.gateway.auth import Keys
 from pierhead.gateway.faults import Fault
+from pierhead.gateway.holder import Holder
+from pierhead.gateway.operations import Dialect, Operation, dialect_of, place
 from pierhead.gateway.wire import HOP_BY_HOP, Head
 
-_INFERENCE = {
-    "/v1/chat/completions": "/v1/chat/completions",
-    "/v1/completions": "/v1/completions",
-    "/v1/embeddings": "/v1/embeddings",
-    "/v1/rerank": "/v1/rerank",
-}
 _PRIVATE = HOP_BY_HOP | {
     b"host",
     b"authorization",
@@ -26,6 +22,7 @@ _PRIVATE = HOP_BY_HOP | {
     b"origin",
     b"cookie",
     b"x-request-id",
+    b"x-api-key",
 }
 _ID_BYTES = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.:/+=")
 
@@ -39,22 +36,38 @@ class Door(NamedTuple):
 
 
 class Admitted(NamedTuple):
-    """A request head and the verdict on it; ``fault`` or ``local`` or a relay (``control`` or for a model)."""
+    """A request head and the verdict on it: ``fault``, ``local`` or a relay (to ``control``, or an ``operation``).
+
+    ``forward`` is the head as the next one sees it, without its end; ``named`` is the model that the path names.
+    """
 
     method: str
     path: str
     forward: bytes
     request_id: bytes
-    key_id: str
+    dialect: Dialect
     length: int | None
     chunked: bool
     http10: bool
     keep_alive: bool
     expect: bool
+    holder: Holder | None = None
+    operation: Operation | None = None
+    named: str = ""
     control: bool = False
     local: str = ""
     fault: Fault | None = None
     cors: bytes = b""
+
+    @property
+    def key_id(self) -> str:
+        """The id of the key that it came with; "" without one."""
+        return self.holder.id if self.holder is not None else ""
+
+    @property
+    def reads_json(self) -> bool:
+        """Whether the gateway reads members of its JSON body."""
+        return self.operation is not None and self.operation.where != "form" and self.fault is None
 
     @property
     def sends_body(self) -> bool:
@@ -106,12 +119,13 @@ class Doorkeeper:
         fault = None
         if expect is not None and expect.lower() != b"100-continue":
             fault = Fault(417, "expectation_failed", "only 'Expect: 100-continue' is understood.")
+        path = target.partition("?")[0]
         return Admitted(
             method=head.method,
-            path=target.partition("?")[0],
+            path=path,
             forward=b"",
             request_id=given if 0 < len(given) <= 128 and _ID_BYTES.issuperset(given) else b"",
-            key_id="",
+            dialect=dialect_of(path),
             length=head.length,
             chunked=head.chunked,
             http10=head.http10,
@@ -157,16 +171,18 @@ class Doorkeeper:
         method = request.method
         if path in ("/health", "/ready"):
             return _only(request, ("GET", "HEAD"), local=path[1:])
-        control = path.startswith("/api/")
+        found = place(path)
+        control = found is None and path.startswith("/api/")
         if door.tcp and (door.key or control):
-            request = request._replace(key_id=self.keys.check(head.get(b"authorization")))
+            request = request._replace(holder=self.keys.check(head))
         if request.fault is not None:
             return request
         if control:
             return request._replace(control=True, forward=_forward(head, head.target))
-        inner = _INFERENCE.get(path)
-        if inner is not None:
-            return _only(request, ("POST",), forward=_forward(head, inner.encode()))
+        if found is not None:
+            operation, named = found
+            forward = _forward(head, operation.path.encode())
+            return _only(request, ("POST",), forward=forward, operation=operation, named=named)
         if path == "/metrics" or path in ("/v1/models", "/models") or path.startswith(("/v1/models/", "/models/")):
             return _only(request, ("GET", "HEAD"), local=path)
         shown = request.path[:200]

@@ -7,8 +7,20 @@ from typing import Any, Literal, cast
 
 import msgspec
 
+from pierhead.gateway.operations import Dialect
+
 Source = Literal["gateway", "engine"]
 REASONS = {int(s): s.phrase.encode() for s in HTTPStatus}
+_ANTHROPIC = {
+    401: "authentication_error",
+    402: "billing_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
@@ -39,18 +51,30 @@ class Fault(Exception):
         self.data = data or {}
         self.headers = headers
 
-    def body(self) -> bytes:
-        """The JSON envelope ``{"error": {"message", "type", "param", "code", "source", …}}``."""
+    def body(self, dialect: Dialect = "openai", request_id: bytes = b"") -> bytes:
+        """A dialect's JSON envelope; OpenAI's is ``{"error": {"message", "type", "param", "code", "source", …}}``."""
         text = f"{self.message} {self.hint}" if self.hint else self.message
-        error: dict[str, Any] = dict(self.data)
-        error |= {"message": text, "type": self.type, "param": self.param, "code": self.code, "source": self.source}
+        if dialect == "anthropic":
+            error = {"type": _ANTHROPIC.get(self.status) or _family(self.status), "message": text}
+            return msgspec.json.encode({"type": "error", "error": error, "request_id": request_id.decode("latin-1")})
+        if dialect in ("ollama", "kserve"):
+            return msgspec.json.encode({"error": text})
+        full: dict[str, Any] = dict(self.data)
+        full |= {"message": text, "type": self.type, "param": self.param, "code": self.code, "source": self.source}
         if self.hint:
-            error["hint"] = self.hint
-        return msgspec.json.encode({"error": error}, order="deterministic")
+            full["hint"] = self.hint
+        return msgspec.json.encode({"error": full}, order="deterministic")
 
-    def event(self) -> bytes:
-        """The same as one server-sent event."""
-        return b"data: " + self.body() + b"\n\n"
+    def event(self, dialect: Dialect = "openai", request_id: bytes = b"") -> bytes:
+        """The same as the last piece of a stream that began well."""
+        if dialect == "ollama":
+            return self.body(dialect) + b"\n"
+        name = b"event: error\n" if dialect == "anthropic" else b""
+        return name + b"data: " + self.body(dialect, request_id) + b"\n\n"
+
+
+def _family(status: int) -> str:
+    return "invalid_request_error" if status < 500 else "api_error"
 
 
 def from_pier_error(raw: dict[str, Any]) -> Fault:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pierhead.gateway.model_name import Skeleton
+from pierhead.gateway.skeleton import Skeleton
 from pierhead.gateway.wire import BadMessage, ChunkedDecoder
 
 _MIN_RATE = 16384  # bytes a second that a body must reach after its first ``body_timeout``

@@ -10,16 +10,25 @@ from typing import Any
 
 import msgspec
 
+OPENAI = ("chat", "completions", "embeddings", "rerank")
+
 
 class Endpoint(msgspec.Struct, frozen=True):
     """One replica that answers: its id and its socket, a host path (or ``tcp://host:port``).
 
     ``call_prefix`` is what an answer must begin with for a tool call to be sure; "" where the engine sees to that.
+    ``serves`` are the operations (see ``gateway.operations``) that it answers natively, ``slots`` how many requests it
+    works on at a time (0: not known, so no bound), ``context`` its tokens per request (0: not known). ``model`` is the
+    name that it wants to be asked for, where it minds.
     """
 
     replica: str
     socket: str
     call_prefix: str = ""
+    serves: tuple[str, ...] = OPENAI
+    slots: int = 0
+    context: int = 0
+    model: str = ""
 
 
 class Route(msgspec.Struct, frozen=True, kw_only=True):

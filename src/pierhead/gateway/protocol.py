@@ -10,9 +10,9 @@ from pierhead.gateway.faults import REASONS, Fault
 from pierhead.gateway.incoming import Incoming
 from pierhead.gateway.liveness import peer_state
 from pierhead.gateway.local import LocalAnswer, Locals
-from pierhead.gateway.model_name import INLINE, Skeleton
 from pierhead.gateway.relay import Relay
 from pierhead.gateway.services import BUFFERED_MAX, Services
+from pierhead.gateway.skeleton import INLINE, Skeleton
 from pierhead.gateway.wire import HEAD_END, BadMessage, parse_request
 
 HEAD, BODY, BUSY, LINGER = range(4)
@@ -248,7 +248,7 @@ class ClientConnection(asyncio.Protocol):
             None if request.chunked else length,
             limit=settings.max_body,
             max_trailer=settings.max_header,
-            skeleton=(length > INLINE or request.chunked) and not request.control and request.fault is None,
+            skeleton=(length > INLINE or request.chunked) and request.reads_json,
         )
         if request.expect and not self._buffer:
             self._transport.write(_CONTINUE)
@@ -311,13 +311,20 @@ class ClientConnection(asyncio.Protocol):
             return b"connection: close\r\n" + request.cors
         return b"connection: keep-alive\r\n" + request.cors if request.http10 else request.cors
 
+    @property
+    def closes(self) -> bool:
+        """Whether the end of this answer is the end of the connection."""
+        return self._close_after
+
     def close_after(self) -> None:
         """This answer is the last one here."""
         self._close_after = True
 
     def send_fault(self, fault: Fault, request_id: bytes) -> None:
         """An error envelope as the whole answer."""
-        self.send_local(fault.status, b"application/json", fault.body(), request_id, fault.headers)
+        request = self._request
+        body = fault.body(request.dialect if request is not None else "openai", request_id)
+        self.send_local(fault.status, b"application/json", body, request_id, fault.headers)
 
     def send_local(
         self,

@@ -16,12 +16,13 @@ from pierhead.gateway.upstream import Target
 class Entry:
     """One route with its live targets."""
 
-    __slots__ = ("card", "docker", "name", "targets")
+    __slots__ = ("card", "docker", "facts", "name", "targets")
 
     def __init__(self, route: Route, targets: tuple[Target, ...]) -> None:
         self.name = route.name
         self.targets = targets
-        self.card = msgspec.json.encode(_card(route))
+        self.facts = _card(route)
+        self.card = msgspec.json.encode(self.facts)
         self.docker = msgspec.json.encode(route.docker or {"id": route.name, "tags": [route.name]})
 
     def choose(self) -> Target | None:
@@ -56,7 +57,7 @@ class RouteTable:
         entries: dict[str, Entry] = {}
         for route in snapshot.routes:
             for endpoint in route.endpoints:
-                target = before.pop(endpoint, None) or Target(endpoint.replica, endpoint.socket, endpoint.call_prefix)
+                target = before.pop(endpoint, None) or Target(endpoint)
                 self._targets.setdefault(endpoint, target)
             entry = Entry(route, tuple(self._targets[e] for e in route.endpoints))
             entries[route.name] = entry
@@ -72,7 +73,7 @@ class RouteTable:
         self.docker = b"[" + b",".join(e.docker for e in distinct) + b"]"
         path = snapshot.control_socket
         if self.control is None or self.control.path != path:
-            self.control = Target("", path) if path else None
+            self.control = Target(Endpoint("", path)) if path else None
         self.version = snapshot.version
         for target in (*self._targets.values(), *self._leaving):
             target.changed = target.changed or bool(target.open)
@@ -105,7 +106,7 @@ class RouteTable:
         """The target of an endpoint that the daemon named before its snapshot did."""
         target = self._targets.get(endpoint)
         if target is None:
-            target = self._targets[endpoint] = Target(endpoint.replica, endpoint.socket, endpoint.call_prefix)
+            target = self._targets[endpoint] = Target(endpoint)
         return target
 
     def targets(self) -> Iterable[tuple[str, Target]]:

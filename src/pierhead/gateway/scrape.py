@@ -6,12 +6,14 @@ import asyncio
 import re
 from collections.abc import Iterable
 
+from pierhead.gateway.faults import Fault
+from pierhead.gateway.fetch import fetch
 from pierhead.gateway.metrics import escape
-from pierhead.gateway.upstream import Answer, Target
+from pierhead.gateway.upstream import Target
 
 _TIMEOUT = 2.0
 _MAX = 1 << 20
-_REQUEST = b"GET /metrics HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n"
+_REQUEST = b"GET /metrics HTTP/1.1\r\nhost: localhost\r\n"
 _SAMPLE = re.compile(r"([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(.*)\})?[ \t]+(\S+)(?:[ \t]+-?\d+)?\s*\Z")
 _NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?|Inf|NaN)\Z", re.IGNORECASE)
 _LABELS = re.compile(r'(?:[a-zA-Z_][a-zA-Z0-9_]*="(?:[^"\\\n]|\\[\\"n])*",?)*\Z')
@@ -19,50 +21,10 @@ _META = re.compile(r"# (HELP|TYPE) ([a-zA-Z_:][a-zA-Z0-9_:]*) [^\r\n]*\Z")
 _OWN = "pierhead_"
 
 
-class _Fetch:
-    """Receives one small answer."""
-
-    def __init__(self) -> None:
-        self.done: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self._pieces: list[bytes] = []
-        self._size = 0
-        self._status = 0
-
-    def on_whole(self, answer: Answer, body: bytes) -> None:
-        self._finish(body if answer.head.status == 200 else b"")
-
-    def on_head(self, answer: Answer) -> None:
-        self._status = answer.head.status
-
-    def on_piece(self, piece: bytes) -> None:
-        self._size += len(piece)
-        if self._size > _MAX:
-            self._finish(b"")
-        else:
-            self._pieces.append(piece)
-
-    def on_end(self) -> None:
-        self._finish(b"".join(self._pieces) if self._status == 200 else b"")
-
-    def on_lost(self, reason: str, pristine: bool) -> None:
-        self._finish(b"")
-
-    def _finish(self, body: bytes) -> None:
-        if not self.done.done():
-            self.done.set_result(body)
-
-
 async def _fetch(target: Target) -> bytes:
     try:
-        async with asyncio.timeout(_TIMEOUT):
-            conn = await target.connect(_TIMEOUT)
-            fetch = _Fetch()
-            try:
-                conn.begin(fetch, _REQUEST + b"\r\n", (b"",), False)
-                return await fetch.done
-            finally:
-                conn.close()
-    except (OSError, TimeoutError):
+        return await fetch(target, _REQUEST, limit=_MAX, timeout=_TIMEOUT)
+    except Fault:
         return b""
 
 

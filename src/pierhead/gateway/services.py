@@ -5,21 +5,23 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pierhead.config import GatewaySettings
 from pierhead.gateway.accesslog import AccessLog
 from pierhead.gateway.admission import Admitted, Doorkeeper
 from pierhead.gateway.auth import Keys
+from pierhead.gateway.dialects.base import Save
 from pierhead.gateway.faults import Fault
 from pierhead.gateway.link import Endpoint, Snapshot
 from pierhead.gateway.metrics import Metrics
+from pierhead.gateway.outcome import Outcome
 from pierhead.gateway.routes import RouteTable
 from pierhead.gateway.upstream import Target
 
 if TYPE_CHECKING:
+    from pierhead.gateway.delivery import Delivery
     from pierhead.gateway.protocol import ClientConnection
-    from pierhead.gateway.relay import Relay
 
 BUFFERED_MAX = 1 << 30  # bytes of request bodies held at once, all connections together
 
@@ -50,6 +52,7 @@ class Services:
         self.replica_idle = idle
         self.emptied = emptied
         self._ensure = ensure
+        self.sinks: list[Callable[[Outcome], None]] = []
         self._access_log = access_log
         self._id_prefix = f"req_{os.urandom(6).hex()}".encode()
         self._ids = 0
@@ -79,23 +82,20 @@ class Services:
         """The daemon does not answer."""
         return Fault(503, "daemon_unavailable", "no Pierhead daemon answers.", hint="Start one with: pier serve")
 
-    def log(self, client: ClientConnection, request: Admitted, relay: Relay) -> None:
-        """One line for a relayed request."""
+    def settled(self, outcome: Outcome | None, relay: Delivery) -> None:
+        """Hear what became of a request, before its last byte leaves; None for one of the control API."""
+        if outcome is not None:
+            for sink in self.sinks:
+                sink(outcome)
         if self._access_log is not None:
-            self._access_log.put(
-                {
-                    "id": relay.id.decode("latin-1"),
-                    "peer": client.peer,
-                    "method": request.method,
-                    "path": request.path,
-                    "status": relay.status,
-                    "model": relay.model,
-                    "replica": relay.replica,
-                    "key": request.key_id,
-                    "bytes": relay.sent,
-                    "seconds": round(time.monotonic() - relay.started, 6),
-                }
-            )
+            self._access_log.put(relay.facts() if outcome is None else _line(outcome))
+
+    async def load(self, key: str, name: str) -> bytes | None:
+        """What an earlier answer stored under ``name`` for the same API key."""
+        return None
+
+    def keep(self, key: str, saves: tuple[Save, ...]) -> None:
+        """Store what answers want to find again."""
 
     def log_local(self, client: ClientConnection, request: Admitted | None, status: int, request_id: bytes) -> None:
         """One line for an answer of the gateway itself."""
@@ -111,3 +111,19 @@ class Services:
                     "key": request.key_id if request else "",
                 }
             )
+
+
+def _line(outcome: Outcome) -> dict[str, Any]:
+    """The access log's line; ``bytes`` are the body's."""
+    return {
+        "id": outcome.id,
+        "peer": outcome.peer,
+        "method": outcome.method,
+        "path": outcome.path,
+        "status": outcome.status,
+        "model": outcome.model,
+        "replica": outcome.replica,
+        "key": outcome.key,
+        "bytes": outcome.sent,
+        "seconds": round(outcome.seconds, 6),
+    }

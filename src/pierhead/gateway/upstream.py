@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol, cast
 
 from pierhead.gateway.faults import REASONS
+from pierhead.gateway.link import Endpoint
 from pierhead.gateway.wire import HEAD_END, HOP_BY_HOP, BadMessage, ChunkedDecoder, Head, parse_response
 from pierhead.sockets import open_unix, tcp_address
 
@@ -64,10 +65,14 @@ def _answer(raw: bytes) -> Answer:
 class Target:
     """One engine: its socket, its idle connections and what it did since the last report."""
 
-    def __init__(self, replica: str, path: str, call_prefix: str = "") -> None:
-        self.replica = replica
-        self.path = path
-        self.call_prefix = call_prefix
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.replica = endpoint.replica
+        self.path = endpoint.socket
+        self.call_prefix = endpoint.call_prefix
+        self.serves = frozenset(endpoint.serves)
+        self.slots = endpoint.slots
+        self.context = endpoint.context
+        self.model = endpoint.model
         self.open = 0
         self.finished = 0
         self.failed = 0

@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import msgspec
+
+
+class Usage(NamedTuple):
+    """Tokens of one answer as the engine counts them; ``cached`` ones are part of ``prompt``. ``known``: it said so."""
+
+    prompt: int = 0
+    completion: int = 0
+    cached: int = 0
+    known: bool = False
+
+
+class _Details(msgspec.Struct):
+    cached_tokens: int | None = None
 
 
 class _Usage(msgspec.Struct):
     prompt_tokens: int = 0
-    completion_tokens: int = 0
+    completion_tokens: int | None = 0
+    prompt_tokens_details: _Details | None = None
+    # Anthropic's and the Responses API's words
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cache_read_input_tokens: int | None = None
+    cache_creation_input_tokens: int | None = None
+    input_tokens_details: _Details | None = None
 
 
 class _Timings(msgspec.Struct):
@@ -18,6 +40,7 @@ class _Timings(msgspec.Struct):
 
 _usage = msgspec.json.Decoder(_Usage).decode
 _timings = msgspec.json.Decoder(_Timings).decode
+NOTHING = Usage()
 
 
 def _object(text: bytes, member: bytes) -> bytes:
@@ -34,17 +57,29 @@ def _object(text: bytes, member: bytes) -> bytes:
     return b""
 
 
-def tokens(tail: bytes) -> tuple[int, int]:
-    """(prompt, completion) tokens out of the last kilobytes of an answer; (0, 0) when it does not say."""
+def _of(usage: _Usage) -> Usage:
+    cached = usage.cache_read_input_tokens or 0
+    for details in (usage.prompt_tokens_details, usage.input_tokens_details):
+        if details is not None:
+            cached = details.cached_tokens or cached
+    prompt = usage.prompt_tokens or usage.input_tokens
+    if usage.cache_read_input_tokens or usage.cache_creation_input_tokens:  # Anthropic counts these apart
+        prompt += (usage.cache_read_input_tokens or 0) + (usage.cache_creation_input_tokens or 0)
+    completion = usage.completion_tokens or usage.output_tokens
+    return Usage(max(prompt, 0), max(completion, 0), min(max(cached, 0), max(prompt, 0)), True)
+
+
+def tokens(tail: bytes) -> Usage:
+    """The usage in the last kilobytes of an answer; ``known`` is false when it does not say."""
     try:
-        found = _object(tail, b'"usage":{'[:-1])
+        found = _object(tail, b'"usage":')
         if found:
-            usage = _usage(found)
-            return max(usage.prompt_tokens, 0), max(usage.completion_tokens, 0)
+            return _of(_usage(found))
         found = _object(tail, b'"timings":')
         if found:
             timings = _timings(found)
-            return max(timings.prompt_n + timings.cache_n, 0), max(timings.predicted_n, 0)
+            prompt = max(timings.prompt_n + timings.cache_n, 0)
+            return Usage(prompt, max(timings.predicted_n, 0), min(max(timings.cache_n, 0), prompt), True)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         pass
-    return 0, 0
+    return NOTHING

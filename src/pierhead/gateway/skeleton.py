@@ -1,33 +1,9 @@
-"""Reads ``model`` out of a request body as JSON, also when the body is too big to decode at once."""
+"""Reduces a JSON body to its short members while it arrives, so that the big ones need no decoding at once."""
 
 from __future__ import annotations
 
-import msgspec
-
-from pierhead.gateway.faults import Fault, bad_request
-
 INLINE = 65536  # bodies up to this size are decoded where they arrive
 _KEEP = 4096  # a string longer than this cannot be a model name
-
-
-class _Body(msgspec.Struct):
-    model: str | None = None
-    stream: bool | None = None
-
-
-_decode = msgspec.json.Decoder(_Body).decode
-
-
-def read_model(body: bytes) -> str:
-    """The value of the last ``model`` member (as engines read it); Fault 400 when there is none."""
-    try:
-        model = _decode(body).model
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as exc:
-        param = "model" if "$.model" in str(exc) else None
-        raise bad_request(f"the request body is not usable JSON: {exc}.", code="invalid_json", param=param) from exc
-    if not model:
-        raise Fault(400, "missing_model", "the request names no model.", param="model", hint="Send a 'model' member.")
-    return model
 
 
 class Skeleton:

@@ -1,0 +1,61 @@
+"""What the gateway reads out of a request's body: the model, whether it streams, how much it may make; no text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from pierhead.gateway.faults import Fault, bad_request
+
+
+class StreamOptions(msgspec.Struct):
+    """OpenAI's options of a stream."""
+
+    include_usage: bool | None = None
+
+
+class Ask(msgspec.Struct):
+    """The members that any dialect uses, by their own names; others are skipped unread.
+
+    A member of another type than these makes the request a bad one, as it would for the engine.
+    """
+
+    model: str | None = None
+    stream: bool | None = None
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    max_output_tokens: int | None = None
+    n: int | None = None
+    user: str | None = None
+    stream_options: StreamOptions | None = None
+
+    @property
+    def limit(self) -> int | None:
+        """The tokens that one answer may have, as the client says."""
+        for value in (self.max_completion_tokens, self.max_tokens, self.max_output_tokens):
+            if value is not None:
+                return value
+        return None
+
+
+_decode = msgspec.json.Decoder(Ask).decode
+
+
+def read_ask(body: bytes) -> Ask:
+    """The facts of a JSON body, where the last of members given twice counts, as for engines; Fault 400 if unusable."""
+    try:
+        ask = _decode(body)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as exc:
+        param = str(exc).rpartition("`$.")[2].rstrip("`") if "`$." in str(exc) else None
+        raise bad_request(f"the request body is not usable JSON: {exc}.", code="invalid_json", param=param) from exc
+    if not ask.model:
+        raise Fault(400, "missing_model", "the request names no model.", param="model", hint="Send a 'model' member.")
+    return ask
+
+
+def form_ask(fields: dict[str, Any]) -> Ask:
+    """The same for a form's fields."""
+    if not fields.get("model"):
+        raise Fault(400, "missing_model", "the form names no model.", param="model", hint="Send a 'model' field.")
+    return Ask(model=fields["model"], stream=fields.get("stream") == "true")

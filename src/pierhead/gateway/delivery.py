@@ -1,0 +1,373 @@
+"""The answer of one request on its way to the client, from its head to its last byte; asks no engine.
+
+What became of the request is booked before its last byte leaves, so that nobody has an answer that was not counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any
+
+from pierhead.gateway.ask import Ask
+from pierhead.gateway.dialects.base import JSON, Reply, Translation
+from pierhead.gateway.faults import REASONS, Fault, from_engine
+from pierhead.gateway.outcome import Outcome
+from pierhead.gateway.outgoing import Outgoing
+from pierhead.gateway.stream import Stream
+from pierhead.gateway.upstream import Answer, Target, UpstreamConnection
+from pierhead.gateway.usage import NOTHING, Usage, tokens
+
+if TYPE_CHECKING:
+    from pierhead.gateway.admission import Admitted
+    from pierhead.gateway.holder import Hold
+    from pierhead.gateway.metrics import ModelStats
+    from pierhead.gateway.protocol import ClientConnection
+    from pierhead.gateway.routes import Entry
+    from pierhead.gateway.services import Services
+
+_ERROR_MAX = 65536
+_TAIL = 4096
+
+
+class Delivery:
+    """A ``Receiver`` of an engine's answer and the ``Work`` of a client's connection, where it is about the answer."""
+
+    # Defaults live on the class: a request that takes the usual way sets few of them.
+    status = 0
+    sent = 0
+    usage = NOTHING
+    _ask: Ask | None = None
+    _entry: Entry | None = None
+    _hold: Hold | None = None
+    _stats: ModelStats | None = None
+    _target: Target | None = None
+    _conn: UpstreamConnection | None = None
+    _task: asyncio.Task[None] | None = None
+    _answer: Answer | None = None
+    _stream: Stream | None = None
+    _collected: list[bytes] | None = None
+    _outgoing: Outgoing | None = None  # what the engine gets; None until that is made for the target
+    _skeleton: bytes | None = None
+    _chunked = False
+    _pooled = False
+    _retried = False
+    _revived = False
+
+    def __init__(
+        self, services: Services, client: ClientConnection, request: Admitted, body: list[bytes], request_id: bytes
+    ) -> None:
+        self._services = services
+        self._client = client
+        self._request = request
+        self._body = body
+        self.id = request_id
+        self.started = time.monotonic()
+
+    # --- the answer (Receiver) ------------------------------------------------------------------------------------
+
+    def on_whole(self, answer: Answer, body: bytes) -> None:
+        self._conn = None
+        status, made = answer.head.status, self._outgoing
+        if status >= 400 and not self._request.control:
+            self._fail(from_engine(status, body))
+            return
+        assert made is not None
+        if answer.sse and (made.translation is not None or made.strip):
+            self.on_head(answer)
+            self.on_piece(body)
+            self.on_end()
+            return
+        self.status = status
+        if self._stats is not None:
+            self.usage = tokens(body[-_TAIL:])
+        if made.translation is not None:
+            self._translated(made.translation, body)
+            return
+        if self._request.method == "HEAD" or status in (204, 304):
+            self._bodiless(answer)
+            return
+        self._whole(answer.prefix, body)
+
+    def _translated(self, translation: Translation, body: bytes) -> None:
+        try:
+            body = translation.answer(body, self.usage)
+        except Fault as fault:
+            self._fail(fault)
+            return
+        self._keep(translation)
+        self._whole(b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\n" % JSON, body)
+
+    def _keep(self, translation: Translation) -> None:
+        """Store what is to be found again, before the client has the last byte of the answer."""
+        if translation.saves:
+            self._services.keep(self._request.key_id, translation.saves)
+
+    def _whole(self, prefix: bytes, body: bytes) -> None:
+        """A whole answer; what is recorded of it is recorded before its last byte leaves."""
+        self.sent = len(body)
+        line = self._client.connection_line()
+        self._settle(True)
+        self._client.write(
+            b"%bcontent-length: %d\r\nx-request-id: %b\r\n%b\r\n%b" % (prefix, len(body), self.id, line, body)
+        )
+        self._client.relay_done()
+
+    def _bodiless(self, answer: Answer) -> None:
+        length = answer.head.length
+        known = self._request.method == "HEAD" and length is not None and answer.head.status not in (204, 304)
+        framing = b"content-length: %d\r\n" % length if known else b""
+        line = self._client.connection_line()
+        self._settle(True)
+        self._client.write(b"%b%bx-request-id: %b\r\n%b\r\n" % (answer.prefix, framing, self.id, line))
+        self._client.relay_done()
+
+    def _reply(self, reply: Reply) -> None:
+        """A translation knew the answer by itself."""
+        self.status = reply.status
+        reason = REASONS.get(reply.status, b"Unknown")
+        self._whole(b"HTTP/1.1 %d %b\r\ncontent-type: %b\r\n" % (reply.status, reason, reply.kind), reply.body)
+
+    def on_head(self, answer: Answer) -> None:
+        self._answer = answer
+        made, status = self._outgoing, answer.head.status
+        assert made is not None
+        translation = made.translation
+        self._body = []
+        self._outgoing = made._replace(body=[])
+        if (status >= 400 and not self._request.control) or (translation is not None and not answer.sse):
+            self._collected = []
+            return
+        self.status = status
+        sse = answer.sse and self._stats is not None
+        self._stream = Stream(self._stats, self.started, sse=sse, strip=made.strip, translation=translation)
+        framing = b""
+        prefix = answer.prefix
+        if translation is not None:
+            prefix = b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\ncache-control: no-cache\r\n" % translation.kind
+        if answer.head.length is not None and translation is None and not (sse and made.strip):
+            framing = b"content-length: %d\r\n" % answer.head.length
+        elif self._request.http10:
+            self._client.close_after()
+        else:
+            self._chunked = True
+            framing = b"transfer-encoding: chunked\r\n"
+        self._client.write(
+            b"%b%bx-request-id: %b\r\n%b\r\n" % (prefix, framing, self.id, self._client.connection_line())
+        )
+
+    def on_piece(self, piece: bytes) -> None:
+        stream = self._stream
+        if stream is None:
+            self._collect(piece)
+            return
+        try:
+            piece = stream.feed(piece)
+        except Fault as fault:
+            self._broken(fault)
+            return
+        if piece:
+            self._deliver(piece)
+
+    def _collect(self, piece: bytes) -> None:
+        """An answer that must be whole before the client gets it: an error, or one to translate."""
+        collected = self._collected
+        assert collected is not None
+        assert self._answer is not None
+        failed = self._answer.head.status >= 400
+        size = sum(map(len, collected)) + len(piece)
+        if not failed and size > self._services.settings.max_body:
+            self._drop()
+            self._fail(Fault(502, "answer_too_large", "the engine's answer is too long.", source="engine"))
+        elif not failed or size < _ERROR_MAX:
+            collected.append(piece)
+
+    def on_end(self) -> None:
+        self._conn = None
+        answer, stream = self._answer, self._stream
+        assert answer is not None
+        if self._collected is not None:
+            body, self._collected = b"".join(self._collected), None
+            self.on_whole(answer, body)
+            return
+        assert stream is not None
+        framed = answer.head.chunked or answer.head.length is not None
+        try:
+            rest = stream.finish(framed)
+        except Fault as fault:
+            self._broken(fault)
+            return
+        if rest is None:
+            self._broken(engine_failed("the engine's stream ended without its [DONE]"))
+            return
+        self.usage = stream.usage
+        made = self._outgoing
+        if made is not None and made.translation is not None:
+            self._keep(made.translation)
+        self.sent += len(rest)
+        self._settle(True)
+        if rest:
+            self._client.write(b"%x\r\n%b\r\n" % (len(rest), rest) if self._chunked else rest)
+        if self._chunked:
+            self._client.write(b"0\r\n\r\n")
+        self._client.relay_done()
+
+    def on_lost(self, reason: str, pristine: bool) -> None:
+        self._conn = None
+        if pristine and self._pooled and not self._retried:
+            self._retried = True
+            if self._stats is not None:
+                self._stats.retries += 1
+            self._again()
+        elif self.status:
+            self._broken(engine_failed(reason))
+        else:
+            self._fail(engine_failed(reason))
+
+    def _again(self) -> None:
+        """Send the request once more: the connection it was sent on had gone stale."""
+        raise NotImplementedError
+
+    def _deliver(self, piece: bytes) -> None:
+        self.sent += len(piece)
+        self._client.write(b"%x\r\n%b\r\n" % (len(piece), piece) if self._chunked else piece)
+
+    # --- endings --------------------------------------------------------------------------------------------------
+
+    def _fail(self, fault: Fault) -> None:
+        """Nothing was sent to the client yet: it gets the envelope."""
+        self.status = fault.status
+        self._settle(fault.status < 500)
+        self._client.send_fault(fault, self.id)
+        self._client.relay_done()
+
+    def _broken(self, fault: Fault) -> None:
+        """Part of the answer is out: an event stream gets a last event that says so, anything else is cut off."""
+        self._drop()
+        stream = self._stream
+        if stream is not None:
+            self.usage = stream.usage
+        if stream is not None and stream.can_say_why and (self._chunked or self._client.closes):
+            self._settle(False)
+            self._client.close_after()
+            self._deliver(fault.event(self._request.dialect, self.id))
+            if self._chunked:
+                self._client.write(b"0\r\n\r\n")
+            self._client.relay_done()
+            return
+        self._settle(False)
+        self._client.abort()
+
+    def _drop(self) -> None:
+        """Let go of the engine's connection and of what is under way."""
+        if self._task is not None:
+            self._task.cancel()
+        if self._conn is not None:
+            self._conn.close()
+            self._conn = None
+
+    def _settle(self, ok: bool) -> None:
+        """Book what became of the request, once, before the client sees the end of it."""
+        self._body = []
+        self._outgoing = None
+        stats, target, usage = self._stats, self._target, self.usage
+        now = time.monotonic()
+        if stats is not None:
+            stats.prompt_tokens += usage.prompt
+            stats.completion_tokens += usage.completion
+            if ok or self.status >= 400:
+                stats.finished(self.status, now - self.started)
+            else:
+                stats.aborted += 1
+        if self._hold is not None:
+            self._hold.settle(usage)
+            self._hold = None
+        if target is not None:
+            self._release(target, ok, usage)
+        self._services.settled(self._outcome(ok, now) if self._entry is not None else None, self)
+
+    def _release(self, target: Target, ok: bool, usage: Usage) -> None:
+        target.prompt_tokens += usage.prompt
+        target.completion_tokens += usage.completion
+        target.open -= 1
+        target.changed = True
+        target.last_used = time.time()
+        if ok:
+            target.finished += 1
+        else:
+            target.failed += 1
+        if not target.open:
+            self._services.replica_idle()
+
+    def facts(self) -> dict[str, Any]:
+        """The access log's line for a request of the control API."""
+        request = self._request
+        return {
+            "id": self.id.decode("latin-1"),
+            "peer": self._client.peer,
+            "method": request.method,
+            "path": request.path,
+            "status": self.status,
+            "key": request.key_id,
+            "bytes": self.sent,
+            "seconds": round(time.monotonic() - self.started, 6),
+        }
+
+    def _outcome(self, ok: bool, now: float) -> Outcome:
+        request, ask, entry, stream = self._request, self._ask, self._entry, self._stream
+        assert request.operation is not None
+        assert ask is not None
+        assert entry is not None
+        return Outcome(
+            id=self.id.decode("latin-1"),
+            time=time.time(),
+            key=request.key_id,
+            operation=request.operation.name,
+            dialect=request.dialect,
+            asked=ask.model or "",
+            model=entry.name,
+            replica=self._target.replica if self._target is not None else "",
+            status=self.status,
+            ok=ok,
+            stream=stream is not None,
+            usage=self.usage,
+            ttft=stream.first - self.started if stream is not None and stream.first else 0.0,
+            seconds=now - self.started,
+            sent=self.sent,
+            peer=self._client.peer,
+            method=request.method,
+            path=request.path,
+        )
+
+    # --- the client -----------------------------------------------------------------------------------------------
+
+    def cancel(self) -> None:
+        """The client went away: stop the work."""
+        self._drop()
+        if self._stream is not None:
+            self.usage = self._stream.usage
+        if not self.status:
+            self.status = 499
+        self._settle(False)
+
+    def expire(self, fault: Fault) -> None:
+        """The request took too long."""
+        self._drop()
+        if self.status:
+            self._broken(engine_failed("the answer took too long"))
+        else:
+            self._fail(fault)
+
+    def pause(self) -> None:
+        """The client reads slowly."""
+        if self._conn is not None:
+            self._conn.pause()
+
+    def resume(self) -> None:
+        """The client caught up."""
+        if self._conn is not None:
+            self._conn.resume()
+
+
+def engine_failed(reason: str) -> Fault:
+    return Fault(502, "engine_failed", f"{reason}.", source="engine")

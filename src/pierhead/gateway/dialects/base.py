@@ -1,0 +1,114 @@
+"""The seam of the dialects: a translation of one request and its answer, without I/O; knows no dialect by itself.
+
+``steps`` is a generator: it yields what must be asked or loaded first, is sent each answer, and returns what to do
+last. So a translation that needs the engine's tokenizer or a stored response stays pure, and its test plays the engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+from pierhead.gateway.ask import Ask
+from pierhead.gateway.operations import Operation
+from pierhead.gateway.usage import Usage
+
+JSON = b"application/json"
+SSE = b"text/event-stream"
+NDJSON = b"application/x-ndjson"
+
+
+class Call(NamedTuple):
+    """Ask the chosen engine first; the generator is sent the body of its 2xx answer, or its Fault is raised there."""
+
+    operation: str
+    body: bytes
+
+
+class Load(NamedTuple):
+    """Read what an earlier answer stored (see ``Save``); the generator is sent its bytes, or None."""
+
+    key: str
+
+
+class Send(NamedTuple):
+    """The request that the engine gets in the end; ``stream`` says that its answer will be server-sent events."""
+
+    operation: str
+    body: bytes
+    stream: bool = False
+
+
+class Reply(NamedTuple):
+    """The answer is known without asking further."""
+
+    body: bytes
+    status: int = 200
+    kind: bytes = JSON
+
+
+class Save(NamedTuple):
+    """What is to be found again by ``key`` later, by the same API key only."""
+
+    key: str
+    body: bytes
+
+
+Steps = Generator[Call | Load, bytes | None, Send | Reply]
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a translation may know beside the body.
+
+    ``id`` is the request's id and ``created`` its Unix time in seconds, both for fields that an answer must have.
+    ``serves`` are the operations that the chosen engine answers natively, ``context`` its tokens per request (0: not
+    known), ``cap`` the most tokens that the answer may have (0: no bound; a smaller wish of the client counts),
+    ``call_prefix`` see ``link.Endpoint``, ``card`` the model's entry of ``/v1/models``. ``headers`` has lower
+    case names and lacks credentials.
+    """
+
+    operation: Operation
+    ask: Ask
+    model: str  # as the client spelt it
+    id: str
+    created: int
+    serves: frozenset[str]
+    context: int = 0
+    cap: int = 0
+    call_prefix: str = ""
+    card: dict[str, Any] = field(default_factory=dict[str, Any])
+    headers: dict[str, str] = field(default_factory=dict[str, str])
+
+
+class Translation(Protocol):
+    """One request on its way to an engine that speaks otherwise, and the answer on its way back.
+
+    ``kind`` is the media type of a streamed answer. ``saves`` is looked at after the answer was given whole.
+    """
+
+    kind: bytes
+    saves: tuple[Save, ...]
+
+    def steps(self, body: bytes) -> Steps:
+        """What to do with the request; Fault 400 or 501 for what cannot be expressed."""
+        ...
+
+    def answer(self, body: bytes, usage: Usage) -> bytes:
+        """The client's whole answer, from the engine's (a 2xx)."""
+        ...
+
+    def events(self, data: bytes) -> bytes:
+        """The client's part of a stream, from whole server-sent events of the engine; b"" when nothing is due yet."""
+        ...
+
+    def end(self, usage: Usage) -> bytes:
+        """The last bytes of a stream that ended well."""
+        ...
+
+
+class Make(Protocol):
+    """Makes a translation; None when the engine serves nothing that this operation could be expressed in."""
+
+    def __call__(self, facts: Facts) -> Translation | None: ...

@@ -1,0 +1,102 @@
+"""Makes what an engine gets of what a client sent: unchanged but for a few members, or translated; sends nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+from pierhead.gateway import passthrough, translate
+from pierhead.gateway.ask import Ask
+from pierhead.gateway.dialects.base import Facts, Reply, Translation
+from pierhead.gateway.skeleton import INLINE
+from pierhead.gateway.tool_choice import MARK, adapt
+
+if TYPE_CHECKING:
+    from pierhead.gateway.admission import Admitted
+    from pierhead.gateway.routes import Entry
+    from pierhead.gateway.services import Services
+    from pierhead.gateway.upstream import Target
+
+
+class Outgoing(NamedTuple):
+    """The request as one target gets it: ``head`` lacks its end.
+
+    ``strip``: the engine tells a usage that the client did not ask for.
+    """
+
+    head: bytes
+    body: list[bytes]
+    strip: bool = False
+    translation: Translation | None = None
+
+
+class Given(NamedTuple):
+    """The request as it came; ``skeleton`` has a large body's short members; ``cap`` bounds the answer (0: not)."""
+
+    request: Admitted
+    ask: Ask
+    entry: Entry
+    body: list[bytes]
+    skeleton: bytes | None
+    id: bytes
+    cap: int
+
+
+def native(request: Admitted, ask: Ask, body: list[bytes], target: Target, cap: int) -> Outgoing | None:
+    """What ``target`` gets of a small body, at once; None when it does not speak the client's dialect."""
+    operation = request.operation
+    assert operation is not None
+    if operation.name not in target.serves:
+        return None
+    strip = passthrough.wants_usage(operation.name, ask)
+    if strip or cap or target.model:
+        body = passthrough.apply(body, *passthrough.changes(operation.name, ask, target.model, cap))
+    if body and MARK in body[0]:
+        body = [adapt(body[0], target.call_prefix)]
+    return Outgoing(request.forward, body, strip)
+
+
+async def make(services: Services, given: Given, target: Target) -> Outgoing | Reply:
+    """What ``target`` gets, whatever that takes; or the client's answer, where a translation knows it already."""
+    operation, body = given.request.operation, given.body
+    assert operation is not None
+    if operation.name not in target.serves:
+        return await _translated(services, given, target)
+    if given.skeleton is None and sum(map(len, body)) <= INLINE:
+        made = native(given.request, given.ask, body, target, given.cap)
+        assert made is not None
+        return made
+    front, changed = passthrough.changes(operation.name, given.ask, target.model, given.cap)
+    chooses = MARK in (given.skeleton if given.skeleton is not None else body[0])
+    if changed:
+        body = await asyncio.to_thread(passthrough.apply, body, front, changed)
+    elif front:
+        body = passthrough.apply(body, front, {})
+    if chooses:
+        body = [await asyncio.to_thread(adapt, b"".join(body), target.call_prefix)]
+    return Outgoing(given.request.forward, body, passthrough.wants_usage(operation.name, given.ask))
+
+
+async def _translated(services: Services, given: Given, target: Target) -> Outgoing | Reply:
+    request, ask = given.request, given.ask
+    assert request.operation is not None
+    facts = Facts(
+        operation=request.operation,
+        ask=ask,
+        model=ask.model or "",
+        id=given.id.decode("latin-1"),
+        created=int(time.time()),
+        serves=target.serves,
+        context=target.context,
+        cap=given.cap,
+        call_prefix=target.call_prefix,
+        card=given.entry.facts,
+        headers=translate.headers(request.forward),
+    )
+    translation, last = await translate.prepare(services, request, facts, target, given.body)
+    if isinstance(last, Reply):
+        return last
+    path = translate.path(last.operation)
+    head = b"POST %b HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n" % path
+    return Outgoing(head, [last.body], translation=translation)

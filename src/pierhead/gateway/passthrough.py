@@ -1,0 +1,79 @@
+"""The few members that the gateway changes in a request which an engine understands as it is; pure.
+
+What is absent is put in front of the other members, without decoding; what must become another is decoded one level.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from pierhead.gateway.ask import Ask
+
+_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_USAGE = b'"stream_options":{"include_usage":true},'
+_STREAMS = ("chat", "completions")
+
+
+def wants_usage(operation: str, ask: Ask) -> bool:
+    """Whether an engine must be asked to tell the usage of this stream, and its word be kept from the client."""
+    if not ask.stream or operation not in _STREAMS:
+        return False
+    return ask.stream_options is None or not ask.stream_options.include_usage
+
+
+def changes(operation: str, ask: Ask, model: str, cap: int) -> tuple[bytes, dict[str, Any]]:
+    """(members to put in front, members to replace): for the engine's ``model`` name, ``cap`` tokens at most, usage.
+
+    ``model`` "" leaves the name; ``cap`` 0 sets no bound.
+    """
+    front, changed = b"", dict[str, Any]()
+    if wants_usage(operation, ask):
+        if ask.stream_options is None:
+            front = _USAGE
+        else:
+            changed["stream_options"] = {"include_usage": True}
+    if cap:
+        name = _limit(operation, ask)
+        limit = ask.limit
+        if limit is None or limit < 0:
+            if limit is None and getattr(ask, name) is None:
+                front += b'"%b":%d,' % (name.encode(), cap)
+            else:
+                changed[name] = cap
+        elif limit > cap:
+            changed |= {given: cap for given in _LIMITS if getattr(ask, given) is not None}
+    if model and model != ask.model:
+        changed["model"] = model
+    return front, changed
+
+
+_LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
+
+
+def _limit(operation: str, ask: Ask) -> str:
+    """The member by which this operation bounds its answer."""
+    if operation == "responses":
+        return "max_output_tokens"
+    return "max_completion_tokens" if ask.max_completion_tokens is not None else "max_tokens"
+
+
+def apply(body: Sequence[bytes], front: bytes, changed: dict[str, Any]) -> list[bytes]:
+    """The body with these members; what is no JSON object is returned as it is: the engine refuses it better."""
+    pieces = list(body)
+    if changed:
+        try:
+            members = _members(b"".join(pieces))
+        except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+            return pieces
+        for name, value in changed.items():
+            members[name] = msgspec.Raw(msgspec.json.encode(value))
+        pieces = [msgspec.json.encode(members)]
+    if front and pieces:
+        brace = pieces[0].find(b"{")
+        if brace >= 0:
+            first = pieces[0]
+            pieces[0] = first[: brace + 1] + front + first[brace + 1 :]
+    return pieces
