@@ -21,12 +21,17 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def arguments(about: str) -> argparse.Namespace:
+def parser(about: str) -> argparse.ArgumentParser:
     """``--quick`` (under a minute) and ``--json`` (flat: name → number), as every script here has them."""
     parser = argparse.ArgumentParser(description=about)
     parser.add_argument("--quick", action="store_true", help="fewer rounds; under a minute")
     parser.add_argument("--json", action="store_true", help="print only a flat JSON object of figures")
-    return parser.parse_args()
+    return parser
+
+
+def arguments(about: str) -> argparse.Namespace:
+    """What ``parser`` makes of the command line."""
+    return parser(about).parse_args()
 
 
 def machine() -> str:
