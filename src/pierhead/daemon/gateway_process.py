@@ -62,6 +62,7 @@ def spawn(
         "socket": str(paths.gateway_socket),
         "inherit": [{"fd": fd, "address": address} for fd, address in inherit],
         "snapshot": snapshot,
+        "state": str(_state(paths)),
     }
     log_file = paths.state / "gateway.log"
     log = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
@@ -114,6 +115,13 @@ def retire_strays(paths: Paths, keep: int = 0) -> None:
                 if birth and birth == _birth(pid):
                     os.kill(pid, signal.SIGTERM)
                 note.unlink()
+
+
+def _state(paths: Paths) -> Path:
+    """Where gateways keep what must outlive them."""
+    folder = paths.state / "gateway"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
 
 
 def _notes(paths: Paths) -> Path:

@@ -38,13 +38,15 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What ``python -m pierhead.gateway`` reads from stdin.
 
     ``socket`` is the path of the unix data socket. ``inherit`` replaces both it and ``settings.listen``. ``snapshot``
-    is needed to listen beyond loopback, since that takes a key.
+    is needed to listen beyond loopback, since that takes a key. ``state`` is the folder in which the gateway keeps what
+    must outlive it, shared with other gateways of this installation ("": it keeps nothing on disk).
     """
 
     settings: GatewaySettings = GatewaySettings()
     socket: str = ""
     inherit: tuple[Inherited, ...] = ()
     snapshot: Snapshot | None = None
+    state: str = ""
 
 
 class Gateway:
