@@ -283,3 +283,12 @@ def test_a_template_that_knows_tools_or_that_the_user_gave_is_left_alone(ask: An
         plan = ENGINE.plan(asked)
         assert plan.spec.call_prefix == ""
         assert inner(plan.spec).get("chat_template") == asked.settings.get("chat_template")
+
+
+def test_a_plan_says_what_the_model_is_for(ask: Any) -> None:
+    def work(**settings: Any) -> set[str]:
+        return {name for name in ENGINE.plan(ask(settings)).spec.serves if not name.startswith("llamacpp-")}
+
+    assert work() == {"chat", "completions", "embeddings"}
+    assert work(embedding=False) == {"chat", "completions"}
+    assert work(rerank=True) == {"rerank"}

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from pierhead.fleet.info import ReplicaInfo
-from pierhead.gateway.link import Endpoint, Route
+from pierhead.gateway.link import OPENAI, Endpoint, Route
 from pierhead.store.model import ModelRecord
 
 
@@ -35,7 +35,14 @@ def routes(models: Iterable[ModelRecord], replicas: Iterable[ReplicaInfo]) -> tu
 
 def endpoint(replica: ReplicaInfo) -> Endpoint:
     """Where the gateway finds a replica."""
-    return Endpoint(replica=replica.id, socket=replica.socket, call_prefix=replica.call_prefix)
+    return Endpoint(
+        replica=replica.id,
+        socket=replica.socket,
+        call_prefix=replica.call_prefix,
+        serves=replica.serves or OPENAI,  # a replica that an earlier version started did not say
+        slots=replica.parallel,
+        context=replica.context,
+    )
 
 
 def _spellings(model: ModelRecord) -> set[str]:

@@ -71,6 +71,7 @@ class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
     user: str = ""
     stdio: bool = False
     labels: dict[str, str] = {}
+    serves: tuple[str, ...] = ()  # the gateway's operations that the engine answers natively
     call_prefix: str = ""  # what a required tool call must begin with, where the engine does not see to it itself
 
 

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from pierhead.engines.base import ImageRecipe, LaunchSpec, Limits, Plan, PlanRequest
 from pierhead.engines.llamacpp_params import canonical
 from pierhead.engines.llamacpp_template import Template
@@ -19,6 +21,8 @@ from pierhead.store.model import ModelFile
 ENTRY = Path(__file__).with_name("llamacpp_entry.py")
 SMALLEST = 512  # tokens: no default context is chosen below this
 MIB = 1 << 20
+# What its server answers beside the work that a model is for.
+_TOOLS = ("llamacpp-tokenize", "llamacpp-detokenize", "llamacpp-template", "llamacpp-props")
 
 
 @functools.cache
@@ -81,7 +85,11 @@ class LlamaCpp:
         }
         template = Template.of(request, settings)
         engine |= template.settings
-        spec = self._spec(request, engine, needed, template.call_prefix)
+        spec = msgspec.structs.replace(
+            self._spec(request, engine, needed),
+            call_prefix=template.call_prefix,
+            serves=(*_work(mode, request), *_TOOLS),
+        )
         return Plan(spec=spec, context=context, memory=needed.total, notes=template.notes)
 
     def _mode(self, settings: dict[str, Any], request: PlanRequest) -> dict[str, Any]:
@@ -123,9 +131,7 @@ class LlamaCpp:
             raise too_large(request.model, needed, smallest, request.free_memory)
         return fits
 
-    def _spec(
-        self, request: PlanRequest, engine: dict[str, Any], needed: Estimate, call_prefix: str = ""
-    ) -> LaunchSpec:
+    def _spec(self, request: PlanRequest, engine: dict[str, Any], needed: Estimate) -> LaunchSpec:
         settings = json.dumps(engine, separators=(",", ":")).replace("$(", "$$(")
         places = ("--socket", "$(SOCKET)", "--model-dir", "$(MODEL_DIR)")
         pins = (f"xllamacpp=={engine_version()}",)
@@ -138,8 +144,15 @@ class LlamaCpp:
             entry=str(ENTRY),
             image=ImageRecipe(self.name, self._base_image, pins, (("/opt/engine/entry.py", entry_text()),)),
             limits=Limits(memory=needed.total * 5 // 4 + 512 * MIB),
-            call_prefix=call_prefix,
         )
+
+
+def _work(mode: dict[str, Any], request: PlanRequest) -> tuple[str, ...]:
+    """The operations that the model is for: a reranker only ranks, an encoder only embeds, all others write."""
+    if mode.get("pooling_type") == "LLAMA_POOLING_TYPE_RANK":
+        return ("rerank",)
+    embeds = ("embeddings",) if mode.get("embedding") else ()
+    return embeds if embeds and request.metadata.get("pooling") else ("chat", "completions", *embeds)
 
 
 def too_large(model: str, needed: Estimate, context: int, free: int) -> OutOfMemory:

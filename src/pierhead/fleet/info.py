@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 class ReplicaInfo(msgspec.Struct, frozen=True, kw_only=True):
     """One replica; times are ISO 8601 UTC, ``memory_estimate`` bytes, ``ready_s`` seconds from asked to ready.
 
-    ``call_prefix`` is what the gateway has a required tool call begin with.
+    ``call_prefix`` is what the gateway has a required tool call begin with, ``serves`` which of its operations the
+    engine answers natively.
     """
 
     id: str
@@ -37,6 +38,7 @@ class ReplicaInfo(msgspec.Struct, frozen=True, kw_only=True):
     requests_open: int
     socket: str
     call_prefix: str
+    serves: tuple[str, ...]
     error: dict[str, Any] | None
     sandbox: str
 
@@ -73,6 +75,7 @@ def describe_replica(replica: Replica) -> ReplicaInfo:
         requests_open=replica.open,
         socket=instance.socket if instance is not None else "",
         call_prefix=instance.spec.call_prefix if instance is not None else "",
+        serves=instance.spec.serves if instance is not None else (),
         error=error.to_dict() if error is not None else None,
         sandbox=str(getattr(instance, "sandbox", "")),
     )
