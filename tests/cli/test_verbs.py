@@ -145,6 +145,15 @@ def test_keys_are_shown_once_listed_and_revoked(stocked: Stocked) -> None:
     assert made["id"] in listed
     assert made["key"] not in listed
     assert made["key"].encode() not in b"".join(p.read_bytes() for p in paths.state.glob("pierhead.db*"))
+    bounds = ("--model", "smol*", "--budget", "5usd/month", "--rpm", "60", "--expires", "30d", "--admin")
+    changed = json.loads(pier("key", "edit", "laptop", *bounds, "--json").stdout)
+    assert (changed["models"], changed["budgets"], changed["rpm"]) == (["smol*"], ["5usd/month"], 60)
+    shown = pier("key", "show", "laptop").stdout
+    assert "smol*; admin" in shown
+    assert "in 30 d" in shown
+    turned = json.loads(pier("key", "rotate", "laptop", "--grace", "1d", "--json").stdout)
+    assert (turned["id"], turned["key"] != made["key"]) == (made["id"], True)
+    assert pier("key", "edit", "laptop", "--budget", "lots").returncode == 2
     assert pier("key", "revoke", made["id"]).returncode == 0
     assert "pier key create" in pier("key", "list").stderr
     assert json.loads(pier("key", "list", "--json").stdout) == []

@@ -79,7 +79,10 @@ def test_the_promised_operations_are_there() -> None:
         "GET /replicas/stats",
         "GET /keys",
         "POST /keys",
+        "GET /keys/{name}",
+        "PATCH /keys/{name}",
         "DELETE /keys/{name}",
+        "POST /keys/{name}/rotate",
         "POST /shutdown",
     }
 
@@ -111,6 +114,11 @@ def test_bad_requests_get_one_clear_error_each(running: House) -> None:
         (NotFound, "DELETE", "/replicas/nosuch", None),
         (NotFound, "GET", "/replicas/nosuch/logs", None),
         (NotFound, "DELETE", "/keys/nosuch", None),
+        (NotFound, "GET", "/keys/nosuch", None),
+        (NotFound, "PATCH", "/keys/nosuch", {"rpm": 1}),
+        (NotFound, "POST", "/keys/nosuch/rotate", {}),
+        (UsageError, "POST", "/keys", {"name": "b", "budgets": ["lots"]}),
+        (UsageError, "POST", "/keys/nosuch/rotate", {"grace": "soon"}),
     ]:
         with pytest.raises(error) as caught:
             client.request(method, path, body)

@@ -7,6 +7,8 @@ import hashlib
 import hmac
 import json
 import socket
+import time
+from typing import Any
 
 import pytest
 
@@ -19,8 +21,9 @@ PEPPER = b"p" * 32
 KEY = "sk-one"
 
 
-def key(text: str = KEY) -> link.Key:
-    return link.Key(id="k1", mac=hmac.new(PEPPER, text.encode(), hashlib.sha256).hexdigest())
+def key(text: str = KEY, **grants: Any) -> link.Key:
+    mac = hmac.new(PEPPER, text.encode(), hashlib.sha256).hexdigest()
+    return link.Key(id="k1", mac=mac, grants=link.Grants(**grants))
 
 
 async def test_a_key_is_needed_over_tcp_when_settings_say_so_and_never_on_the_unix_socket(new_gate):
@@ -90,12 +93,16 @@ async def test_only_allowed_origins_may_use_it_from_a_page(new_gate):
     assert (await gate.ask("OPTIONS", "/v1/chat/completions", headers=preflight)).status == 403
 
 
-async def test_the_control_api_is_one_more_upstream_and_takes_a_key_over_tcp(gate, new_engine):
+async def test_the_control_api_is_one_more_upstream_and_takes_an_admins_key_over_tcp(gate, new_engine):
     async def answer(call):
         await call.json({"target": call.head.split()[1].decode(), "method": call.head.split()[0].decode()}, 418)
 
     control = await new_engine(answer, "control")
     await gate.serve(control_socket=str(control.path), keys=(key(),), pepper=PEPPER.hex())
+    got = await gate.ask("GET", "/api/v1/status", headers={"authorization": f"Bearer {KEY}"})
+    assert got.status == 403
+    assert "--admin" in got.json()["error"]["hint"]
+    await gate.serve(control_socket=str(control.path), keys=(key(admin=True),), pepper=PEPPER.hex())
     assert (await gate.ask("GET", "/api/v1/status")).status == 401
     got = await gate.ask("DELETE", "/api/v1/models/a/b?x=1", headers={"authorization": f"Bearer {KEY}"})
     assert got.status == 418  # the control API's own answers pass as they are
@@ -176,3 +183,67 @@ async def test_a_socket_that_became_a_link_is_not_followed(gate, new_engine, cha
 
 def test_settings_travel_to_the_process_as_they_are():
     assert GatewaySettings().listen == ("127.0.0.1:12434",)
+
+
+AUTH = {"authorization": f"Bearer {KEY}"}
+
+
+async def answer_ok(call):
+    await call.json({"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 1}})
+
+
+async def test_a_key_reaches_only_the_models_and_dialects_of_its_scopes(gate, new_engine, chat):
+    engine = await new_engine(answer_ok)
+    routes = [
+        link.Route(name="smol", aliases=("smol:latest", "tiny"), endpoints=(engine.endpoint,)),
+        link.Route(name="large", endpoints=(engine.endpoint,)),
+    ]
+
+    async def post(model: str, path: str = "/v1/chat/completions") -> tuple[int, str]:
+        got = await gate.ask("POST", path, chat | {"model": model, "max_tokens": 5}, headers=AUTH)
+        return got.status, "" if got.status == 200 else got.json()["error"].get("code", "")
+
+    await gate.serve(*routes, keys=(key(models=("sm*",)),), pepper=PEPPER.hex())
+    assert await post("smol") == (200, "")
+    assert await post("tiny") == (200, "")
+    assert await post("large") == (403, "model_not_allowed")
+    listed = (await gate.ask("GET", "/v1/models", headers=AUTH)).json()["data"]
+    assert [m["id"] for m in listed] == ["smol"]
+    assert (await gate.ask("GET", "/v1/models/large", headers=AUTH)).status == 403
+    assert len((await gate.ask("GET", "/models", headers=AUTH)).json()) == 1
+
+    await gate.serve(*routes, keys=(key(models=("tin?",)),), pepper=PEPPER.hex())
+    assert await post("smol") == (200, "")  # any of its names counts
+    await gate.serve(*routes, keys=(key(dialects=("anthropic",)),), pepper=PEPPER.hex())
+    assert await post("smol") == (403, "dialect_not_allowed")
+    await gate.serve(*routes, keys=(key(dialects=("openai",)),), pepper=PEPPER.hex())
+    assert await post("large") == (200, "")
+
+
+async def test_a_key_ends_when_it_expires_even_on_an_open_connection(new_gate, http):
+    gate = await new_gate(require_key=True)
+    await gate.serve(keys=(key(expires=time.time() + 1.2),), pepper=PEPPER.hex())
+    wire = await gate.wire()
+    ask = http("GET", "/v1/models", None, AUTH)
+    seen = []
+    async with asyncio.timeout(10):
+        while not seen or seen[-1] == 200:
+            await wire.send(ask)
+            answer = await wire.answer()
+            seen.append(answer.status)
+    assert seen[0] == 200
+    assert seen[-1] == 401
+    assert answer.json()["error"]["code"] == "expired_api_key"
+
+
+async def test_a_rotated_key_holds_under_both_texts_until_its_grace_ends(new_gate):
+    gate = await new_gate(require_key=True)
+    one, two = key("old"), key("new")
+    both = link.Key(id="k1", mac=two.mac, old_mac=one.mac, old_until=time.time() + 3600)
+    await gate.serve(keys=(both,), pepper=PEPPER.hex())
+    for text in ("old", "new"):
+        assert (await gate.ask("GET", "/v1/models", headers={"authorization": f"Bearer {text}"})).status == 200
+    past = link.Key(id="k1", mac=two.mac, old_mac=one.mac, old_until=time.time() - 1)
+    await gate.serve(keys=(past,), pepper=PEPPER.hex())
+    for text, status in (("old", 401), ("new", 200)):
+        assert (await gate.ask("GET", "/v1/models", headers={"authorization": f"Bearer {text}"})).status == status

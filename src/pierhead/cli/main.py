@@ -55,7 +55,7 @@ VERBS: dict[str, dict[str, tuple[str, str]]] = {
     "Operate": {
         "serve": ("pierhead.cli.serve:serve", "Run the daemon and its gateway in the foreground."),
         "status": ("pierhead.cli.operate:status", "Show the state of daemon, gateway and settings."),
-        "key": ("pierhead.cli.key:key", "Create, list and revoke API keys."),
+        "key": ("pierhead.cli.key:key", "Create, list, limit, rotate and revoke API keys."),
         "service": ("pierhead.cli.service:service", "Start Pierhead with the machine (systemd)."),
     },
     "Setup": {

@@ -249,7 +249,7 @@ class Daemon:
         self.fleet.activity(activity.replica, activity.open, activity.last_used)
 
     def _read_keys(self) -> None:
-        self._keys = tuple(Key(i, m) for i, m in self.keys.macs())
+        self._keys = self.keys.accepted()
         self._pepper = self.keys.pepper().hex() if self._keys else ""
 
     # --- changes --------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pierhead import __version__
 from pierhead.daemon import wire
+from pierhead.daemon.grants import Wanted, duration
 from pierhead.daemon.keys import KeyInfo, NewKey
 from pierhead.daemon.openapi import Operation, Parameter, document
 from pierhead.daemon.parts import Parts
@@ -111,9 +112,25 @@ class Control:
 
     async def create_key(self, request: Request) -> Response:
         body = await _body(request, wire.KeyRequest)
-        new = await asyncio.to_thread(self.parts.keys.create, body.name)
+        new = await asyncio.to_thread(self.parts.keys.create, body.name, body)
         await self.parts.keys_changed()
         return _json(new, 201)
+
+    async def key(self, request: Request) -> Response:
+        return _json(await asyncio.to_thread(self.parts.keys.get, _name(request)))
+
+    async def edit_key(self, request: Request) -> Response:
+        body = await _body(request, Wanted)
+        info = await asyncio.to_thread(self.parts.keys.edit, _name(request), body)
+        await self.parts.keys_changed()
+        return _json(info)
+
+    async def rotate_key(self, request: Request) -> Response:
+        body = await _body(request, wire.RotateRequest)
+        grace = duration(body.grace) if body.grace else 0.0
+        new = await asyncio.to_thread(self.parts.keys.rotate, _name(request), grace)
+        await self.parts.keys_changed()
+        return _json(new)
 
     async def revoke_key(self, request: Request) -> Response:
         gone = await asyncio.to_thread(self.parts.keys.revoke, _name(request))
@@ -210,6 +227,16 @@ def operations(c: Control) -> tuple[Operation, ...]:
             wire.KeyRequest,
             status=201,
         ),
+        Operation(
+            "POST",
+            "/api/v1/keys/{name:path}/rotate",
+            c.rotate_key,
+            "Give a key a new text, by id or name.",
+            NewKey,
+            wire.RotateRequest,
+        ),
+        Operation("GET", "/api/v1/keys/{name:path}", c.key, "One key, by id or name.", KeyInfo),
+        Operation("PATCH", "/api/v1/keys/{name:path}", c.edit_key, "Change what a key may do.", KeyInfo, Wanted),
         Operation("DELETE", "/api/v1/keys/{name:path}", c.revoke_key, "End a key, by id or name.", KeyInfo),
         Operation(
             "POST", "/api/v1/shutdown", c.shutdown, "End the daemon.", wire.Accepted, wire.ShutdownRequest, status=202

@@ -11,11 +11,14 @@ import sqlite3
 import time
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
+from pierhead.daemon.grants import Wanted, grants, show_budget
 from pierhead.errors import CorruptData, NotFound, UsageError
 from pierhead.fleet.info import iso
+from pierhead.gateway.link import Grants, Key
 
 PREFIX = "pier_"
 _SCHEMA = """
@@ -29,13 +32,32 @@ CREATE TABLE IF NOT EXISTS keys (
 """
 
 
+# Columns that came later: older databases get them when they are opened.
+_LATER = {"grants": "TEXT NOT NULL DEFAULT '{}'", "old_mac": "TEXT NOT NULL DEFAULT ''", "old_until": "REAL"}
+_COLUMNS = "id, name, created, revoked, grants, old_until"
+
+
 class KeyInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """A key as it is listed: never its text. Times are ISO 8601 UTC."""
+    """A key as it is listed: never its text. Times are ISO 8601 UTC; ``old_until``: the text before holds so long.
+
+    Empty scopes allow every model and dialect; limits of 0 are none.
+    """
 
     id: str
     name: str
     created: str
     revoked: str | None = None
+    expires: str | None = None
+    old_until: str | None = None
+    models: tuple[str, ...] = ()
+    dialects: tuple[str, ...] = ()
+    admin: bool = False
+    rpm: int = 0
+    tpm: int = 0
+    concurrent: int = 0
+    priority: int = 0
+    budgets: tuple[str, ...] = ()
+    cache: bool = False
 
 
 class NewKey(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,13 +81,14 @@ class Keys:
         self._database = database
         self._pepper_file = pepper_file
 
-    def create(self, name: str) -> NewKey:
-        """Make a key of 256 random bits; UsageError for a name that is empty or taken."""
+    def create(self, name: str, wanted: Wanted | None = None) -> NewKey:
+        """Make a key of 256 random bits; UsageError for a name that is empty or taken, or grants that make no sense."""
         name = name.strip()
         if not name or len(name) > 100 or not name.isprintable():
             raise UsageError(
                 "a key needs a name of 1 to 100 printable characters", hint="Try `pier key create laptop`."
             )
+        given = _encode(grants(wanted or Wanted()))
         text = PREFIX + secrets.token_urlsafe(32)
         new = NewKey(id="key_" + secrets.token_hex(6), name=name, key=text, created=iso(time.time()))
         with self._open() as database:
@@ -73,37 +96,60 @@ class Keys:
             if taken:
                 raise UsageError(f"a key named '{name}' exists", hint="Choose another name, or revoke that key first.")
             database.execute(
-                "INSERT INTO keys (id, name, mac, created) VALUES (?, ?, ?, ?)",
-                (new.id, name, mac(self.pepper(), text), time.time()),
+                "INSERT INTO keys (id, name, mac, created, grants) VALUES (?, ?, ?, ?, ?)",
+                (new.id, name, mac(self.pepper(), text), time.time(), given),
             )
         return new
 
     def list(self) -> list[KeyInfo]:
-        """All keys that hold, oldest first."""
+        """All keys that are not revoked, oldest first."""
         if not self._database.exists():
             return []
         with self._open() as database:
-            rows = database.execute("SELECT id, name, created FROM keys WHERE revoked IS NULL ORDER BY created, id")
-            return [KeyInfo(id=i, name=n, created=iso(c)) for i, n, c in rows]
+            rows = database.execute(f"SELECT {_COLUMNS} FROM keys WHERE revoked IS NULL ORDER BY created, id")  # noqa: S608
+            return [_info(row) for row in rows]
+
+    def get(self, name: str) -> KeyInfo:
+        """The key with this id or name; NotFound when none holds."""
+        with self._open() as database:
+            return _info(_row(database, name))
+
+    def edit(self, name: str, wanted: Wanted) -> KeyInfo:
+        """Change what the key with this id or name may do."""
+        with self._open() as database:
+            row = _row(database, name)
+            changed = grants(wanted, _decode(row[4]))
+            database.execute("UPDATE keys SET grants = ? WHERE id = ?", (_encode(changed), row[0]))
+            return _info((*row[:4], _encode(changed), row[5]))
+
+    def rotate(self, name: str, grace: float = 0.0) -> NewKey:
+        """A new text for the key with this id or name; the old one holds for ``grace`` seconds more."""
+        text = PREFIX + secrets.token_urlsafe(32)
+        with self._open() as database:
+            row = _row(database, name)
+            database.execute(
+                "UPDATE keys SET old_mac = iif(? > 0, mac, ''), old_until = ?, mac = ? WHERE id = ?",
+                (grace, time.time() + grace if grace > 0 else None, mac(self.pepper(), text), row[0]),
+            )
+        return NewKey(id=row[0], name=row[1], key=text, created=iso(row[2]))
 
     def revoke(self, name: str) -> KeyInfo:
         """End the key with this id or name; NotFound when none holds."""
         with self._open() as database:
-            row = database.execute(
-                "SELECT id, name, created FROM keys WHERE (id = ? OR name = ?) AND revoked IS NULL", (name, name)
-            ).fetchone()
-            if row is None:
-                raise NotFound(f"there is no key '{name}'", hint="`pier key list` shows the keys that hold.")
+            row = _row(database, name)
             now = time.time()
             database.execute("UPDATE keys SET revoked = ? WHERE id = ?", (now, row[0]))
-            return KeyInfo(id=row[0], name=row[1], created=iso(row[2]), revoked=iso(now))
+            return _info((*row[:3], now, *row[4:]))
 
-    def macs(self) -> list[tuple[str, str]]:
-        """(id, hex HMAC) of every key that holds."""
+    def accepted(self) -> tuple[Key, ...]:
+        """Every key that is not revoked, as the gateway needs it; the gateway minds when one expires."""
         if not self._database.exists():
-            return []
+            return ()
         with self._open() as database:
-            return list(database.execute("SELECT id, mac FROM keys WHERE revoked IS NULL ORDER BY id"))
+            rows = database.execute(
+                "SELECT id, mac, name, old_mac, old_until, grants FROM keys WHERE revoked IS NULL ORDER BY id"
+            )
+            return tuple(Key(i, m, n, o, u or 0.0, _decode(g)) for i, m, n, o, u, g in rows)
 
     def pepper(self) -> bytes:
         """The secret that the hashes are made with; made on first use, readable by its owner only."""
@@ -142,6 +188,7 @@ class Keys:
                 with database:
                     database.execute("BEGIN IMMEDIATE")
                     database.execute(_SCHEMA)
+                    _migrate(database)
                     yield database
         except sqlite3.DatabaseError as exc:
             raise CorruptData(
@@ -150,3 +197,54 @@ class Keys:
             ) from exc
         finally:
             os.close(guard)
+
+
+def _migrate(database: sqlite3.Connection) -> None:
+    have = {row[1] for row in database.execute("PRAGMA table_info(keys)")}
+    for column, kind in _LATER.items():
+        if column not in have:
+            database.execute(f"ALTER TABLE keys ADD COLUMN {column} {kind}")
+
+
+def _row(database: sqlite3.Connection, name: str) -> tuple[Any, ...]:
+    row = database.execute(
+        f"SELECT {_COLUMNS} FROM keys WHERE (id = ? OR name = ?) AND revoked IS NULL",  # noqa: S608
+        (name, name),
+    ).fetchone()
+    if row is None:
+        raise NotFound(f"there is no key '{name}'", hint="`pier key list` shows the keys that hold.")
+    return row
+
+
+def _encode(value: Grants) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+def _decode(text: str) -> Grants:
+    try:
+        return msgspec.json.decode(text, type=Grants)
+    except msgspec.MsgspecError as exc:
+        raise CorruptData(
+            f"what a key may do cannot be read: {exc}", hint="Restore the database, or revoke it."
+        ) from exc
+
+
+def _info(row: tuple[Any, ...]) -> KeyInfo:
+    given = _decode(row[4])
+    return KeyInfo(
+        id=row[0],
+        name=row[1],
+        created=iso(row[2]),
+        revoked=iso(row[3]) if row[3] else None,
+        expires=iso(given.expires) if given.expires else None,
+        old_until=iso(row[5]) if row[5] and row[5] > time.time() else None,
+        models=given.models,
+        dialects=given.dialects,
+        admin=given.admin,
+        rpm=given.rpm,
+        tpm=given.tpm,
+        concurrent=given.concurrent,
+        priority=given.priority,
+        budgets=tuple(show_budget(budget) for budget in given.budgets),
+        cache=given.cache,
+    )

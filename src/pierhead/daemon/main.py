@@ -15,7 +15,7 @@ from pierhead.config import Loaded, load
 from pierhead.daemon import gateway_process, lifecycle
 from pierhead.daemon.lifecycle import AlreadyRunning, Announcer, Held
 from pierhead.errors import PierError, from_dict
-from pierhead.gateway.link import Key, Snapshot
+from pierhead.gateway.link import Snapshot
 from pierhead.gateway.listeners import is_loopback, parse_address
 from pierhead.paths import Paths, resolve
 
@@ -108,8 +108,8 @@ def _early_gateway(paths: Paths, loaded: Loaded) -> gateway_process.Spawned | No
         from pierhead.daemon.keys import Keys
 
         keys = Keys(paths.database, paths.state / "pepper")
-        macs = tuple(Key(i, m) for i, m in keys.macs())
-        snapshot = Snapshot(version=0, keys=macs, pepper=keys.pepper().hex() if macs else "")
+        accepted = keys.accepted()
+        snapshot = Snapshot(version=0, keys=accepted, pepper=keys.pepper().hex() if accepted else "")
     return gateway_process.spawn(paths, gateway, snapshot)
 
 

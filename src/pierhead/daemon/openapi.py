@@ -76,7 +76,7 @@ def document(operations: Sequence[Operation]) -> dict[str, Any]:
             "title": "Pierhead control API",
             "version": __version__,
             "description": "Models, replicas and keys of one host. On the unix socket no key is needed; through the "
-            "gateway's TCP address a key is. Chat itself goes to the gateway's OpenAI paths.",
+            "gateway's TCP address a key with the admin scope is. Chat itself goes to the gateway's OpenAI paths.",
         },
         "paths": paths,
         "components": {

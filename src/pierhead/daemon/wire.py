@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from pierhead.daemon.grants import Wanted
 from pierhead.runtimes.base import Capabilities
 
 API = 1
@@ -68,10 +69,16 @@ class StartRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pin: bool | None = None
 
 
-class KeyRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The name of a key to make."""
+class KeyRequest(Wanted, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The name of a key to make, and what it may do."""
 
     name: str
+
+
+class RotateRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How long the key's old text goes on to hold, such as ``1h`` or ``7d``; "" ends it at once."""
+
+    grace: str = ""
 
 
 class ShutdownRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

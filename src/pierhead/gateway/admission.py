@@ -175,9 +175,13 @@ class Doorkeeper:
         control = found is None and path.startswith("/api/")
         if door.tcp and (door.key or control):
             request = request._replace(holder=self.keys.check(head))
+        elif door.tcp and self.keys:
+            request = request._replace(holder=self.keys.recognise(head))
         if request.fault is not None:
             return request
         if control:
+            if request.holder is not None:
+                request.holder.require_admin()
             return request._replace(control=True, forward=_forward(head, head.target))
         if found is not None:
             operation, named = found

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import time
+from collections.abc import Callable
 
 from pierhead.gateway.faults import Fault
 from pierhead.gateway.holder import Holder
@@ -11,35 +13,89 @@ from pierhead.gateway.link import Key
 from pierhead.gateway.wire import Head
 
 _HINT = "Send 'Authorization: Bearer KEY'; make a key with: pier key create NAME"
+_CHALLENGE = ((b"www-authenticate", b'Bearer realm="pierhead"'),)
+_LONGEST = 512
 
 
 class Keys:
-    """The accepted keys; ``pepper`` and the MACs are hex."""
+    """The accepted keys; ``pepper`` and the MACs are hex. Holders of ``before`` live on, so that counters do."""
 
-    def __init__(self, keys: tuple[Key, ...] = (), pepper: str = "") -> None:
+    def __init__(
+        self,
+        keys: tuple[Key, ...] = (),
+        pepper: str = "",
+        before: Keys | None = None,
+        make: Callable[[Key], Holder] = Holder,
+    ) -> None:
         self._pepper = bytes.fromhex(pepper)
-        self._keys = {(mac := bytes.fromhex(key.mac)): (mac, Holder(key)) for key in keys}
+        self._holders: dict[str, Holder] = {}
+        self._macs: dict[bytes, tuple[bytes, Holder, float]] = {}  # the last: until when (Unix time, 0: for ever)
+        old = before._holders if before is not None else {}
+        for key in keys:
+            holder = old.get(key.id)
+            if holder is None:
+                holder = make(key)
+            else:
+                holder.update(key)
+            self._holders[key.id] = holder
+            self._accept(key.mac, holder, key.grants.expires)
+            if key.old_mac:
+                self._accept(key.old_mac, holder, min(key.old_until, key.grants.expires or key.old_until))
+        self._next = self._soonest()
+
+    def _accept(self, mac: str, holder: Holder, until: float) -> None:
+        raw = bytes.fromhex(mac)
+        self._macs[raw] = raw, holder, until
 
     def __bool__(self) -> bool:
-        return bool(self._keys)
+        return bool(self._macs)
+
+    def holders(self) -> tuple[Holder, ...]:
+        """Everyone who has a key."""
+        return tuple(self._holders.values())
 
     def check(self, head: Head) -> Holder:
         """Whose key a request came with: a bearer token or, as with Anthropic's clients, x-api-key; else Fault 401."""
-        authorization = head.get(b"authorization")
-        if authorization:
-            scheme, _, key = authorization.partition(b" ")
-            key = key.strip() if scheme.lower() == b"bearer" else b""
-        else:
-            key = head.get(b"x-api-key") or b""
-            if not key:
-                raise Fault(401, "missing_api_key", "an API key is needed here.", hint=_HINT, headers=_CHALLENGE)
-        if key and len(key) <= 512:
+        key = given(head)
+        if key is None:
+            raise Fault(401, "missing_api_key", "an API key is needed here.", hint=_HINT, headers=_CHALLENGE)
+        return self.find(key)
+
+    def find(self, key: bytes) -> Holder:
+        """Whose key this is; Fault 401."""
+        if key and len(key) <= _LONGEST:
             mac = hmac.digest(self._pepper, key, hashlib.sha256)
             # A lookup by MAC leaks nothing: without the pepper no client can choose what it compares.
-            found = self._keys.get(mac)
+            found = self._macs.get(mac)
             if found is not None and hmac.compare_digest(mac, found[0]):
+                if found[2] and found[2] <= time.time():
+                    raise Fault(401, "expired_api_key", "the API key has expired.", hint=_HINT, headers=_CHALLENGE)
                 return found[1]
         raise Fault(401, "invalid_api_key", "the API key is not known here.", hint=_HINT, headers=_CHALLENGE)
 
+    def recognise(self, head: Head) -> Holder | None:
+        """Whose key a request came with where none is needed; None for one that is no key of ours."""
+        key = given(head)
+        try:
+            return self.find(key) if key else None
+        except Fault:
+            return None
 
-_CHALLENGE = ((b"www-authenticate", b'Bearer realm="pierhead"'),)
+    def lapsed(self, now: float) -> bool:
+        """Whether a key has expired since the last call: what was decided about it before holds no more."""
+        if not self._next or now < self._next:
+            return False
+        self._next = self._soonest(now)
+        return True
+
+    def _soonest(self, after: float = 0.0) -> float:
+        return min((until for _, _, until in self._macs.values() if until > after), default=0.0)
+
+
+def given(head: Head) -> bytes | None:
+    """The secret that a request came with; b"" where it is of another scheme, None without one."""
+    authorization = head.get(b"authorization")
+    if authorization:
+        scheme, _, key = authorization.partition(b" ")
+        return key.strip() if scheme.lower() == b"bearer" else b""
+    return head.get(b"x-api-key") or None

@@ -6,7 +6,7 @@ sends what it needs and what it saw.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -45,11 +45,54 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     docker: dict[str, Any] = {}
 
 
+class Budget(msgspec.Struct, frozen=True):
+    """At most ``amount`` of ``unit`` (money in millionths of a US dollar) in each calendar day or month, in UTC."""
+
+    amount: int
+    unit: Literal["tokens", "usd", "requests"] = "tokens"
+    window: Literal["day", "month"] = "day"
+
+
+class Grants(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a key may do. Empty scopes allow every model and dialect, 0 is no limit.
+
+    ``expires`` is Unix time (0: never). ``models`` are patterns as of a shell. ``rpm`` and ``tpm`` are requests
+    and tokens per minute.
+    """
+
+    models: tuple[str, ...] = ()
+    dialects: tuple[str, ...] = ()
+    admin: bool = False
+    expires: float = 0.0
+    rpm: int = 0
+    tpm: int = 0
+    concurrent: int = 0
+    priority: int = 0
+    budgets: tuple[Budget, ...] = ()
+    cache: bool = False
+
+
 class Key(msgspec.Struct, frozen=True):
-    """An accepted API key: its public id and the hex HMAC-SHA256 of its text under ``Snapshot.pepper``."""
+    """An accepted API key: its public id and the hex HMAC-SHA256 of its text under ``Snapshot.pepper``.
+
+    ``old_mac`` is that of the text before it was rotated, which holds until ``old_until`` (Unix time).
+    """
 
     id: str
     mac: str
+    name: str = ""
+    old_mac: str = ""
+    old_until: float = 0.0
+    grants: Grants = Grants()
+
+
+class Price(msgspec.Struct, frozen=True):
+    """What the models of a pattern cost, in millionths of a US dollar per million tokens."""
+
+    pattern: str
+    input: int
+    output: int
+    cached: int = -1  # as input
 
 
 # --- daemon → gateway ---------------------------------------------------------------------------------------------
@@ -62,6 +105,7 @@ class Snapshot(msgspec.Struct, frozen=True, tag="snapshot", kw_only=True):
     routes: tuple[Route, ...] = ()
     keys: tuple[Key, ...] = ()
     pepper: str = ""
+    prices: tuple[Price, ...] = ()  # the first whose pattern fits counts
     control_socket: str = ""  # upstream for /api/… (key needed over TCP)
 
 

@@ -43,10 +43,10 @@ class Locals:
         if name == "/metrics":
             return self._metrics()
         if name == "/v1/models":
-            return 200, JSON, self._services.routes.models, ()
+            return 200, JSON, self._listed(request), ()
         if name == "/models":
-            return 200, JSON, self._services.routes.docker, ()
-        return self._model(name)
+            return 200, JSON, self._listed(request, docker=True), ()
+        return self._model(name, request)
 
     def _ready(self) -> Response:
         if self._services.draining:
@@ -55,10 +55,22 @@ class Locals:
             return 503, JSON, b'{"status":"waiting for the daemon"}', ()
         return 200, JSON, b'{"status":"ready"}', ()
 
-    def _model(self, path: str) -> Response:
+    def _listed(self, request: Admitted, docker: bool = False) -> bytes:
+        """The models, but only those that the key may use."""
+        routes, holder = self._services.routes, request.holder
+        if holder is None or not holder.grants.models:
+            return routes.docker if docker else routes.models
+        seen = [e for e in routes.distinct() if holder.sees(e.name, e.aliases)]
+        if docker:
+            return b"[" + b",".join(e.docker for e in seen) + b"]"
+        return b'{"object":"list","data":[' + b",".join(e.card for e in seen) + b"]}"
+
+    def _model(self, path: str, request: Admitted) -> Response:
         _, _, name = path.removeprefix("/v1").partition("/models/")
         try:
             entry = self._services.routes.find(unquote(name))
+            if request.holder is not None:
+                request.holder.require_model(entry.name, entry.aliases)
         except Fault as fault:
             return fault.status, JSON, fault.body(), ()
         return 200, JSON, entry.card if path.startswith("/v1/") else entry.docker, ()

@@ -57,7 +57,7 @@ class Relay(Delivery):
         self._stats = self._services.metrics.model(entry.name)
         holder = request.holder
         if holder is not None:
-            holder.allow(operation, entry.name)
+            holder.allow(operation, entry.name, entry.aliases)
             self._hold = holder.begin(ask, entry, self._size)
             if self._hold is None:
                 return False

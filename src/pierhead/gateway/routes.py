@@ -16,10 +16,11 @@ from pierhead.gateway.upstream import Target
 class Entry:
     """One route with its live targets."""
 
-    __slots__ = ("card", "docker", "facts", "name", "targets")
+    __slots__ = ("aliases", "card", "docker", "facts", "name", "targets")
 
     def __init__(self, route: Route, targets: tuple[Target, ...]) -> None:
         self.name = route.name
+        self.aliases = route.aliases
         self.targets = targets
         self.facts = _card(route)
         self.card = msgspec.json.encode(self.facts)
@@ -114,6 +115,10 @@ class RouteTable:
         for name in self._names:
             for target in self._entries[name].targets:
                 yield name, target
+
+    def distinct(self) -> Iterable[Entry]:
+        """Every route once."""
+        return (self._entries[name] for name in self._names)
 
     def sweep(self, now: float) -> None:
         """Close idle connections that are too old."""

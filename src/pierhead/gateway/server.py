@@ -158,7 +158,7 @@ class Gateway:
                 connection.sweep(now)
                 if count % _SLICE == 0:
                     await asyncio.sleep(0)
-            services.routes.sweep(now)
+            services.sweep(now)
             self._link.send_report()
             if services.draining and now > self._drain_by:
                 for connection in list(services.connections):

@@ -59,9 +59,15 @@ class Services:
 
     def apply(self, snapshot: Snapshot) -> None:
         """Take over a snapshot; ValueError when its keys are not hex."""
-        self.doorkeeper.keys = Keys(snapshot.keys, snapshot.pepper)
+        self.doorkeeper.keys = Keys(snapshot.keys, snapshot.pepper, self.doorkeeper.keys)
         self.routes.apply(snapshot)
         self.generation += 1
+
+    def sweep(self, now: float) -> None:
+        """Twice a second: what time alone changes. ``now`` is monotonic."""
+        self.routes.sweep(now)
+        if self.doorkeeper.keys.lapsed(time.time()):
+            self.generation += 1  # what connections remember of a key's head holds no more
 
     def new_id(self) -> bytes:
         """A request id that no other request of this host has."""
