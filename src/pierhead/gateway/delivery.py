@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from pierhead.gateway.ask import Ask
-from pierhead.gateway.dialects.base import JSON, Reply, Translation
+from pierhead.gateway.dialects.base import JSON, SSE, Reply, Translation
 from pierhead.gateway.faults import REASONS, Fault, from_engine
 from pierhead.gateway.outcome import Outcome
 from pierhead.gateway.outgoing import Outgoing
@@ -63,6 +63,7 @@ class Delivery:
         self._body = body
         self.id = request_id
         self.started = time.monotonic()
+        services.metrics.relays += 1
 
     # --- the answer (Receiver) ------------------------------------------------------------------------------------
 
@@ -268,6 +269,7 @@ class Delivery:
 
     def _settle(self, ok: bool) -> None:
         """Book what became of the request, once, before the client sees the end of it."""
+        self._services.metrics.relays -= 1
         self._body = []
         self._outgoing = None
         stats, target, usage = self._stats, self._target, self.usage
@@ -282,6 +284,7 @@ class Delivery:
         if self._hold is not None:
             self._hold.settle(usage)
             self._hold = None
+            self._services.metrics.holds -= 1
         if target is not None:
             self._release(target, ok, usage)
         self._services.settled(self._outcome(ok, now) if self._entry is not None else None, self)
@@ -357,6 +360,18 @@ class Delivery:
             self._broken(engine_failed("the answer took too long"))
         else:
             self._fail(fault)
+
+    def probe(self) -> None:
+        """Send what a client ignores that reads server-sent events, and that one which is gone answers with a reset."""
+        stream, made = self._stream, self._outgoing
+        translation = made.translation if made is not None else None
+        if (
+            self._chunked
+            and stream is not None
+            and stream.can_say_why
+            and (translation is None or translation.kind == SSE)
+        ):
+            self._deliver(b":\n\n")
 
     def pause(self) -> None:
         """The client reads slowly."""

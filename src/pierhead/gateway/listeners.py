@@ -18,6 +18,14 @@ from pierhead.errors import AccessDenied, AddressInUse, ConfigError
 from pierhead.gateway.admission import Door
 
 BRIDGE = "docker0"
+# Connections inherit these: a client whose machine vanished is noticed within a minute, also while it only waits.
+_KEEP_ALIVE = (
+    ((socket.SOL_SOCKET, socket.SO_KEEPALIVE), 1),
+    ((socket.IPPROTO_TCP, socket.TCP_KEEPIDLE), 30),
+    ((socket.IPPROTO_TCP, socket.TCP_KEEPINTVL), 10),
+    ((socket.IPPROTO_TCP, socket.TCP_KEEPCNT), 3),
+    ((socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT), 60_000),
+)
 BACKLOG = 4096  # connections that wait to be accepted; the kernel may allow fewer
 
 
@@ -95,6 +103,8 @@ def bind_tcp(text: str) -> Listening:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        for option, value in _KEEP_ALIVE:
+            sock.setsockopt(*option, value)
         sock.bind((host, port))
         sock.listen(BACKLOG)
         sock.setblocking(False)

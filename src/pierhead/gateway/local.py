@@ -12,6 +12,7 @@ from pierhead.gateway.admission import Admitted
 from pierhead.gateway.faults import Fault
 from pierhead.gateway.scrape import scrape
 from pierhead.gateway.services import Services
+from pierhead.gateway.vitals import vitals
 
 if TYPE_CHECKING:
     from pierhead.gateway.protocol import ClientConnection
@@ -78,8 +79,9 @@ class Locals:
     async def _metrics(self) -> Response:
         routes = list(self._services.routes.targets())
         own = self._services.metrics.render((model, t.replica, t.open) for model, t in routes)
+        held = vitals(self._services)
         engines = await scrape(routes)
-        return 200, b"text/plain; version=0.0.4; charset=utf-8", (own + engines).encode(), ()
+        return 200, b"text/plain; version=0.0.4; charset=utf-8", (own + held + engines).encode(), ()
 
 
 class LocalAnswer:
@@ -125,4 +127,7 @@ class LocalAnswer:
         """Nothing more comes than what was sent."""
 
     def resume(self) -> None:
+        """See ``pause``."""
+
+    def probe(self) -> None:
         """See ``pause``."""

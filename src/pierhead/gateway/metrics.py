@@ -75,6 +75,8 @@ class Metrics:
         self.accepted = 0
         self.refused = 0
         self.open = 0
+        self.relays = 0  # requests that an answer is being made for
+        self.holds = 0
 
     def model(self, name: str) -> ModelStats:
         """The stats of ``name``, made on first use."""

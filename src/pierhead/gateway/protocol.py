@@ -34,6 +34,13 @@ class Work(Protocol):
     def pause(self) -> None: ...
     def resume(self) -> None: ...
     def expire(self, fault: Fault) -> None: ...
+    def probe(self) -> None: ...
+
+
+def _host(transport: asyncio.BaseTransport, end: str) -> str:
+    """The address of one end; "" when the client reset the connection before anyone looked."""
+    address = transport.get_extra_info(end)
+    return str(address[0]) if address else ""
 
 
 class ClientConnection(asyncio.Protocol):
@@ -96,8 +103,8 @@ class ClientConnection(asyncio.Protocol):
         services = self._services
         self._since = services.now
         if self._door.tcp:
-            self._local_ip = str(transport.get_extra_info("sockname")[0])
-            self.peer = str(transport.get_extra_info("peername")[0])
+            self._local_ip = _host(transport, "sockname")
+            self.peer = _host(transport, "peername")
         else:
             self.peer = "unix"
         services.connections.add(self)
@@ -153,6 +160,8 @@ class ClientConnection(asyncio.Protocol):
             self._buffer += data
         else:
             if self._state == HEAD:
+                if data[0] <= 13 and not (data := data.lstrip(b"\r\n")):
+                    return  # empty lines between requests are allowed (RFC 9112, 2.2), and no sign of life
                 self._since = self._services.now
             self._buffer = data
         if self._state == BUSY or self.writing_paused:
@@ -423,17 +432,17 @@ class ClientConnection(asyncio.Protocol):
             self._transport.abort()
 
     def _check_alive(self) -> None:
-        """Abort when the client is gone; ask TCP, where needed, by an interim answer. See ``liveness``."""
+        """Abort when the client is gone; where only that can tell, send what it may ignore. See ``liveness``."""
         if self._state != BUSY or self._work is None or self._transport.is_closing():
             return
         state = peer_state(self._transport)
         if state == "gone":
             self._transport.abort()
-        elif state == "unsure" and self._door.tcp and not self._work.status and not self._http10():
-            self._transport.write(_CONTINUE)
-
-    def _http10(self) -> bool:
-        return self._request is None or self._request.http10
+        elif state == "unsure":
+            if self._work.status:
+                self._work.probe()
+            elif self._request is not None and not self._request.http10:
+                self._transport.write(_CONTINUE)
 
 
 _SWEEPS = (

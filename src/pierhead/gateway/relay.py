@@ -61,6 +61,7 @@ class Relay(Delivery):
             self._hold = holder.begin(ask, entry, self._size)
             if self._hold is None:
                 return False
+            self._services.metrics.holds += 1
         target = entry.choose()
         if target is None:
             return False
@@ -130,6 +131,7 @@ class Relay(Delivery):
         holder, ask, entry = self._request.holder, self._ask, self._entry
         if holder is not None and self._hold is None and ask is not None and entry is not None:
             self._hold = await holder.wait(ask, entry, self._size)
+            self._services.metrics.holds += 1
 
     async def _ready(self) -> Target:
         if self._target is None:

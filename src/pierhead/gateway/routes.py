@@ -120,6 +120,11 @@ class RouteTable:
         """Every route once."""
         return (self._entries[name] for name in self._names)
 
+    def connected(self) -> int:
+        """How many connections to engines and the control API there are, busy or idle."""
+        control = self.control.connected if self.control is not None else 0
+        return control + sum(t.connected for t in (*self._targets.values(), *self._leaving))
+
     def sweep(self, now: float) -> None:
         """Close idle connections that are too old."""
         for target in self._targets.values():

@@ -159,6 +159,7 @@ class Gateway:
                 if count % _SLICE == 0:
                     await asyncio.sleep(0)
             services.sweep(now)
+            services.lag.watch()
             self._link.send_report()
             if services.draining and now > self._drain_by:
                 for connection in list(services.connections):

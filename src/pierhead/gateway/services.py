@@ -18,6 +18,7 @@ from pierhead.gateway.metrics import Metrics
 from pierhead.gateway.outcome import Outcome
 from pierhead.gateway.routes import RouteTable
 from pierhead.gateway.upstream import Target
+from pierhead.gateway.vitals import Lag
 
 if TYPE_CHECKING:
     from pierhead.gateway.delivery import Delivery
@@ -44,6 +45,7 @@ class Services:
         self.doorkeeper = doorkeeper
         self.routes = RouteTable()
         self.metrics = Metrics()
+        self.lag = Lag(self.metrics)
         self.connections: set[ClientConnection] = set()
         self.draining = False
         self.now = time.monotonic()  # coarse: renewed by the sweep

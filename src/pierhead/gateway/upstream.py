@@ -81,6 +81,7 @@ class Target:
         self.last_used = 0.0
         self.changed = False
         self.gone = False
+        self.connected = 0
         self._idle: deque[UpstreamConnection] = deque()
 
     def take(self) -> UpstreamConnection | None:
@@ -188,6 +189,7 @@ class UpstreamConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
         self._transport.set_write_buffer_limits(high=1 << 20)
+        self.target.connected += 1
 
     def begin(self, receiver: Receiver, head: bytes, body: Sequence[bytes], head_only: bool) -> None:
         """Send one request; the answer goes to ``receiver``."""
@@ -224,6 +226,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.closing = True
+        self.target.connected -= 1
         receiver, self._receiver = self._receiver, None
         if receiver is None:
             self.target.forget(self)
