@@ -38,7 +38,8 @@ class Door(NamedTuple):
 class Admitted(NamedTuple):
     """A request head and the verdict on it: ``fault``, ``local`` or a relay (to ``control``, or an ``operation``).
 
-    ``forward`` is the head as the next one sees it, without its end; ``named`` is the model that the path names.
+    ``forward`` is the head as the next one sees it, without its end; ``named`` is the model that the path names, and
+    ``query`` what followed the path's question mark.
     """
 
     method: str
@@ -58,6 +59,7 @@ class Admitted(NamedTuple):
     local: str = ""
     fault: Fault | None = None
     cors: bytes = b""
+    query: str = ""
 
     @property
     def key_id(self) -> str:
@@ -119,19 +121,23 @@ class Doorkeeper:
         fault = None
         if expect is not None and expect.lower() != b"100-continue":
             fault = Fault(417, "expectation_failed", "only 'Expect: 100-continue' is understood.")
-        path = target.partition("?")[0]
+        path, _, query = target.partition("?")
+        dialect = dialect_of(path)
+        if path.startswith("/v1/models") and head.get(b"anthropic-version") is not None:
+            dialect = "anthropic"
         return Admitted(
             method=head.method,
             path=path,
             forward=b"",
             request_id=given if 0 < len(given) <= 128 and _ID_BYTES.issuperset(given) else b"",
-            dialect=dialect_of(path),
+            dialect=dialect,
             length=head.length,
             chunked=head.chunked,
             http10=head.http10,
             keep_alive=head.keep_alive,
             expect=expect is not None and not head.http10,
             fault=fault,
+            query=query,
         )
 
     def _check_host(self, head: Head, door: Door, local_ip: str) -> None:

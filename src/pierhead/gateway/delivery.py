@@ -14,6 +14,7 @@ from pierhead.gateway.dialects.base import JSON, SSE, Reply, Translation
 from pierhead.gateway.faults import REASONS, Fault, from_engine
 from pierhead.gateway.outcome import Outcome
 from pierhead.gateway.outgoing import Outgoing
+from pierhead.gateway.passthrough import BARE, completed
 from pierhead.gateway.stream import Stream
 from pierhead.gateway.upstream import Answer, Target, UpstreamConnection
 from pierhead.gateway.usage import NOTHING, Usage, tokens
@@ -88,7 +89,7 @@ class Delivery:
         if self._request.method == "HEAD" or status in (204, 304):
             self._bodiless(answer)
             return
-        self._whole(answer.prefix, body)
+        self._whole(answer.prefix, completed(body) if body.startswith(BARE) else body)
 
     def _translated(self, translation: Translation, body: bytes) -> None:
         try:
@@ -97,7 +98,7 @@ class Delivery:
             self._fail(fault)
             return
         self._keep(translation)
-        self._whole(b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\n" % JSON, body)
+        self._whole(self._prefix(200, JSON), body)
 
     def _keep(self, translation: Translation) -> None:
         """Store what is to be found again, before the client has the last byte of the answer."""
@@ -126,8 +127,12 @@ class Delivery:
     def _reply(self, reply: Reply) -> None:
         """A translation knew the answer by itself."""
         self.status = reply.status
-        reason = REASONS.get(reply.status, b"Unknown")
-        self._whole(b"HTTP/1.1 %d %b\r\ncontent-type: %b\r\n" % (reply.status, reason, reply.kind), reply.body)
+        self._whole(self._prefix(reply.status, reply.kind), reply.body)
+
+    def _prefix(self, status: int, kind: bytes) -> bytes:
+        """The first lines of an answer that a translation made; Anthropic's clients look for its id by another name."""
+        line = b"request-id: %b\r\n" % self.id if self._request.dialect == "anthropic" else b""
+        return b"HTTP/1.1 %d %b\r\ncontent-type: %b\r\n%b" % (status, REASONS.get(status, b"Unknown"), kind, line)
 
     def on_head(self, answer: Answer) -> None:
         self._answer = answer
@@ -145,7 +150,7 @@ class Delivery:
         framing = b""
         prefix = answer.prefix
         if translation is not None:
-            prefix = b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\ncache-control: no-cache\r\n" % translation.kind
+            prefix = self._prefix(200, translation.kind) + b"cache-control: no-cache\r\n"
         if answer.head.length is not None and translation is None and not (sse and made.strip):
             framing = b"content-length: %d\r\n" % answer.head.length
         elif self._request.http10:

@@ -10,7 +10,8 @@ import msgspec
 from pierhead.gateway.operations import Dialect
 
 Source = Literal["gateway", "engine"]
-REASONS = {int(s): s.phrase.encode() for s in HTTPStatus}
+OVERLOADED = 529  # Anthropic's status where others say 503
+REASONS = {int(s): s.phrase.encode() for s in HTTPStatus} | {OVERLOADED: b"Overloaded"}
 _ANTHROPIC = {
     401: "authentication_error",
     402: "billing_error",
@@ -50,6 +51,10 @@ class Fault(Exception):
         self.param = param
         self.data = data or {}
         self.headers = headers
+
+    def status_in(self, dialect: Dialect) -> int:
+        """The status that a dialect's clients expect."""
+        return OVERLOADED if dialect == "anthropic" and self.status == 503 else self.status
 
     def body(self, dialect: Dialect = "openai", request_id: bytes = b"") -> bytes:
         """A dialect's JSON envelope; OpenAI's is ``{"error": {"message", "type", "param", "code", "source", …}}``."""
@@ -114,13 +119,17 @@ def _normalized(status: int, error: dict[str, Any]) -> Fault:
         kind, code = "invalid_request_error", "context_length_exceeded"
     elif kind == "not_supported_error":
         kind, code = "invalid_request_error", "not_supported"
+    message = str(error.get("message") or f"the engine answered {status}")
+    if status == 500 and "input is not supported" in message:  # llama.cpp says so of images and sound
+        message = message.partition(" - hint")[0]
+        status, kind, code = 400, "invalid_request_error", "not_supported"
     if not isinstance(code, str):
         code = "invalid_request" if status < 500 else "engine_error"
     param = error.get("param")
     return Fault(
         status,
         code,
-        str(error.get("message") or f"the engine answered {status}"),
+        message,
         type=kind,
         source="engine",
         param=param if isinstance(param, str) else None,

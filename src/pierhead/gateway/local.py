@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from pierhead.gateway.admission import Admitted
+from pierhead.gateway.dialects import anthropic_models
 from pierhead.gateway.faults import Fault
+from pierhead.gateway.routes import Entry
 from pierhead.gateway.scrape import scrape
 from pierhead.gateway.services import Services
 from pierhead.gateway.vitals import vitals
@@ -43,6 +45,8 @@ class Locals:
             return self._ready()
         if name == "/metrics":
             return self._metrics()
+        if request.dialect == "anthropic":
+            return self._anthropic(request)
         if name == "/v1/models":
             return 200, JSON, self._listed(request), ()
         if name == "/models":
@@ -56,22 +60,46 @@ class Locals:
             return 503, JSON, b'{"status":"waiting for the daemon"}', ()
         return 200, JSON, b'{"status":"ready"}', ()
 
+    def _seen(self, request: Admitted) -> list[Entry]:
+        """The models that the key may use."""
+        holder = request.holder
+        return [
+            entry
+            for entry in self._services.routes.distinct()
+            if holder is None or holder.sees(entry.name, entry.aliases)
+        ]
+
     def _listed(self, request: Admitted, docker: bool = False) -> bytes:
         """The models, but only those that the key may use."""
         routes, holder = self._services.routes, request.holder
         if holder is None or not holder.grants.models:
             return routes.docker if docker else routes.models
-        seen = [e for e in routes.distinct() if holder.sees(e.name, e.aliases)]
         if docker:
-            return b"[" + b",".join(e.docker for e in seen) + b"]"
-        return b'{"object":"list","data":[' + b",".join(e.card for e in seen) + b"]}"
+            return b"[" + b",".join(e.docker for e in self._seen(request)) + b"]"
+        return b'{"object":"list","data":[' + b",".join(e.card for e in self._seen(request)) + b"]}"
+
+    def _entry(self, name: str, request: Admitted) -> Entry:
+        """The model of this name; Fault when there is none, or none for the key."""
+        entry = self._services.routes.find(unquote(name))
+        if request.holder is not None:
+            request.holder.require_model(entry.name, entry.aliases)
+        return entry
+
+    def _anthropic(self, request: Admitted) -> Response:
+        """The models as Anthropic's clients expect them."""
+        try:
+            if request.local == "/v1/models":
+                cards = [entry.facts for entry in self._seen(request)]
+                return 200, JSON, anthropic_models.page(cards, request.query), ()
+            entry = self._entry(request.local.removeprefix("/v1/models/"), request)
+            return 200, JSON, anthropic_models.card(entry.facts), ()
+        except Fault as fault:
+            return fault.status_in("anthropic"), JSON, fault.body("anthropic", request.request_id), ()
 
     def _model(self, path: str, request: Admitted) -> Response:
         _, _, name = path.removeprefix("/v1").partition("/models/")
         try:
-            entry = self._services.routes.find(unquote(name))
-            if request.holder is not None:
-                request.holder.require_model(entry.name, entry.aliases)
+            entry = self._entry(name, request)
         except Fault as fault:
             return fault.status, JSON, fault.body(), ()
         return 200, JSON, entry.card if path.startswith("/v1/") else entry.docker, ()

@@ -99,4 +99,12 @@ async def _translated(services: Services, given: Given, target: Target) -> Outgo
         return last
     path = translate.path(last.operation)
     head = b"POST %b HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n" % path
-    return Outgoing(head, [last.body], translation=translation)
+    body = await asyncio.to_thread(_as_wanted, last.body, target)
+    return Outgoing(head, body, translation=translation)
+
+
+def _as_wanted(body: bytes, target: Target) -> list[bytes]:
+    """A translated request in the words of its engine: its own name of the model, its way to require a call."""
+    if MARK in body:
+        body = adapt(body, target.call_prefix)
+    return passthrough.apply([body], b"", {"model": target.model}) if target.model else [body]

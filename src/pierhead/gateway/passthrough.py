@@ -77,3 +77,16 @@ def apply(body: Sequence[bytes], front: bytes, changed: dict[str, Any]) -> list[
             first = pieces[0]
             pieces[0] = first[: brace + 1] + front + first[brace + 1 :]
     return pieces
+
+
+BARE = b'{"choices":[{"finish_reason":'  # how llama.cpp begins a chat's whole answer
+_SAYS = b'"message":{"role":"assistant",'  # no text of the answer can hold this: its quotes would be escaped
+
+
+def completed(body: bytes) -> bytes:
+    """A whole answer that begins as ``BARE``, with the members of it that OpenAI's own are never without, as null."""
+    if b'"refusal":' not in body:
+        body = body.replace(_SAYS, _SAYS + b'"refusal":null,"annotations":[],')
+    if b'"logprobs":' not in body:
+        body = body.replace(b'{"finish_reason":', b'{"logprobs":null,"finish_reason":')
+    return body

@@ -332,8 +332,10 @@ class ClientConnection(asyncio.Protocol):
     def send_fault(self, fault: Fault, request_id: bytes) -> None:
         """An error envelope as the whole answer."""
         request = self._request
-        body = fault.body(request.dialect if request is not None else "openai", request_id)
-        self.send_local(fault.status, b"application/json", body, request_id, fault.headers)
+        dialect = request.dialect if request is not None else "openai"
+        body = fault.body(dialect, request_id)
+        headers = (*fault.headers, (b"request-id", request_id)) if dialect == "anthropic" else fault.headers
+        self.send_local(fault.status_in(dialect), b"application/json", body, request_id, headers)
 
     def send_local(
         self,

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from pierhead.gateway.upstream import Target
 
 # Operation → where its translation is made (``Make``). Imported when a request first needs it.
-TRANSLATIONS: dict[str, str] = {}
+TRANSLATIONS: dict[str, str] = {
+    "messages": "pierhead.gateway.dialects.anthropic:make",
+    "count-tokens": "pierhead.gateway.dialects.anthropic:make_count",
+}
 _CALL_TIMEOUT = 120.0
 _CALL_MAX = 64 << 20
 
