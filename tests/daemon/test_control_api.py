@@ -83,6 +83,11 @@ def test_the_promised_operations_are_there() -> None:
         "PATCH /keys/{name}",
         "DELETE /keys/{name}",
         "POST /keys/{name}/rotate",
+        "GET /routes",
+        "POST /routes/check",
+        "GET /routes/{name}",
+        "PUT /routes/{name}",
+        "DELETE /routes/{name}",
         "POST /shutdown",
     }
 

@@ -56,6 +56,8 @@ VERBS: dict[str, dict[str, tuple[str, str]]] = {
         "serve": ("pierhead.cli.serve:serve", "Run the daemon and its gateway in the foreground."),
         "status": ("pierhead.cli.operate:status", "Show the state of daemon, gateway and settings."),
         "key": ("pierhead.cli.key:key", "Create, list, limit, rotate and revoke API keys."),
+        "route": ("pierhead.cli.route:route", "Split names among models, with fallbacks and mirrors."),
+        "secret": ("pierhead.cli.secret:secret", "Keep providers' keys for the gateway."),
         "service": ("pierhead.cli.service:service", "Start Pierhead with the machine (systemd)."),
     },
     "Setup": {

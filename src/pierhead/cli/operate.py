@@ -148,6 +148,8 @@ def status(as_json: bool) -> None:
     for runtime in found["runtimes"]:
         text = ", ".join(runtime["isolation"]) if runtime["available"] else f"not available: {runtime['reason']}"
         rows.append((f"Runtime {runtime['name']}", text))
+    if found.get("route_problems"):
+        rows.append(("Routes", "\n".join(found["route_problems"])))
     rows += [(f"Setting {name}", f"from {origin}") for name, origin in sorted(found["origins"].items())]
     pairs(rows)
 

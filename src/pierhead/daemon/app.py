@@ -21,14 +21,17 @@ from pierhead.daemon.gateway_link import GatewayLink
 from pierhead.daemon.gateway_process import Spawned
 from pierhead.daemon.keys import Keys
 from pierhead.daemon.lifecycle import Announcer, Held
+from pierhead.daemon.routebook import RouteBook
+from pierhead.daemon.routefile import RouteTable
 from pierhead.daemon.routes import endpoint, routes
+from pierhead.daemon.secrets import Secrets
 from pierhead.daemon.watch import FolderWatch
-from pierhead.daemon.wire import GatewayInfo, StatusInfo
+from pierhead.daemon.wire import GatewayInfo, RouteList, StatusInfo
 from pierhead.engines.llamacpp import LlamaCpp
 from pierhead.errors import PierError
 from pierhead.events import AnyEvent, Listener, PullDone
 from pierhead.fleet.supervisor import Supervisor
-from pierhead.gateway.link import Activity, Endpoint, Key, Snapshot
+from pierhead.gateway.link import Activity, Endpoint, Key, Route, Snapshot
 from pierhead.paths import Paths
 from pierhead.runtimes.process import ProcessRuntime
 from pierhead.store.layout import Store
@@ -57,6 +60,7 @@ class Daemon:
         self.started = time.time()
         self.store = Store.open(paths.store)
         self.keys = Keys(paths.database, paths.state / "pepper")
+        self.book = RouteBook(paths.config / "routes.toml", Secrets(paths.state / "secrets"))
         self._docker = LazyDocker(paths.replicas, loaded.settings.runtime)
         self.gate = Gate(paths.config)
         self.fleet = Supervisor(
@@ -82,6 +86,7 @@ class Daemon:
         self._idle_timer: asyncio.TimerHandle | None = None
         self._models: list[ModelRecord] = []
         self._keys: tuple[Key, ...] = ()
+        self._key_names: dict[str, str] = {}
         self._pepper = ""
         self._refresh = asyncio.Event()
         self._end: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -103,10 +108,12 @@ class Daemon:
         try:
             self._read_keys()
             self._models = self.store.models()
+            self._read_routes()
             await asyncio.wait({adoption}, timeout=ADOPTION_WAIT)  # so that the first snapshot names what runs
             await self.link.open(early)
             background.append(asyncio.create_task(self.link.run()))
             background.append(asyncio.create_task(self._serve(server, held)))
+            background.append(asyncio.create_task(self.book.follow(self.link.push)))
             self._touch()
             log.info("daemon %s ready, pid %d, gateway on %s", __version__, os.getpid(), ", ".join(self.link.listeners))
             announcer.ready({"pid": os.getpid(), "listeners": self.link.listeners})
@@ -177,6 +184,7 @@ class Daemon:
             settings=msgspec.to_builtins(self.settings),
             origins=self._origins,
             idle_exit_s=self._idle_exit,
+            route_problems=(await self.routes()).told(),
         )
 
     def _trusted(self, record: ModelRecord) -> None:
@@ -217,6 +225,21 @@ class Daemon:
         self.link.push()
         await self.link.settled()
 
+    async def routes(self) -> RouteList:
+        """Every name that clients may send."""
+        return self.book.list(self._model_routes(), self._key_names)
+
+    async def check_routes(self, text: str) -> RouteList:
+        """What a file with this text would offer."""
+        return await asyncio.to_thread(self.book.check, text, self._model_routes(), self._key_names)
+
+    async def change_route(self, name: str, table: RouteTable | None) -> RouteList:
+        """Write one route, or take it out; returns once the gateway acts on it."""
+        await (self.book.remove(name) if table is None else self.book.put(name, table))
+        self.link.push()
+        await self.link.settled()
+        return await self.routes()
+
     def shut_down(self, mode: str) -> None:
         """Begin to end: ``stop`` or ``handover``."""
         if not self._end.done():
@@ -227,11 +250,14 @@ class Daemon:
     def _snapshot(self, version: int) -> Snapshot:
         return Snapshot(
             version=version,
-            routes=routes(self._known(), self.fleet.replicas()),
+            routes=self.book.routes(self._model_routes(), self._key_names),
             keys=self._keys,
             pepper=self._pepper,
             control_socket=str(self.paths.control_socket),
         )
+
+    def _model_routes(self) -> tuple[Route, ...]:
+        return routes(self._known(), self.fleet.replicas())
 
     def _known(self) -> list[ModelRecord]:
         """The models as last read from the store, and those that run though they came later."""
@@ -250,7 +276,13 @@ class Daemon:
 
     def _read_keys(self) -> None:
         self._keys = self.keys.accepted()
+        self._key_names = {name: k.id for k in self.keys.list() for name in (k.name, k.id)}
         self._pepper = self.keys.pepper().hex() if self._keys else ""
+
+    def _read_routes(self) -> None:
+        self.paths.config.mkdir(parents=True, exist_ok=True)  # watched, so that a file which comes later is seen
+        self.book.secrets.open_folder()
+        self.book.refresh()
 
     # --- changes --------------------------------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ from pierhead.daemon.grants import Wanted, duration
 from pierhead.daemon.keys import KeyInfo, NewKey
 from pierhead.daemon.openapi import Operation, Parameter, document
 from pierhead.daemon.parts import Parts
+from pierhead.daemon.routefile import RouteTable
 from pierhead.daemon.streams import events, log_lines, stats_lines
 from pierhead.errors import Conflict, NotFound, PierError, UsageError
 from pierhead.events import AnyEvent, Listener
@@ -137,6 +138,23 @@ class Control:
         await self.parts.keys_changed()
         return _json(gone)
 
+    async def routes(self, _: Request) -> Response:
+        return _json(await self.parts.routes())
+
+    async def route(self, request: Request) -> Response:
+        return _json(_one(await self.parts.routes(), _name(request)))
+
+    async def check_routes(self, request: Request) -> Response:
+        body = await _body(request, wire.RouteText)
+        return _json(await self.parts.check_routes(body.toml))
+
+    async def set_route(self, request: Request) -> Response:
+        name, body = _name(request), await _body(request, RouteTable)
+        return _json(_one(await self.parts.change_route(name, body), name))
+
+    async def remove_route(self, request: Request) -> Response:
+        return _json(await self.parts.change_route(_name(request), None))
+
     async def shutdown(self, request: Request) -> Response:
         body = await _body(request, wire.ShutdownRequest)
         self.parts.shut_down(body.mode)
@@ -238,6 +256,31 @@ def operations(c: Control) -> tuple[Operation, ...]:
         Operation("GET", "/api/v1/keys/{name:path}", c.key, "One key, by id or name.", KeyInfo),
         Operation("PATCH", "/api/v1/keys/{name:path}", c.edit_key, "Change what a key may do.", KeyInfo, Wanted),
         Operation("DELETE", "/api/v1/keys/{name:path}", c.revoke_key, "End a key, by id or name.", KeyInfo),
+        Operation("GET", "/api/v1/routes", c.routes, "Every name that clients may send.", wire.RouteList),
+        Operation(
+            "POST",
+            "/api/v1/routes/check",
+            c.check_routes,
+            "What a routes.toml with this text would offer.",
+            wire.RouteList,
+            wire.RouteText,
+        ),
+        Operation("GET", "/api/v1/routes/{name:path}", c.route, "One route by name.", wire.RouteInfo),
+        Operation(
+            "PUT",
+            "/api/v1/routes/{name:path}",
+            c.set_route,
+            "Write a configured route into routes.toml.",
+            wire.RouteInfo,
+            RouteTable,
+        ),
+        Operation(
+            "DELETE",
+            "/api/v1/routes/{name:path}",
+            c.remove_route,
+            "Take a configured route out of routes.toml.",
+            wire.RouteList,
+        ),
         Operation(
             "POST", "/api/v1/shutdown", c.shutdown, "End the daemon.", wire.Accepted, wire.ShutdownRequest, status=202
         ),
@@ -309,6 +352,13 @@ async def _body(request: Request, kind: type[T]) -> T:
         return msgspec.json.decode(data or b"{}", type=kind)
     except msgspec.MsgspecError as exc:
         raise UsageError(f"the request's body is not right: {exc}", hint="See /docs for its shape.") from exc
+
+
+def _one(found: wire.RouteList, name: str) -> wire.RouteInfo:
+    for info in found.routes:
+        if info.name == name:
+            return info
+    raise NotFound(f"there is no route '{name}'", hint="`pier route list` shows what there is.")
 
 
 def _name(request: Request) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Protocol
 
 from pierhead.daemon.keys import Keys
-from pierhead.daemon.wire import StatusInfo
+from pierhead.daemon.routefile import RouteTable
+from pierhead.daemon.wire import RouteList, StatusInfo
 from pierhead.events import Listener
 from pierhead.fleet.supervisor import Supervisor
 from pierhead.store.layout import Store
@@ -31,6 +32,18 @@ class Parts(Protocol):
 
     async def keys_changed(self) -> None:
         """The set of keys that hold is another now; returns once that is in force."""
+        ...
+
+    async def routes(self) -> RouteList:
+        """Every name that clients may send."""
+        ...
+
+    async def check_routes(self, text: str) -> RouteList:
+        """What a ``routes.toml`` with this text would offer."""
+        ...
+
+    async def change_route(self, name: str, table: RouteTable | None) -> RouteList:
+        """Write a configured route, or take it out; returns once the gateway acts on it."""
         ...
 
     def shut_down(self, mode: str) -> None:

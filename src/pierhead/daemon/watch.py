@@ -15,16 +15,18 @@ from pathlib import Path
 _CREATED = 0x100
 _WRITTEN = 0x8
 _MOVED_IN = 0x80
+_GONE = 0x40 | 0x200  # moved out, deleted
+_ALL = _CREATED | _WRITTEN | _MOVED_IN | _GONE
 _HEADER = struct.Struct("iIII")
 
 
 class FolderWatch:
-    """An inotify descriptor for one folder; ``names`` returns the files that appeared or were replaced since."""
+    """An inotify descriptor for one folder; ``names`` returns the files that came, changed or went since."""
 
     def __init__(self, folder: Path) -> None:
         libc = ctypes.CDLL(None, use_errno=True)
         self.fd: int = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
-        if self.fd < 0 or libc.inotify_add_watch(self.fd, os.fsencode(folder), _CREATED | _WRITTEN | _MOVED_IN) < 0:
+        if self.fd < 0 or libc.inotify_add_watch(self.fd, os.fsencode(folder), _ALL) < 0:
             number = ctypes.get_errno()
             self.close()
             raise OSError(number or errno.EIO, f"cannot watch {folder}: {os.strerror(number)}")

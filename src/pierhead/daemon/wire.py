@@ -43,6 +43,40 @@ class StatusInfo(msgspec.Struct, frozen=True, kw_only=True):
     settings: dict[str, Any]
     origins: dict[str, str]
     idle_exit_s: float
+    route_problems: tuple[str, ...] = ()
+
+
+class RouteInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A name that clients may send; ``to`` tells who answers. One that is not ``active`` is not offered."""
+
+    name: str
+    kind: Literal["model", "route", "provider"]
+    active: bool = True
+    to: tuple[str, ...] = ()
+    fallback: tuple[str, ...] = ()
+    mirror: str = ""
+    sticky: str = ""
+    problems: tuple[str, ...] = ()
+
+
+class RouteList(msgspec.Struct, frozen=True):
+    """All names. ``error`` is what is wrong with ``file``, of which the last good version is in force then."""
+
+    file: str
+    error: dict[str, Any] | None
+    routes: tuple[RouteInfo, ...]
+    problems: tuple[str, ...] = ()
+
+    def told(self) -> tuple[str, ...]:
+        """Everything that does not work as it is written."""
+        broken = (str(self.error["message"]),) if self.error is not None else ()
+        return (*broken, *(f"{r.name}: {p}" for r in self.routes for p in r.problems), *self.problems)
+
+
+class RouteText(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A whole ``routes.toml``."""
+
+    toml: str
 
 
 class PullRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

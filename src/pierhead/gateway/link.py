@@ -13,13 +13,42 @@ import msgspec
 OPENAI = ("chat", "completions", "embeddings", "rerank")
 
 
+class Credential(msgspec.Struct, frozen=True):
+    """A header that lets the gateway in at a provider; what it says is never shown."""
+
+    header: str
+    value: str
+
+    def __repr__(self) -> str:
+        return f"Credential({self.header!r})"
+
+
+class Remote(msgspec.Struct, frozen=True, kw_only=True):
+    """A provider's API, reached over TCP: where it is and what each request to it carries.
+
+    ``path`` comes before an operation's own path without its ``/v1``. ``ca_file`` is trusted beside the system's
+    authorities; ``timeout`` are seconds to the first byte of an answer (0: the gateway's own limits).
+    """
+
+    provider: str
+    host: str
+    port: int
+    tls: bool = True
+    path: str = "/v1"
+    dialect: Literal["openai", "anthropic"] = "openai"
+    credential: Credential | None = None
+    headers: tuple[tuple[str, str], ...] = ()
+    ca_file: str = ""
+    timeout: float = 0.0
+
+
 class Endpoint(msgspec.Struct, frozen=True):
     """One replica that answers: its id and its socket, a host path (or ``tcp://host:port``).
 
     ``call_prefix`` is what an answer must begin with for a tool call to be sure; "" where the engine sees to that.
     ``serves`` are the operations (see ``gateway.operations``) that it answers natively, ``slots`` how many requests it
     works on at a time (0: not known, so no bound), ``context`` its tokens per request (0: not known). ``model`` is the
-    name that it wants to be asked for, where it minds.
+    name that it wants to be asked for, where it minds. ``remote`` tells of a provider; then ``socket`` is its address.
     """
 
     replica: str
@@ -29,13 +58,71 @@ class Endpoint(msgspec.Struct, frozen=True):
     slots: int = 0
     context: int = 0
     model: str = ""
+    remote: Remote | None = None
+
+
+class Share(msgspec.Struct, frozen=True):
+    """A route's destination: the name of a route without a plan, and its weight."""
+
+    model: str
+    weight: float = 1.0
+
+
+class Match(msgspec.Struct, frozen=True):
+    """The key's id, or a ``header`` (lower case), is ``value``, or begins with it."""
+
+    value: str
+    header: str = ""
+    prefix: bool = False
+
+
+class Rule(msgspec.Struct, frozen=True):
+    """Requests that fulfil all of ``when`` are split among ``to``."""
+
+    when: tuple[Match, ...]
+    to: tuple[Share, ...]
+
+
+Trouble = Literal["error", "overload", "timeout", "context"]
+
+
+class Fallback(msgspec.Struct, frozen=True):
+    """Who is asked next, after which kinds of trouble."""
+
+    model: str
+    on: tuple[Trouble, ...] = ("error", "overload", "timeout")
+
+
+class Mirror(msgspec.Struct, frozen=True):
+    """A ``share`` (0 to 1) of the requests is also sent to ``model``, within these bounds (0 tokens: no bound)."""
+
+    model: str
+    share: float
+    tokens_per_day: int = 0
+    requests_per_minute: int = 60
+    concurrent: int = 4
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """Which other routes answer for a route. ``timeout`` are seconds to an attempt's first byte (0: no bound).
+
+    ``sticky`` is ``user``, ``conversation``, ``key``, the name of a header as ``header:NAME``, or "".
+    """
+
+    to: tuple[Share, ...]
+    rules: tuple[Rule, ...] = ()
+    fallbacks: tuple[Fallback, ...] = ()
+    sticky: str = ""
+    timeout: float = 0.0
+    mirror: Mirror | None = None
 
 
 class Route(msgspec.Struct, frozen=True, kw_only=True):
     """A model name clients may send. Without endpoints its first request asks the daemon to start one.
 
     ``card`` is the ready-made entry for ``/v1/models`` (``id``, ``object``, ``created``, ``owned_by`` …) and ``docker``
-    the one for Docker Model Runner's ``/models``. ``aliases`` are other accepted spellings of ``name``.
+    the one for Docker Model Runner's ``/models``. ``aliases`` are other accepted spellings of ``name``. A route with a
+    ``plan`` has no endpoints: others answer for it. A ``hidden`` one answers for others only.
     """
 
     name: str
@@ -43,6 +130,8 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     endpoints: tuple[Endpoint, ...] = ()
     card: dict[str, Any] = {}
     docker: dict[str, Any] = {}
+    plan: Plan | None = None
+    hidden: bool = False
 
 
 class Budget(msgspec.Struct, frozen=True):

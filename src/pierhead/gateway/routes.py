@@ -47,6 +47,7 @@ class RouteTable:
         self.models = b'{"object":"list","data":[]}'
         self.docker = b"[]"
         self._entries: dict[str, Entry] = {}
+        self._destinations: dict[str, Entry] = {}
         self._names: tuple[str, ...] = ()
         self._targets: dict[Endpoint, Target] = {}
         self._leaving: list[Target] = []
@@ -56,19 +57,24 @@ class RouteTable:
         before = self._targets
         self._targets = {}
         entries: dict[str, Entry] = {}
+        destinations: dict[str, Entry] = {}
         for route in snapshot.routes:
             for endpoint in route.endpoints:
                 target = before.pop(endpoint, None) or Target(endpoint)
                 self._targets.setdefault(endpoint, target)
             entry = Entry(route, tuple(self._targets[e] for e in route.endpoints))
-            entries[route.name] = entry
+            if route.plan is None:
+                destinations[route.name] = entry
+            if not route.hidden:
+                entries[route.name] = entry
             for alias in route.aliases:
                 entries.setdefault(alias, entry)
         for target in before.values():
             target.retire()
             self._leaving.append(target)
         self._entries = entries
-        self._names = tuple(r.name for r in snapshot.routes)
+        self._destinations = destinations
+        self._names = tuple(r.name for r in snapshot.routes if not r.hidden)
         distinct = [entries[name] for name in self._names]
         self.models = b'{"object":"list","data":[' + b",".join(e.card for e in distinct) + b"]}"
         self.docker = b"[" + b",".join(e.docker for e in distinct) + b"]"
@@ -103,6 +109,10 @@ class RouteTable:
             hint=f"Type: pier pull {shown}{near}",
         )
 
+    def destination(self, name: str) -> Entry | None:
+        """The entry that a plan names, which clients may not be able to name."""
+        return self._destinations.get(name)
+
     def target(self, endpoint: Endpoint) -> Target:
         """The target of an endpoint that the daemon named before its snapshot did."""
         target = self._targets.get(endpoint)
@@ -112,8 +122,8 @@ class RouteTable:
 
     def targets(self) -> Iterable[tuple[str, Target]]:
         """(model, target) for every endpoint of a route."""
-        for name in self._names:
-            for target in self._entries[name].targets:
+        for name, entry in self._destinations.items():
+            for target in entry.targets:
                 yield name, target
 
     def distinct(self) -> Iterable[Entry]:
