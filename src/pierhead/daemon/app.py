@@ -79,6 +79,7 @@ class Daemon:
             snapshot=self._snapshot,
             ensure=self._ensure,
             activity=self._activity,
+            keep=self.fleet.keep_loaded,
             lost=self.fleet.gateway_lost,
         )
         self._origins = dict(loaded.origins)

@@ -22,6 +22,7 @@ from pierhead.gateway.link import (
     EnsureReady,
     HandOver,
     Hello,
+    KeepLoaded,
     Report,
     Snapshot,
     Sockets,
@@ -99,6 +100,7 @@ class GatewayLink:
         snapshot: Callable[[int], Snapshot],
         ensure: Ensure,
         activity: Callable[[Activity], None],
+        keep: Callable[[str, float], None],
         lost: Callable[[], None],
     ) -> None:
         self._paths = paths
@@ -106,6 +108,7 @@ class GatewayLink:
         self._snapshot = snapshot
         self._ensure = ensure
         self._activity = activity
+        self._keep = keep
         self._lost = lost
         self._wire: _Wire | None = None
         self._dirty = asyncio.Event()
@@ -246,6 +249,8 @@ class GatewayLink:
                 task.add_done_callback(self._tasks.discard)
             elif isinstance(message, Report):
                 self._take(message)
+            elif isinstance(message, KeepLoaded):
+                self._keep(message.model, message.seconds)
 
     def _take(self, report: Report) -> None:
         self.connections = report.connections

@@ -22,7 +22,7 @@ ENTRY = Path(__file__).with_name("llamacpp_entry.py")
 SMALLEST = 512  # tokens: no default context is chosen below this
 MIB = 1 << 20
 # What its server answers beside the work that a model is for.
-_TOOLS = ("llamacpp-tokenize", "llamacpp-detokenize", "llamacpp-template", "llamacpp-props")
+_TOOLS = ("llamacpp-tokenize", "llamacpp-detokenize", "llamacpp-template", "llamacpp-props", "llamacpp-infill")
 
 
 @functools.cache

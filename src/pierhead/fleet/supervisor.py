@@ -149,6 +149,12 @@ class Supervisor:
         if found is not None:
             found.used(open_requests, last_used)
 
+    def keep_loaded(self, model: str, seconds: float) -> None:
+        """Let what runs as ``model`` stay for so long after its last request; at 0 it goes once it is idle."""
+        with contextlib.suppress(NotFound):
+            for replica in self.find(model):
+                self._retime(replica, seconds, None)
+
     def gateway_lost(self) -> None:
         """The gateway is gone, and with it every request that was open."""
         for replica in self._replicas.values():

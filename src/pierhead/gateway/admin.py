@@ -81,7 +81,7 @@ class LinkServer:
             self._ids += 1
             message = EnsureReady(id=self._ids, model=model, failed=failed)
             wish = self._wishes[model, failed] = _Wish(message, asyncio.get_running_loop().create_future())
-            self._say(message)
+            self.say(message)
         wish.waiters += 1
         try:
             async with asyncio.timeout(self._start_timeout):
@@ -135,9 +135,10 @@ class LinkServer:
         if self._daemon is not None:
             report = self._report()
             if report is not None:
-                self._say(report)
+                self.say(report)
 
-    def _say(self, message: ToDaemon) -> None:
+    def say(self, message: ToDaemon) -> None:
+        """Tell the daemon, if one is there."""
         if self._daemon is not None and self._outbox.qsize() < 10000:
             self._outbox.put_nowait(message)
 
@@ -218,7 +219,7 @@ class LinkServer:
         elif isinstance(message, Drain):
             self._on_drain(message.grace)
         elif isinstance(message, HandOver):
-            self._say(Sockets(addresses=tuple(item.address for item in self._listening())))
+            self.say(Sockets(addresses=tuple(item.address for item in self._listening())))
 
 
 def _same_user(sock: socket.socket) -> bool:

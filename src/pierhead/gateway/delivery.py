@@ -17,7 +17,7 @@ from pierhead.gateway.outgoing import Outgoing
 from pierhead.gateway.passthrough import BARE, completed
 from pierhead.gateway.stream import Stream
 from pierhead.gateway.upstream import Answer, Target, UpstreamConnection
-from pierhead.gateway.usage import NOTHING, Usage, tokens
+from pierhead.gateway.usage import NOTHING, Usage, plus, tokens
 
 if TYPE_CHECKING:
     from pierhead.gateway.admission import Admitted
@@ -93,12 +93,15 @@ class Delivery:
 
     def _translated(self, translation: Translation, body: bytes) -> None:
         try:
-            body = translation.answer(body, self.usage)
+            made = translation.answer(body, self.usage)
         except Fault as fault:
             self._fail(fault)
             return
         self._keep(translation)
-        self._whole(self._prefix(200, JSON), body)
+        if isinstance(made, Reply):
+            self._reply(made)
+        else:
+            self._whole(self._prefix(200, JSON), made)
 
     def _keep(self, translation: Translation) -> None:
         """Store what is to be found again, before the client has the last byte of the answer."""
@@ -127,7 +130,8 @@ class Delivery:
     def _reply(self, reply: Reply) -> None:
         """A translation knew the answer by itself."""
         self.status = reply.status
-        self._whole(self._prefix(reply.status, reply.kind), reply.body)
+        self.usage = plus(self.usage, reply.spent)
+        self._whole(self._prefix(reply.status, reply.kind) + reply.headers, reply.body)
 
     def _prefix(self, status: int, kind: bytes) -> bytes:
         """The first lines of an answer that a translation made; Anthropic's clients look for its id by another name."""
@@ -276,7 +280,9 @@ class Delivery:
         """Book what became of the request, once, before the client sees the end of it."""
         self._services.metrics.relays -= 1
         self._body = []
-        self._outgoing = None
+        made, self._outgoing = self._outgoing, None
+        if made is not None and made.spent.known:
+            self.usage = plus(self.usage, made.spent)
         stats, target, usage = self._stats, self._target, self.usage
         now = time.monotonic()
         if stats is not None:

@@ -62,9 +62,11 @@ class Fault(Exception):
         if dialect == "anthropic":
             error = {"type": _ANTHROPIC.get(self.status) or _family(self.status), "message": text}
             return msgspec.json.encode({"type": "error", "error": error, "request_id": request_id.decode("latin-1")})
+        if dialect == "ollama" and self.code == "model_not_found":  # in the words that Ollama's clients look for
+            text = f"model '{self.data.get('model', '')}' not found. {self.hint}"
         if dialect in ("ollama", "kserve"):
             return msgspec.json.encode({"error": text})
-        full: dict[str, Any] = dict(self.data)
+        full: dict[str, Any] = {k: v for k, v in self.data.items() if k != "model"}
         full |= {"message": text, "type": self.type, "param": self.param, "code": self.code, "source": self.source}
         if self.hint:
             full["hint"] = self.hint

@@ -235,6 +235,13 @@ class EnsureReady(msgspec.Struct, frozen=True, tag="ensure_ready", kw_only=True)
     failed: str = ""
 
 
+class KeepLoaded(msgspec.Struct, frozen=True, tag="keep_loaded", kw_only=True):
+    """A client wants ``model`` to stay loaded for so many ``seconds`` after its last request (negative: for ever)."""
+
+    model: str
+    seconds: float
+
+
 class Activity(msgspec.Struct, frozen=True):
     """What one replica did since the last report; ``open`` requests run now, ``last_used`` is Unix time."""
 
@@ -266,4 +273,4 @@ class Sockets(msgspec.Struct, frozen=True, tag="sockets", kw_only=True):
 
 
 ToGateway = Snapshot | StartResult | Drain | HandOver
-ToDaemon = Hello | EnsureReady | Report | Sockets
+ToDaemon = Hello | EnsureReady | KeepLoaded | Report | Sockets

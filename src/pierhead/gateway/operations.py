@@ -50,6 +50,7 @@ _ALL = (
     Operation("llamacpp-detokenize", "openai", "/detokenize", False),
     Operation("llamacpp-template", "openai", "/apply-template", False),
     Operation("llamacpp-props", "openai", "/props", False),
+    Operation("llamacpp-infill", "openai", "/infill"),
 )
 OPERATIONS: dict[str, Operation] = {operation.name: operation for operation in _ALL}
 

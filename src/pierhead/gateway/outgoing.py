@@ -11,6 +11,7 @@ from pierhead.gateway.ask import Ask
 from pierhead.gateway.dialects.base import Facts, Reply, Translation
 from pierhead.gateway.skeleton import INLINE
 from pierhead.gateway.tool_choice import MARK, adapt
+from pierhead.gateway.usage import NOTHING, Usage
 
 if TYPE_CHECKING:
     from pierhead.gateway.admission import Admitted
@@ -29,6 +30,7 @@ class Outgoing(NamedTuple):
     body: list[bytes]
     strip: bool = False
     translation: Translation | None = None
+    spent: Usage = NOTHING  # by what was asked before
 
 
 class Given(NamedTuple):
@@ -41,6 +43,7 @@ class Given(NamedTuple):
     skeleton: bytes | None
     id: bytes
     cap: int
+    started: float = 0.0
 
 
 def native(request: Admitted, ask: Ask, body: list[bytes], target: Target, cap: int) -> Outgoing | None:
@@ -78,29 +81,39 @@ async def make(services: Services, given: Given, target: Target) -> Outgoing | R
     return Outgoing(given.request.forward, body, passthrough.wants_usage(operation.name, given.ask))
 
 
-async def _translated(services: Services, given: Given, target: Target) -> Outgoing | Reply:
+async def early(services: Services, given: Given) -> Reply | None:
+    """The answer to a request that needs no engine at all."""
+    return await translate.early(services, _facts(given, None), given.body)
+
+
+def _facts(given: Given, target: Target | None) -> Facts:
     request, ask = given.request, given.ask
     assert request.operation is not None
-    facts = Facts(
+    return Facts(
         operation=request.operation,
         ask=ask,
         model=ask.model or "",
         id=given.id.decode("latin-1"),
         created=int(time.time()),
-        serves=target.serves,
-        context=target.context,
+        serves=target.serves if target is not None else frozenset(),
+        context=target.context if target is not None else 0,
         cap=given.cap,
-        call_prefix=target.call_prefix,
+        call_prefix=target.call_prefix if target is not None else "",
         card=given.entry.facts,
         headers=translate.headers(request.forward),
+        started=given.started,
     )
-    translation, last = await translate.prepare(services, request, facts, target, given.body)
+
+
+async def _translated(services: Services, given: Given, target: Target) -> Outgoing | Reply:
+    facts = _facts(given, target)
+    translation, last, spent = await translate.prepare(services, given.request, facts, target, given.body)
     if isinstance(last, Reply):
-        return last
+        return last._replace(spent=spent)
     path = translate.path(last.operation)
     head = b"POST %b HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n" % path
     body = await asyncio.to_thread(_as_wanted, last.body, target)
-    return Outgoing(head, body, translation=translation)
+    return Outgoing(head, body, translation=translation, spent=spent)
 
 
 def _as_wanted(body: bytes, target: Target) -> list[bytes]:

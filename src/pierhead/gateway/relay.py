@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any
 
-from pierhead.gateway import outgoing
+from pierhead.gateway import outgoing, translate
 from pierhead.gateway.ask import Ask, read_ask
 from pierhead.gateway.delivery import Delivery
 from pierhead.gateway.dialects.base import Reply
@@ -109,6 +109,8 @@ class Relay(Delivery):
             if text is not None:
                 self._admit(await asyncio.to_thread(self._read, text))
             await self._granted()
+            if await self._early():
+                return
             conn = await self._connection()
             if conn is None:
                 return
@@ -132,6 +134,22 @@ class Relay(Delivery):
         if holder is not None and self._hold is None and ask is not None and entry is not None:
             self._hold = await holder.wait(ask, entry, self._size)
             self._services.metrics.holds += 1
+
+    def _given(self) -> Given:
+        ask, entry = self._ask, self._entry
+        assert ask is not None
+        assert entry is not None
+        return Given(self._request, ask, entry, self._body, self._skeleton, self.id, self._cap, self.started)
+
+    async def _early(self) -> bool:
+        """Whether the client has its answer already, without an engine."""
+        operation = self._request.operation
+        if operation is None or self._outgoing is not None or not translate.may_be_early(operation.name, self._body):
+            return False
+        reply = await outgoing.early(self._services, self._given())
+        if reply is not None:
+            self._reply(reply)
+        return reply is not None
 
     async def _ready(self) -> Target:
         if self._target is None:
@@ -162,11 +180,7 @@ class Relay(Delivery):
 
     async def _prepare(self, target: Target) -> bool:
         """Make what ``target`` gets; False when the client has its answer already."""
-        ask, entry = self._ask, self._entry
-        assert ask is not None
-        assert entry is not None
-        given = Given(self._request, ask, entry, self._body, self._skeleton, self.id, self._cap)
-        made = await outgoing.make(self._services, given, target)
+        made = await outgoing.make(self._services, self._given(), target)
         if isinstance(made, Reply):
             self._reply(made)
             return False

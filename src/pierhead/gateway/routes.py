@@ -38,6 +38,12 @@ def _card(route: Route) -> dict[str, Any]:
     return {"id": route.name, "object": "model", "created": 0, "owned_by": "pierhead"} | route.card
 
 
+def _folded(name: str) -> str:
+    """A name as Ollama's users write it: any case, the tag ``latest`` left out, its registry spelt out."""
+    name = name.lower().removesuffix(":latest")
+    return name.removeprefix("registry.ollama.ai/").removeprefix("library/")
+
+
 class RouteTable:
     """Holds what the last snapshot said; targets live on from one snapshot to the next."""
 
@@ -48,6 +54,7 @@ class RouteTable:
         self.docker = b"[]"
         self._entries: dict[str, Entry] = {}
         self._destinations: dict[str, Entry] = {}
+        self._folded: dict[str, Entry] = {}
         self._names: tuple[str, ...] = ()
         self._targets: dict[Endpoint, Target] = {}
         self._leaving: list[Target] = []
@@ -75,6 +82,9 @@ class RouteTable:
         self._entries = entries
         self._destinations = destinations
         self._names = tuple(r.name for r in snapshot.routes if not r.hidden)
+        self._folded = {}
+        for name, entry in entries.items():
+            self._folded.setdefault(_folded(name), entry)
         distinct = [entries[name] for name in self._names]
         self.models = b'{"object":"list","data":[' + b",".join(e.card for e in distinct) + b"]}"
         self.docker = b"[" + b",".join(e.docker for e in distinct) + b"]"
@@ -87,7 +97,7 @@ class RouteTable:
 
     def find(self, name: str) -> Entry:
         """The entry for a name or alias; Fault 404 says which command brings the model."""
-        entry = self._entries.get(name)
+        entry = self._entries.get(name) or self._folded.get(_folded(name))
         if entry is not None:
             return entry
         if self.version < 0:
@@ -107,6 +117,7 @@ class RouteTable:
             f"the model '{shown}' is not on this machine.",
             param="model",
             hint=f"Type: pier pull {shown}{near}",
+            data={"model": shown},
         )
 
     def destination(self, name: str) -> Entry | None:

@@ -76,6 +76,8 @@ class Gateway:
             self._log,
         )
 
+        self._services.tell = self._link.say
+
     @property
     def addresses(self) -> tuple[str, ...]:
         """Where it listens, ``HOST:PORT`` or ``unix:PATH``."""

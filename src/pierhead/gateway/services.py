@@ -13,7 +13,7 @@ from pierhead.gateway.admission import Admitted, Doorkeeper
 from pierhead.gateway.auth import Keys
 from pierhead.gateway.dialects.base import Save
 from pierhead.gateway.faults import Fault
-from pierhead.gateway.link import Endpoint, Snapshot
+from pierhead.gateway.link import Endpoint, KeepLoaded, Snapshot, ToDaemon
 from pierhead.gateway.metrics import Metrics
 from pierhead.gateway.outcome import Outcome
 from pierhead.gateway.routes import RouteTable
@@ -54,6 +54,7 @@ class Services:
         self.replica_idle = idle
         self.emptied = emptied
         self._ensure = ensure
+        self.tell: Callable[[ToDaemon], None] = lambda message: None  # the composition sets it
         self.sinks: list[Callable[[Outcome], None]] = []
         self._access_log = access_log
         self._id_prefix = f"req_{os.urandom(6).hex()}".encode()
@@ -79,6 +80,10 @@ class Services:
     async def ensure_ready(self, model: str, failed: str) -> Target:
         """Wait until the daemon names an endpoint for ``model``; Fault when it cannot."""
         return self.routes.target(await self._ensure(model, failed))
+
+    def keep_loaded(self, model: str, seconds: float) -> None:
+        """Have the daemon keep ``model`` loaded for so long after its last request (negative: for ever)."""
+        self.tell(KeepLoaded(model=model, seconds=seconds))
 
     def control(self) -> Target:
         """Where the control API answers."""

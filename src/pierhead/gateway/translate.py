@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from pierhead.gateway.dialects.base import Call, Facts, Load, Make, Reply, Send, Steps, Translation
+from pierhead.gateway.dialects.base import Call, Early, Facts, Keep, Load, Make, Reply, Send, Steps, Translation
 from pierhead.gateway.faults import Fault
 from pierhead.gateway.fetch import fetch
 from pierhead.gateway.operations import OPERATIONS
+from pierhead.gateway.usage import NOTHING, Usage, plus, tokens
 
 if TYPE_CHECKING:
     from pierhead.gateway.admission import Admitted
@@ -20,17 +21,46 @@ if TYPE_CHECKING:
 TRANSLATIONS: dict[str, str] = {
     "messages": "pierhead.gateway.dialects.anthropic:make",
     "count-tokens": "pierhead.gateway.dialects.anthropic:make_count",
+    "ollama-chat": "pierhead.gateway.dialects.ollama_text:make",
+    "ollama-generate": "pierhead.gateway.dialects.ollama_text:make",
+    "ollama-embed": "pierhead.gateway.dialects.ollama_embed:make",
+    "ollama-embeddings": "pierhead.gateway.dialects.ollama_embed:make",
+}
+# Operation → what may answer a request before its model is started (``Early``).
+EARLY: dict[str, str] = {
+    "ollama-chat": "pierhead.gateway.dialects.ollama_text:unload",
+    "ollama-generate": "pierhead.gateway.dialects.ollama_text:unload",
 }
 _CALL_TIMEOUT = 120.0
 _CALL_MAX = 64 << 20
+_TAIL = 4096
 
 
-def _make(operation: str) -> Make | None:
-    where = TRANSLATIONS.get(operation)
+def _made(where: str | None) -> Any:
     if where is None:
         return None
     module, _, name = where.partition(":")
-    return cast("Make", getattr(importlib.import_module(module), name))
+    return getattr(importlib.import_module(module), name)
+
+
+def may_be_early(operation: str, body: list[bytes]) -> bool:
+    """Whether a look at this body is worth it before its model is started."""
+    return operation in EARLY and any(b"keep_alive" in piece for piece in body)
+
+
+async def early(services: Services, facts: Facts, body: list[bytes]) -> Reply | None:
+    """The answer to a request that needs no engine, such as one that wants its model unloaded; None for all others."""
+    find = cast("Early", _made(EARLY[facts.operation.name]))
+    found = await asyncio.to_thread(lambda: find(b"".join(body), facts))
+    if found is None:
+        return None
+    keep, reply = found
+    services.keep_loaded(_route(facts), keep.seconds)
+    return reply
+
+
+def _route(facts: Facts) -> str:
+    return str(facts.card.get("id") or facts.model)
 
 
 def path(operation: str) -> bytes:
@@ -46,9 +76,9 @@ def headers(forward: bytes) -> dict[str, str]:
 
 async def prepare(
     services: Services, request: Admitted, facts: Facts, target: Target, body: list[bytes]
-) -> tuple[Translation, Send | Reply]:
-    """The translation of this request and what to do last; Fault 501 when the engine offers nothing to make it of."""
-    make = _make(facts.operation.name)
+) -> tuple[Translation, Send | Reply, Usage]:
+    """The translation of this request, what to do last, and what was used up for it; Fault 501 when there is none."""
+    make = cast("Make | None", _made(TRANSLATIONS.get(facts.operation.name)))
     translation = make(facts) if make is not None else None
     if translation is None:
         raise Fault(
@@ -58,24 +88,31 @@ async def prepare(
             hint=f"It serves: {', '.join(sorted(facts.serves))}.",
         )
     steps = translation.steps(b"".join(body))
-    return translation, await _run(services, request, target, steps)
+    return translation, *await _run(services, request, facts, target, steps)
 
 
-async def _run(services: Services, request: Admitted, target: Target, steps: Steps) -> Send | Reply:
+async def _run(
+    services: Services, request: Admitted, facts: Facts, target: Target, steps: Steps
+) -> tuple[Send | Reply, Usage]:
     """Drive the generator; its own work happens in a thread, as bodies may be large."""
     result: bytes | Fault | None = None
+    spent = NOTHING
     while True:
         try:
             step = await asyncio.to_thread(_next, steps, result)
         except _Last as last:
-            return last.value
+            return last.value, spent
+        result = None
         if isinstance(step, Load):
             result = await services.load(request.key_id, step.key)
-            continue
-        try:
-            result = await _call(target, step)
-        except Fault as fault:
-            result = fault
+        elif isinstance(step, Keep):
+            services.keep_loaded(_route(facts), step.seconds)
+        else:
+            try:
+                result = await _call(target, step)
+                spent = plus(spent, tokens(result[-_TAIL:]))
+            except Fault as fault:
+                result = fault
 
 
 class _Last(Exception):
@@ -86,7 +123,7 @@ class _Last(Exception):
         self.value = value
 
 
-def _next(steps: Steps, result: bytes | Fault | None) -> Call | Load:
+def _next(steps: Steps, result: bytes | Fault | None) -> Call | Load | Keep:
     try:
         return steps.throw(result) if isinstance(result, Fault) else steps.send(result)
     except StopIteration as stop:

@@ -38,6 +38,12 @@ class _Timings(msgspec.Struct):
     predicted_n: int = 0
 
 
+def plus(one: Usage, other: Usage) -> Usage:
+    """What both together used."""
+    known = one.known or other.known
+    return Usage(one.prompt + other.prompt, one.completion + other.completion, one.cached + other.cached, known)
+
+
 _usage = msgspec.json.Decoder(_Usage).decode
 _timings = msgspec.json.Decoder(_Timings).decode
 NOTHING = Usage()

@@ -6,13 +6,14 @@ last. So a translation that needs the engine's tokenizer or a stored response st
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import time
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from pierhead.gateway.ask import Ask
 from pierhead.gateway.operations import Operation
-from pierhead.gateway.usage import Usage
+from pierhead.gateway.usage import NOTHING, Usage
 
 JSON = b"application/json"
 SSE = b"text/event-stream"
@@ -32,6 +33,12 @@ class Load(NamedTuple):
     key: str
 
 
+class Keep(NamedTuple):
+    """Have the model stay loaded for so many seconds after its last request from now on (negative: for ever)."""
+
+    seconds: float
+
+
 class Send(NamedTuple):
     """The request that the engine gets in the end; ``stream`` says that its answer will be server-sent events."""
 
@@ -41,11 +48,16 @@ class Send(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """The answer is known without asking further."""
+    """The answer is known without asking further; ``spent`` is what calls for it used (``translate`` fills it in).
+
+    ``headers`` are whole lines, for what the media type alone does not tell.
+    """
 
     body: bytes
     status: int = 200
     kind: bytes = JSON
+    headers: bytes = b""
+    spent: Usage = NOTHING
 
 
 class Save(NamedTuple):
@@ -55,7 +67,7 @@ class Save(NamedTuple):
     body: bytes
 
 
-Steps = Generator[Call | Load, bytes | None, Send | Reply]
+Steps = Generator[Call | Load | Keep, bytes | None, Send | Reply]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +78,7 @@ class Facts:
     ``serves`` are the operations that the chosen engine answers natively, ``context`` its tokens per request (0: not
     known), ``cap`` the most tokens that the answer may have (0: no bound; a smaller wish of the client counts),
     ``call_prefix`` see ``link.Endpoint``, ``card`` the model's entry of ``/v1/models``. ``headers`` has lower
-    case names and lacks credentials.
+    case names and lacks credentials. ``started`` is when the request came, on the ``clock`` (monotonic seconds).
     """
 
     operation: Operation
@@ -80,6 +92,8 @@ class Facts:
     call_prefix: str = ""
     card: dict[str, Any] = field(default_factory=dict[str, Any])
     headers: dict[str, str] = field(default_factory=dict[str, str])
+    started: float = 0.0
+    clock: Callable[[], float] = time.monotonic
 
 
 class Translation(Protocol):
@@ -95,7 +109,7 @@ class Translation(Protocol):
         """What to do with the request; Fault 400 or 501 for what cannot be expressed."""
         ...
 
-    def answer(self, body: bytes, usage: Usage) -> bytes:
+    def answer(self, body: bytes, usage: Usage) -> bytes | Reply:
         """The client's whole answer, from the engine's (a 2xx)."""
         ...
 
@@ -106,6 +120,12 @@ class Translation(Protocol):
     def end(self, usage: Usage) -> bytes:
         """The last bytes of a stream that ended well."""
         ...
+
+
+class Early(Protocol):
+    """Answers what needs no engine; ``facts`` say nothing of one. None: it needs one."""
+
+    def __call__(self, body: bytes, facts: Facts) -> tuple[Keep, Reply] | None: ...
 
 
 class Make(Protocol):
