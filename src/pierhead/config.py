@@ -15,8 +15,30 @@ import msgspec
 from pierhead.errors import ConfigError
 
 
+class TrafficSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How the requests of a model wait and how they are spread; times in seconds.
+
+    ``policy`` chooses among replicas. ``queue_limit`` requests may wait, each for ``queue_timeout`` at most; a stream
+    that waits is told every ``notice`` how it stands (0: never). ``sticky`` keeps the requests of one ``user``, or with
+    one value of the header named here, on one replica. ``hedge_after``: an answer that has not begun by then is asked
+    of a second replica too (0: never). ``cache_blocks``: blocks of 256 bytes that a replica's cache is taken to hold.
+    """
+
+    policy: Literal["cache", "least", "p2c", "round-robin"] = "cache"
+    queue_limit: int = 1000
+    queue_timeout: float = 600.0
+    notice: float = 1.0
+    sticky: str = ""
+    hedge_after: float = 0.0
+    probe_interval: float = 10.0
+    cache_blocks: int = 8192
+
+
 class GatewaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The public endpoint; sizes in bytes, times in seconds."""
+    """The public endpoint; sizes in bytes, times in seconds.
+
+    ``traffic`` has a table for each model that differs, by its name, and one named ``*`` for all others.
+    """
 
     listen: tuple[str, ...] = ("127.0.0.1:12434",)
     allowed_hosts: tuple[str, ...] = (
@@ -39,6 +61,7 @@ class GatewaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     start_timeout: float = 600.0
     max_connections: int = 10000
     access_log: bool = False
+    traffic: dict[str, TrafficSettings] = {}
 
 
 class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from pierhead.routing.queue import FairQueue, Speed, Waiting
 
 
-def entry(key: str = "k", cost: int = 100, priority: int = 0, deadline: float = inf, since: float = 0.0) -> Waiting:
-    return Waiting(None, key, cost, priority, since, deadline)
+def entry(key: str = "k", cost: int = 100, priority: int = 0, deadline: float = inf) -> Waiting:
+    return Waiting(key, cost, priority, deadline)
 
 
 def drain(queue: FairQueue, now: float = 0.0) -> list[Waiting]:

@@ -268,8 +268,8 @@ class Daemon:
     async def _withdrawn(self) -> None:
         await self.link.settled()
 
-    async def _ensure(self, model: str, failed: str) -> Endpoint:
-        info = await self.fleet.ensure_ready(model, failed=failed)
+    async def _ensure(self, model: str, failed: str, listener: Listener) -> Endpoint:
+        info = await self.fleet.ensure_ready(model, failed=failed, listener=listener, by_request=True)
         return endpoint(info)
 
     def _activity(self, activity: Activity) -> None:

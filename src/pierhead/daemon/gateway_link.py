@@ -15,6 +15,7 @@ import msgspec
 from pierhead.config import GatewaySettings
 from pierhead.daemon import gateway_process as processes
 from pierhead.errors import PierError, RuntimeUnavailable
+from pierhead.events import AnyEvent, Listener, Phase
 from pierhead.gateway.link import (
     Activity,
     Drain,
@@ -26,6 +27,7 @@ from pierhead.gateway.link import (
     Report,
     Snapshot,
     Sockets,
+    StartProgress,
     StartResult,
     ToDaemon,
     ToGateway,
@@ -38,7 +40,7 @@ log = logging.getLogger(__name__)
 _MAX_LINE = 16 * 1024 * 1024
 _RETRY = (0.0, 0.2, 1.0, 5.0)
 
-Ensure = Callable[[str, str], Awaitable[Endpoint]]
+Ensure = Callable[[str, str, Listener], Awaitable[Endpoint]]
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(ToDaemon).decode
 
@@ -278,15 +280,26 @@ class GatewayLink:
 
     async def _serve(self, wish: EnsureReady) -> None:
         try:
-            result = StartResult(id=wish.id, endpoint=await self._ensure(wish.model, wish.failed))
+            ready = await self._ensure(wish.model, wish.failed, lambda event: self._progress(wish.id, event))
+            result = StartResult(id=wish.id, endpoint=ready)
         except PierError as exc:
             result = StartResult(id=wish.id, error=exc.to_dict())
         except Exception as exc:  # a bug must not leave a client waiting
             log.exception("ensure_ready(%s)", wish.model)
             result = StartResult(id=wish.id, error=PierError(f"internal error: {exc!r}").to_dict())
+        await self._answer(result)
+
+    def _progress(self, wish: int, event: AnyEvent) -> None:
+        if isinstance(event, Phase):
+            news = StartProgress(id=wish, state=event.state, detail=event.detail, elapsed_s=event.elapsed_s)
+            task = asyncio.create_task(self._answer(news))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _answer(self, message: ToGateway) -> None:
         if self._wire is not None:
             with contextlib.suppress(OSError):
-                await self._wire.send(result)
+                await self._wire.send(message)
 
     async def _push_all(self) -> None:
         while True:

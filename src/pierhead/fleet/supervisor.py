@@ -73,12 +73,13 @@ class Supervisor:
         pin: bool | None = None,
         failed: str = "",
         listener: Listener = ignore,
+        by_request: bool = False,
     ) -> ReplicaInfo:
         """Return once a replica of ``model`` answers; callers for one model share one start.
 
         ``settings`` and ``runtime`` that differ from those of what runs restart it. ``failed`` names a replica that
-        the caller saw break: it is examined first. Raises NotFound, OutOfMemory, EngineFailed with the engine's last
-        lines, and what a runtime raises.
+        the caller saw break: it is examined first. ``by_request``: a client's request asks, and no person. Raises
+        NotFound, OutOfMemory, EngineFailed with the engine's last lines, and what a runtime raises.
         """
         began = time.monotonic()
         await self._adopted.wait()
@@ -87,7 +88,7 @@ class Supervisor:
         wanted = self._engine(record).validate(settings) if settings else {}
         if failed:
             await self._examine(failed)
-        replica = await self._take(record, runtime, wanted, keep_alive, pin, listener)
+        replica = await self._take(record, runtime, wanted, keep_alive, pin, listener, by_request)
         replica.listeners.append(listener)
         try:
             await replica.until_ready()
@@ -180,6 +181,7 @@ class Supervisor:
         keep_alive: float | None,
         pin: bool | None,
         listener: Listener,
+        by_request: bool,
     ) -> Replica:
         """The live replica of this model that fits what is asked, or a new one that has begun to start."""
         while True:
@@ -198,7 +200,7 @@ class Supervisor:
             listener(Note(message=f"{record.name} runs with other settings ({', '.join(differs)}): restarting it"))
             await self._stop(current, self._settings.fleet.drain_timeout)
         if current is not None:
-            self._cool(current, explicit=listener is not ignore)
+            self._cool(current, explicit=listener is not ignore and not by_request)
             self._forget(current)
         return self._begin(record, runtime, settings, keep_alive, bool(pin))
 

@@ -22,6 +22,7 @@ from pierhead.gateway.link import (
     Report,
     Snapshot,
     Sockets,
+    StartProgress,
     StartResult,
     ToDaemon,
     ToGateway,
@@ -37,12 +38,13 @@ _decode = msgspec.json.Decoder(ToGateway).decode
 class _Wish:
     """A model that requests wait for; all of them share one EnsureReady."""
 
-    __slots__ = ("future", "message", "waiters")
+    __slots__ = ("future", "message", "progress", "waiters")
 
     def __init__(self, message: EnsureReady, future: asyncio.Future[Endpoint]) -> None:
         self.message = message
         self.future = future
         self.waiters = 0
+        self.progress = ""
 
 
 class LinkServer:
@@ -94,6 +96,16 @@ class LinkServer:
             if not wish.waiters and self._wishes.get((model, failed)) is wish:
                 del self._wishes[model, failed]
                 wish.future.cancel()
+
+    def progress(self, model: str) -> str:
+        """How the start of ``model`` gets on, in a few words; "" when nothing was heard of it."""
+        return next((w.progress for (name, _), w in self._wishes.items() if name == model), "")
+
+    def _heard(self, news: StartProgress) -> None:
+        for wish in self._wishes.values():
+            if wish.message.id == news.id:
+                detail = f" ({news.detail[:200]})" if news.detail else ""
+                wish.progress = f"{news.state}{detail} {news.elapsed_s:.1f}s"
 
     def _absent(self, model: str) -> Fault:
         text = f"the model '{model}' does not run, and no Pierhead daemon answers that could start it."
@@ -216,6 +228,8 @@ class LinkServer:
             return
         if isinstance(message, StartResult):
             self._settle(message)
+        elif isinstance(message, StartProgress):
+            self._heard(message)
         elif isinstance(message, Drain):
             self._on_drain(message.grace)
         elif isinstance(message, HandOver):

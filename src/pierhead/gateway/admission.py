@@ -40,6 +40,7 @@ class Admitted(NamedTuple):
 
     ``forward`` is the head as the next one sees it, without its end; ``named`` is the model that the path names, and
     ``query`` what followed the path's question mark.
+    ``timeout`` are the seconds that the client waits at most (0: it did not say).
     """
 
     method: str
@@ -60,6 +61,7 @@ class Admitted(NamedTuple):
     fault: Fault | None = None
     cors: bytes = b""
     query: str = ""
+    timeout: float = 0.0
 
     @property
     def key_id(self) -> str:
@@ -121,6 +123,12 @@ class Doorkeeper:
         fault = None
         if expect is not None and expect.lower() != b"100-continue":
             fault = Fault(417, "expectation_failed", "only 'Expect: 100-continue' is understood.")
+        timeout = 0.0
+        raw = head.get(b"x-request-timeout")
+        if raw is not None:
+            timeout = _seconds(raw)
+            if timeout <= 0:
+                fault = Fault(400, "bad_timeout", "the header x-request-timeout must be a number of seconds above 0.")
         path, _, query = target.partition("?")
         dialect = dialect_of(path)
         if path.startswith("/v1/models") and head.get(b"anthropic-version") is not None:
@@ -138,6 +146,7 @@ class Doorkeeper:
             expect=expect is not None and not head.http10,
             fault=fault,
             query=query,
+            timeout=timeout,
         )
 
     def _check_host(self, head: Head, door: Door, local_ip: str) -> None:
@@ -197,6 +206,13 @@ class Doorkeeper:
             return _only(request, ("GET", "HEAD"), local=path)
         shown = request.path[:200]
         raise Fault(404, "unknown_url", f"there is nothing at {method} {shown}.", hint="The API begins at /v1.")
+
+
+def _seconds(raw: bytes) -> float:
+    """A decimal number of seconds; 0 for anything else."""
+    whole, dot, part = raw.partition(b".")
+    digits = (whole + part).isdigit() and bool(whole) and len(raw) < 16 and (not dot or bool(part))
+    return float(raw) if digits else 0.0
 
 
 def _only(request: Admitted, methods: tuple[str, ...], **changes: Any) -> Admitted:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pierhead.gateway.ask import Ask
 from pierhead.gateway.dialects.base import JSON, SSE, Reply, Translation
-from pierhead.gateway.faults import REASONS, Fault, from_engine
+from pierhead.gateway.faults import REASONS, Fault, engine_failed, from_engine
 from pierhead.gateway.outcome import Outcome
 from pierhead.gateway.outgoing import Outgoing
 from pierhead.gateway.passthrough import BARE, completed
@@ -38,6 +38,10 @@ class Delivery:
     status = 0
     sent = 0
     usage = NOTHING
+    queued = 0.0  # seconds that it waited for a slot
+    early = False  # a head went out while the request waited, and comments since
+    _faulty = False  # it failed by the replica's fault
+    _extra = b""  # headers of ours
     _ask: Ask | None = None
     _entry: Entry | None = None
     _hold: Hold | None = None
@@ -72,10 +76,12 @@ class Delivery:
         self._conn = None
         status, made = answer.head.status, self._outgoing
         if status >= 400 and not self._request.control:
-            self._fail(from_engine(status, body))
+            if not self._elsewhere(status):
+                self._faulty = status >= 500
+                self._fail(from_engine(status, body))
             return
         assert made is not None
-        if answer.sse and (made.translation is not None or made.strip):
+        if answer.sse and (made.translation is not None or made.strip or self.early):
             self.on_head(answer)
             self.on_piece(body)
             self.on_end()
@@ -110,8 +116,11 @@ class Delivery:
 
     def _whole(self, prefix: bytes, body: bytes) -> None:
         """A whole answer; what is recorded of it is recorded before its last byte leaves."""
+        if self.early:
+            self._fail(engine_failed("the engine did not stream its answer"))
+            return
         self.sent = len(body)
-        line = self._client.connection_line()
+        line = self._extra + self._client.connection_line()
         self._settle(True)
         self._client.write(
             b"%bcontent-length: %d\r\nx-request-id: %b\r\n%b\r\n%b" % (prefix, len(body), self.id, line, body)
@@ -143,28 +152,34 @@ class Delivery:
         made, status = self._outgoing, answer.head.status
         assert made is not None
         translation = made.translation
-        self._body = []
-        self._outgoing = made._replace(body=[])
+        if status < 500:  # after that another replica may be asked
+            self._body = []
+            self._outgoing = made._replace(body=[])
         if (status >= 400 and not self._request.control) or (translation is not None and not answer.sse):
             self._collected = []
             return
         self.status = status
         sse = answer.sse and self._stats is not None
         self._stream = Stream(self._stats, self.started, sse=sse, strip=made.strip, translation=translation)
+        self._stream.begun = self._begun
+        if not self.early:
+            self._open(answer, translation, sse and made.strip)
+
+    def _open(self, answer: Answer, translation: Translation | None, strips: bool) -> None:
+        """The client's head."""
         framing = b""
         prefix = answer.prefix
         if translation is not None:
             prefix = self._prefix(200, translation.kind) + b"cache-control: no-cache\r\n"
-        if answer.head.length is not None and translation is None and not (sse and made.strip):
+        if answer.head.length is not None and translation is None and not strips:
             framing = b"content-length: %d\r\n" % answer.head.length
         elif self._request.http10:
             self._client.close_after()
         else:
             self._chunked = True
             framing = b"transfer-encoding: chunked\r\n"
-        self._client.write(
-            b"%b%bx-request-id: %b\r\n%b\r\n" % (prefix, framing, self.id, self._client.connection_line())
-        )
+        line = self._extra + self._client.connection_line()
+        self._client.write(b"%b%bx-request-id: %b\r\n%b\r\n" % (prefix, framing, self.id, line))
 
     def on_piece(self, piece: bytes) -> None:
         stream = self._stream
@@ -229,14 +244,20 @@ class Delivery:
             if self._stats is not None:
                 self._stats.retries += 1
             self._again()
-        elif self.status:
-            self._broken(engine_failed(reason))
-        else:
+        elif self._stream is not None or not self._elsewhere():
+            self._faulty = True
             self._fail(engine_failed(reason))
 
     def _again(self) -> None:
-        """Send the request once more: the connection it was sent on had gone stale."""
+        """Send the request once more: the connection it was sent on had gone stale, or another replica takes it."""
         raise NotImplementedError
+
+    def _elsewhere(self, status: int = 502) -> bool:
+        """Whether another replica is asked now, because of what this one answered."""
+        raise NotImplementedError
+
+    def _begun(self) -> None:
+        """The first event of the answer is here."""
 
     def _deliver(self, piece: bytes) -> None:
         self.sent += len(piece)
@@ -245,7 +266,10 @@ class Delivery:
     # --- endings --------------------------------------------------------------------------------------------------
 
     def _fail(self, fault: Fault) -> None:
-        """Nothing was sent to the client yet: it gets the envelope."""
+        """Tell the client: by the envelope, unless a head has been sent already."""
+        if self.early or self._stream is not None:
+            self._broken(fault)
+            return
         self.status = fault.status
         self._settle(fault.status < 500)
         self._client.send_fault(fault, self.id)
@@ -257,7 +281,10 @@ class Delivery:
         stream = self._stream
         if stream is not None:
             self.usage = stream.usage
-        if stream is not None and stream.can_say_why and (self._chunked or self._client.closes):
+        if stream is None and self.early:
+            self.status = fault.status
+        can_say = stream.can_say_why if stream is not None else self.early
+        if can_say and (self._chunked or self._client.closes):
             self._settle(False)
             self._client.close_after()
             self._deliver(fault.event(self._request.dialect, self.id))
@@ -347,6 +374,7 @@ class Delivery:
             usage=self.usage,
             ttft=stream.first - self.started if stream is not None and stream.first else 0.0,
             seconds=now - self.started,
+            queued=self.queued,
             sent=self.sent,
             peer=self._client.peer,
             method=request.method,
@@ -360,17 +388,14 @@ class Delivery:
         self._drop()
         if self._stream is not None:
             self.usage = self._stream.usage
-        if not self.status:
+        if not self.status or (self.early and self._stream is None):
             self.status = 499
         self._settle(False)
 
     def expire(self, fault: Fault) -> None:
         """The request took too long."""
         self._drop()
-        if self.status:
-            self._broken(engine_failed("the answer took too long"))
-        else:
-            self._fail(fault)
+        self._fail(engine_failed("the answer took too long") if self._stream is not None else fault)
 
     def probe(self) -> None:
         """Send what a client ignores that reads server-sent events, and that one which is gone answers with a reset."""
@@ -393,7 +418,3 @@ class Delivery:
         """The client caught up."""
         if self._conn is not None:
             self._conn.resume()
-
-
-def engine_failed(reason: str) -> Fault:
-    return Fault(502, "engine_failed", f"{reason}.", source="engine")

@@ -139,6 +139,11 @@ def _normalized(status: int, error: dict[str, Any]) -> Fault:
     )
 
 
+def engine_failed(reason: str) -> Fault:
+    """The engine broke off, or does not answer."""
+    return Fault(502, "engine_failed", f"{reason}.", source="engine")
+
+
 def bad_request(message: str, *, code: str = "bad_request", status: int = 400, param: str | None = None) -> Fault:
     """The client's request cannot be served as it is."""
     return Fault(status, code, message, param=param)

@@ -206,6 +206,15 @@ class StartResult(msgspec.Struct, frozen=True, tag="start_result", kw_only=True)
     error: dict[str, Any] | None = None
 
 
+class StartProgress(msgspec.Struct, frozen=True, tag="start_progress", kw_only=True):
+    """How the start that EnsureReady ``id`` waits for gets on: the replica's ``state`` since ``elapsed_s`` seconds."""
+
+    id: int
+    state: str
+    detail: str = ""
+    elapsed_s: float = 0.0
+
+
 class Drain(msgspec.Struct, frozen=True, tag="drain"):
     """Accept nothing new, finish what runs, exit at the latest after ``grace`` seconds."""
 
@@ -272,5 +281,5 @@ class Sockets(msgspec.Struct, frozen=True, tag="sockets", kw_only=True):
     addresses: tuple[str, ...]
 
 
-ToGateway = Snapshot | StartResult | Drain | HandOver
+ToGateway = Snapshot | StartResult | StartProgress | Drain | HandOver
 ToDaemon = Hello | EnsureReady | KeepLoaded | Report | Sockets

@@ -11,6 +11,7 @@ from urllib.parse import unquote
 from pierhead.gateway.admission import Admitted
 from pierhead.gateway.dialects import anthropic_models
 from pierhead.gateway.faults import Fault
+from pierhead.gateway.lane_metrics import lane_metrics
 from pierhead.gateway.routes import Entry
 from pierhead.gateway.scrape import scrape
 from pierhead.gateway.services import Services
@@ -108,6 +109,7 @@ class Locals:
         routes = list(self._services.routes.targets())
         own = self._services.metrics.render((model, t.replica, t.open) for model, t in routes)
         held = vitals(self._services)
+        own += lane_metrics(self._services.routes.lanes.values())
         engines = await scrape(routes)
         return 200, b"text/plain; version=0.0.4; charset=utf-8", (own + held + engines).encode(), ()
 

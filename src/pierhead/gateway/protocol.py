@@ -423,7 +423,10 @@ class ClientConnection(asyncio.Protocol):
     def _sweep_busy(self, now: float, age: float) -> None:
         if self._work is None:
             return
-        if now - self._work.started > self._services.settings.request_timeout:
+        limit = self._services.settings.request_timeout
+        if self._request is not None and self._request.timeout:
+            limit = min(limit, self._request.timeout)
+        if now - self._work.started > limit:
             self._work.expire(Fault(504, "timeout", "the answer took too long."))
         elif self._eof or self._reading_paused:
             self._check_alive()

@@ -8,15 +8,15 @@ from typing import Any
 
 from pierhead.gateway import outgoing, translate
 from pierhead.gateway.ask import Ask, read_ask
-from pierhead.gateway.delivery import Delivery
 from pierhead.gateway.dialects.base import Reply
-from pierhead.gateway.faults import Fault
+from pierhead.gateway.faults import Fault, engine_failed
 from pierhead.gateway.outgoing import Given, Outgoing
+from pierhead.gateway.seated import Seated
 from pierhead.gateway.skeleton import INLINE
 from pierhead.gateway.upstream import Target, UpstreamConnection
 
 
-class Relay(Delivery):
+class Relay(Seated):
     """Answers one request for a model, or one for the control API."""
 
     # --- beginning ------------------------------------------------------------------------------------------------
@@ -62,7 +62,7 @@ class Relay(Delivery):
             if self._hold is None:
                 return False
             self._services.metrics.holds += 1
-        target = entry.choose()
+        target = self._place(ask)
         if target is None:
             return False
         self._claim(target)
@@ -71,22 +71,8 @@ class Relay(Delivery):
         return self._outgoing is not None
 
     @property
-    def _size(self) -> int:
-        return len(self._body[0]) if len(self._body) == 1 else sum(map(len, self._body))
-
-    @property
     def _cap(self) -> int:
         return self._hold.cap if self._hold is not None else 0
-
-    def _claim(self, target: Target | None) -> None:
-        """Count this request on ``target`` and on no other."""
-        if self._target is not None:
-            self._target.open -= 1
-            self._target.changed = True
-        self._target = target
-        if target is not None:
-            target.open += 1
-            target.changed = True
 
     # --- the slow ways --------------------------------------------------------------------------------------------
 
@@ -153,8 +139,7 @@ class Relay(Delivery):
 
     async def _ready(self) -> Target:
         if self._target is None:
-            assert self._entry is not None
-            self._claim(self._entry.choose() or await self._services.ensure_ready(self._entry.name, ""))
+            self._claim(await self._find_place())
         assert self._target is not None
         return self._target
 
@@ -171,11 +156,14 @@ class Relay(Delivery):
             except OSError as exc:
                 if self._request.control:
                     raise self._services.no_daemon() from exc
+                if self._switch():
+                    continue
                 if self._revived:
-                    raise Fault(502, "engine_failed", "the engine does not listen.", source="engine") from exc
+                    self._faulty = True
+                    raise engine_failed("the engine does not listen") from exc
             self._revived = True
             assert self._entry is not None
-            self._claim(await self._services.ensure_ready(self._entry.name, target.replica))
+            self._move(await self._services.ensure_ready(self._entry.name, target.replica))
             self._outgoing = None
 
     async def _prepare(self, target: Target) -> bool:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
 
+from pierhead.config import TrafficSettings
 from pierhead.gateway.faults import Fault
+from pierhead.gateway.lanes import Lane
 from pierhead.gateway.link import Activity, Endpoint, Route, Snapshot
 from pierhead.gateway.upstream import Target
 
@@ -16,22 +18,16 @@ from pierhead.gateway.upstream import Target
 class Entry:
     """One route with its live targets."""
 
-    __slots__ = ("aliases", "card", "docker", "facts", "name", "targets")
+    __slots__ = ("aliases", "card", "docker", "facts", "lane", "name", "targets")
 
-    def __init__(self, route: Route, targets: tuple[Target, ...]) -> None:
+    def __init__(self, route: Route, targets: tuple[Target, ...], lane: Lane) -> None:
         self.name = route.name
         self.aliases = route.aliases
         self.targets = targets
+        self.lane = lane
         self.facts = _card(route)
         self.card = msgspec.json.encode(self.facts)
         self.docker = msgspec.json.encode(route.docker or {"id": route.name, "tags": [route.name]})
-
-    def choose(self) -> Target | None:
-        """The target with the fewest requests open; None when none runs."""
-        targets = self.targets
-        if len(targets) < 2:
-            return targets[0] if targets else None
-        return min(targets, key=lambda t: t.open)
 
 
 def _card(route: Route) -> dict[str, Any]:
@@ -47,7 +43,9 @@ def _folded(name: str) -> str:
 class RouteTable:
     """Holds what the last snapshot said; targets live on from one snapshot to the next."""
 
-    def __init__(self) -> None:
+    def __init__(self, traffic: Mapping[str, TrafficSettings] | None = None) -> None:
+        self._traffic = traffic or {}
+        self.lanes: dict[tuple[str, bool], Lane] = {}  # by name, apart for models and for what is only configured
         self.version = -1
         self.control: Target | None = None
         self.models = b'{"object":"list","data":[]}'
@@ -65,11 +63,9 @@ class RouteTable:
         self._targets = {}
         entries: dict[str, Entry] = {}
         destinations: dict[str, Entry] = {}
+        lanes: dict[tuple[str, bool], Lane] = {}
         for route in snapshot.routes:
-            for endpoint in route.endpoints:
-                target = before.pop(endpoint, None) or Target(endpoint)
-                self._targets.setdefault(endpoint, target)
-            entry = Entry(route, tuple(self._targets[e] for e in route.endpoints))
+            entry = self._entry(route, before, lanes)
             if route.plan is None:
                 destinations[route.name] = entry
             if not route.hidden:
@@ -79,6 +75,9 @@ class RouteTable:
         for target in before.values():
             target.retire()
             self._leaving.append(target)
+        for lane in self.lanes.values():
+            lane.update(())
+        self.lanes = lanes
         self._entries = entries
         self._destinations = destinations
         self._names = tuple(r.name for r in snapshot.routes if not r.hidden)
@@ -94,6 +93,20 @@ class RouteTable:
         self.version = snapshot.version
         for target in (*self._targets.values(), *self._leaving):
             target.changed = target.changed or bool(target.open)
+
+    def _entry(self, route: Route, before: dict[Endpoint, Target], lanes: dict[tuple[str, bool], Lane]) -> Entry:
+        """A route with the targets and the lane that it had."""
+        for endpoint in route.endpoints:
+            target = before.pop(endpoint, None) or Target(endpoint)
+            self._targets.setdefault(endpoint, target)
+        place = (route.name, route.plan is None)
+        lane = lanes[place] = self.lanes.pop(place, None) or self._lane(route.name)
+        targets = tuple(self._targets[e] for e in route.endpoints)
+        lane.update(targets)
+        return Entry(route, targets, lane)
+
+    def _lane(self, name: str) -> Lane:
+        return Lane(name, self._traffic.get(name) or self._traffic.get("*") or TrafficSettings())
 
     def find(self, name: str) -> Entry:
         """The entry for a name or alias; Fault 404 says which command brings the model."""

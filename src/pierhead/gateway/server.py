@@ -75,6 +75,7 @@ class Gateway:
             self._drained.set,
             self._log,
         )
+        self._services.progress = self._link.progress
 
         self._services.tell = self._link.say
 

@@ -43,7 +43,7 @@ class Services:
     ) -> None:
         self.settings = settings
         self.doorkeeper = doorkeeper
-        self.routes = RouteTable()
+        self.routes = RouteTable(settings.traffic)
         self.metrics = Metrics()
         self.lag = Lag(self.metrics)
         self.connections: set[ClientConnection] = set()
@@ -55,6 +55,7 @@ class Services:
         self.emptied = emptied
         self._ensure = ensure
         self.tell: Callable[[ToDaemon], None] = lambda message: None  # the composition sets it
+        self.progress: Callable[[str], str] = lambda model: ""  # how the start of a model gets on
         self.sinks: list[Callable[[Outcome], None]] = []
         self._access_log = access_log
         self._id_prefix = f"req_{os.urandom(6).hex()}".encode()

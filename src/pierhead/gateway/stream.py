@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from pierhead.gateway.dialects.base import Translation
 from pierhead.gateway.metrics import ModelStats
@@ -20,7 +21,7 @@ class Stream:
     stream passes as it is.
     """
 
-    __slots__ = ("_events", "_last", "_started", "_stats", "_strip", "_tail", "_translation", "first")
+    __slots__ = ("_events", "_last", "_started", "_stats", "_strip", "_tail", "_translation", "begun", "first")
 
     def __init__(
         self, stats: ModelStats | None, started: float, *, sse: bool, strip: bool, translation: Translation | None
@@ -33,6 +34,7 @@ class Stream:
         self._last = 0.0
         self._tail = b""
         self.first = 0.0
+        self.begun: Callable[[], None] | None = None  # called at the first event
 
     @property
     def can_say_why(self) -> bool:
@@ -68,6 +70,8 @@ class Stream:
         else:
             self.first = now
             stats.ttft.observe(now - self._started)
+            if self.begun is not None:
+                self.begun()
         self._last = now
         self._tail = piece if len(piece) > 512 else (self._tail + piece)[-_TAIL:]
 

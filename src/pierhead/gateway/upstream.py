@@ -7,12 +7,16 @@ import socket
 import time
 from collections import deque
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 from pierhead.gateway.faults import REASONS
 from pierhead.gateway.link import Endpoint
 from pierhead.gateway.wire import HEAD_END, HOP_BY_HOP, BadMessage, ChunkedDecoder, Head, parse_response
+from pierhead.routing.health import Health
 from pierhead.sockets import open_unix, tcp_address
+
+if TYPE_CHECKING:
+    from pierhead.gateway.lanes import Lane
 
 WHOLE = 65536  # a body up to this size is handed over in one piece
 _MAX_HEAD = 65536
@@ -73,6 +77,9 @@ class Target:
         self.slots = endpoint.slots
         self.context = endpoint.context
         self.model = endpoint.model
+        self.busy = 0  # slots in use
+        self.lanes: set[Lane] = set()
+        self.health = Health()
         self.open = 0
         self.finished = 0
         self.failed = 0

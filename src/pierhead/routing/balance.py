@@ -40,11 +40,12 @@ class Job:
 class Policy(Protocol):
     """Chooses among replicas; times are monotonic seconds.
 
-    ``choose`` decides and records nothing; every job that is sent is told by ``dispatch``, whoever chose its replica.
-    ``first_token`` may be left out or repeated; ``done`` comes once, also for a job that failed.
+    ``blocks`` is how many a replica's cache holds (0: not known). ``choose`` decides and records nothing; every job
+    that is sent is told by ``dispatch``, whoever chose its replica. ``first_token`` may be left out or repeated;
+    ``done`` comes once, also for a job that failed.
     """
 
-    def add(self, replica: str) -> None: ...
+    def add(self, replica: str, blocks: int = 0) -> None: ...
     def remove(self, replica: str) -> None: ...
     def choose(self, job: Job, among: Sequence[str], now: float) -> str: ...
     def dispatch(self, job: Job, replica: str, now: float) -> None: ...
@@ -104,7 +105,7 @@ class _Counting:
     def __init__(self) -> None:
         self.loads: dict[str, Load] = {}
 
-    def add(self, replica: str) -> None:
+    def add(self, replica: str, blocks: int = 0) -> None:
         """A newcomer is taken for a replica that was given as much, and reads as fast, as the others on average."""
         if replica not in self.loads:
             n = len(self.loads)
@@ -188,16 +189,16 @@ class PowerOfTwo(_Counting):
 class CacheAware(_Counting):
     """The replica that will have read the prompt first: tokens it has not cached, and tokens queued there.
 
-    ``capacity`` is how many blocks a replica's cache is taken to hold.
+    ``capacity`` is how many blocks a replica's cache is taken to hold where that is not known.
     """
 
     def __init__(self, capacity: int = 8192) -> None:
         super().__init__()
         self.index = PrefixIndex(capacity)
 
-    def add(self, replica: str) -> None:
-        super().add(replica)
-        self.index.add(replica)
+    def add(self, replica: str, blocks: int = 0) -> None:
+        super().add(replica, blocks)
+        self.index.add(replica, blocks)
 
     def remove(self, replica: str) -> None:
         super().remove(replica)

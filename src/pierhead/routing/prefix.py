@@ -31,18 +31,19 @@ def chain_of(prompt: bytes, start: int, block: int = BLOCK, most: int = MOST) ->
 
 
 class PrefixIndex:
-    """The blocks that each replica probably holds, at most ``capacity`` for one replica.
+    """The blocks that each replica probably holds, at most ``capacity`` for one replica if nothing else is told of it.
 
     A look-up costs one step for each block of the prompt and one for each replica, not their product: a block knows
     its replicas as the bits of one number. The end of a prompt is forgotten before its beginning, as engines do.
     """
 
-    __slots__ = ("_bits", "_capacity", "_everyone", "_free", "_held", "_holders", "_next")
+    __slots__ = ("_bits", "_capacities", "_capacity", "_everyone", "_free", "_held", "_holders", "_next")
 
     def __init__(self, capacity: int) -> None:
         self._capacity = max(1, capacity)
         self._holders: dict[int, int] = {}  # block → bits of the replicas that hold it
         self._bits: dict[str, int] = {}
+        self._capacities: dict[str, int] = {}
         self._held: dict[str, OrderedDict[int, None]] = {}
         self._free: list[int] = []
         self._next = 1
@@ -52,10 +53,11 @@ class PrefixIndex:
         """How many different blocks are known."""
         return len(self._holders)
 
-    def add(self, replica: str) -> None:
-        """A replica with an empty cache."""
+    def add(self, replica: str, capacity: int = 0) -> None:
+        """A replica with an empty cache of ``capacity`` blocks (0: the index's own)."""
         if replica in self._bits:
             return
+        self._capacities[replica] = capacity or self._capacity
         if self._free:
             bit = self._free.pop()
         else:
@@ -69,6 +71,7 @@ class PrefixIndex:
         bit = self._bits.pop(replica, 0)
         if not bit:
             return
+        del self._capacities[replica]
         for block in self._held.pop(replica):
             self._drop(block, bit)
         self._everyone &= ~bit
@@ -125,7 +128,8 @@ class PrefixIndex:
             else:
                 held[block] = None
                 holders[block] = holders.get(block, 0) | bit
-        while len(held) > self._capacity:
+        capacity = self._capacities[replica]
+        while len(held) > capacity:
             self._drop(held.popitem(last=False)[0], bit)
 
     def _drop(self, block: int, bit: int) -> None:

@@ -11,16 +11,14 @@ _WEIGHT = 0.1  # of the newest measurement in a moving average
 
 
 class Waiting:
-    """One request in the queue; ``cost`` is in tokens, times are monotonic seconds, ``item`` is whatever waits."""
+    """One request in the queue, subclassed for what waits; ``cost`` is in tokens, ``deadline`` in monotonic seconds."""
 
-    __slots__ = ("cost", "deadline", "item", "key", "order", "priority", "queued", "since", "start")
+    __slots__ = ("cost", "deadline", "key", "order", "priority", "queued", "start")
 
-    def __init__(self, item: object, key: str, cost: int, priority: int, since: float, deadline: float) -> None:
-        self.item = item
+    def __init__(self, key: str, cost: int, priority: int, deadline: float) -> None:
         self.key = key
         self.cost = max(1, cost)
         self.priority = priority
-        self.since = since
         self.deadline = deadline
         self.start = 0.0
         self.order = 0
