@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from pierhead.gateway import link
+from pierhead.gateway.incoming import Incoming
 
 GOOD = b'{"model":"m"}'
 
@@ -252,3 +253,35 @@ async def test_a_thousand_clients_at_once_connect_though_the_gateway_is_busy(gat
     for writer in writers:
         writer.close()
     assert len(writers) == 1000
+
+
+async def test_a_body_in_the_smallest_chunks_leaves_turns_to_others_and_arrives(served, http):
+    text = b"x" * 200_000
+    body = b'{"model":"m","text":"%b"}' % text
+    raw = post("Transfer-Encoding: chunked\r\n") + b"".join(b"1\r\n%c\r\n" % byte for byte in body) + b"0\r\n\r\n"
+    wire, other = await served.wire(unix=True), await served.wire(unix=True)
+    sending = asyncio.create_task(wire.send(raw))
+    answered = 0
+    answer = asyncio.create_task(wire.answer())
+    while not answer.done():
+        await other.send(http("GET", "/health"))
+        assert (await other.answer()).status == 200
+        answered += 1
+    await sending
+    assert (await answer).json()["size"] == len(body)
+    assert answered > 30  # 1.2 MB: five reads
+
+
+def test_a_body_in_single_bytes_takes_no_more_memory_than_it_has():
+    whole = Incoming(None, limit=10**6, max_trailer=100, skeleton=False)
+    rest = b"".join(b"2\r\nab\r\n" for _ in range(100_000)) + b"0\r\n\r\nnext"
+    while not whole.done:
+        rest = whole.feed(rest)
+    assert rest == b"next"
+    assert b"".join(whole.pieces) == b"ab" * 100_000
+    assert len(whole.pieces) == 4
+    drops = Incoming(100_000, limit=10**6, max_trailer=100, skeleton=False)
+    for _ in range(100_000):
+        assert drops.feed(b"x") == b""
+    assert drops.done
+    assert [len(p) for p in drops.pieces] == [65536, 34464]

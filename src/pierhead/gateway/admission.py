@@ -231,7 +231,8 @@ def _forward(head: Head, target: bytes) -> bytes:
     """The head as the engine sees it: no keys, no cookies, no hop-by-hop headers; framing and id come later."""
     lines = [b"%b %b HTTP/1.1\r\nhost: localhost\r\n" % (head.method.encode(), target)]
     for name, value in head.headers:
-        if name not in _PRIVATE and name not in head.dropped:
+        # Some servers take Content_Length for Content-Length: what is kept back is kept back in this spelling too.
+        if name.replace(b"_", b"-") not in _PRIVATE and name not in head.dropped:
             lines.append(name + b": " + value + b"\r\n")
     return b"".join(lines)
 

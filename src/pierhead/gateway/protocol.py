@@ -189,7 +189,7 @@ class ClientConnection(asyncio.Protocol):
             self._pumping = False
         if self._state >= BUSY:
             return
-        if self._reading_paused and len(self._buffer) <= _BACKLOG:
+        if self._reading_paused and len(self._buffer) <= (0 if self._state == BODY else _BACKLOG):
             self._reading_paused = False
             self._transport.resume_reading()
         if self._eof and not self.writing_paused:
@@ -285,7 +285,17 @@ class ClientConnection(asyncio.Protocol):
         if incoming.done:
             self._incoming = None
             self._dispatch(request, incoming.pieces, incoming.skeleton)
+        elif incoming.paused:
+            self._wait_a_turn()
+            return False
         return True
+
+    def _wait_a_turn(self) -> None:
+        """Go on with the buffer after others had their turn, and take in nothing more until it is done."""
+        if not self._reading_paused:
+            self._reading_paused = True
+            self._transport.pause_reading()
+        asyncio.get_running_loop().call_soon(self._pump)
 
     def _dispatch(self, request: Admitted, body: list[bytes], skeleton: Skeleton | None) -> None:
         request_id = request.request_id or self._services.new_id()

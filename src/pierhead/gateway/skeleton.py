@@ -2,8 +2,24 @@
 
 from __future__ import annotations
 
+import re
+
 INLINE = 65536  # bodies up to this size are decoded where they arrive
 _KEEP = 4096  # a string longer than this cannot be a model name
+# All that can be copied at a stroke: what is outside of strings, and whole short strings with few escapes.
+_PLAIN = re.compile(rb'(?:[^"]*+"[^"\\]{0,2048}+(?:\\.[^"\\]{0,256}+){0,8}+")*+[^"]*+', re.DOTALL)
+_INSIDE = re.compile(rb"[^\"\\]*+(?:\\.[^\"\\]*+)*+", re.DOTALL)
+
+
+def _end(data: bytes, pos: int) -> int:
+    """Where the string ends that ``pos`` is in: at its quote, at a last byte that is a backslash, or after it."""
+    quote = data.find(b'"', pos)
+    stop = len(data) if quote < 0 else quote
+    escape = data.find(b"\\", pos, stop)
+    if escape < 0:  # as in an image
+        return stop
+    match = _INSIDE.match(data, escape)
+    return match.end() if match is not None else escape
 
 
 class Skeleton:
@@ -26,40 +42,34 @@ class Skeleton:
         """Take the next piece (best kept under 256 KiB)."""
         pos, end = 0, len(data)
         while pos < end:
-            if not self._inside:
-                cut = data.find(b'"', pos)
-                if cut < 0:
-                    self._out.append(data[pos:])
-                    return
-                self._out.append(data[pos : cut + 1])
-                pos, self._inside, self._length = cut + 1, True, 0
+            if self._inside:
+                pos = self._rest_of_string(data, pos)
                 continue
-            stop = self._string_end(data, pos)
-            self._keep(data[pos : end if stop < 0 else stop])
-            if stop < 0:
-                return
-            self._out.extend(self._string)
-            self._out.append(b'"')
-            self._string.clear()
-            pos, self._inside = stop + 1, False
+            match = _PLAIN.match(data, pos)
+            stop = match.end() if match is not None else pos
+            if stop < end:  # a string that is long, full of escapes, or ends in a later piece
+                self._inside, self._length = True, 0
+                stop += 1
+            self._out.append(data[pos:stop])
+            pos = stop
 
-    def _string_end(self, data: bytes, pos: int) -> int:
-        """Index of the quote that ends the string, or -1; remembers a trailing backslash for the next piece."""
+    def _rest_of_string(self, data: bytes, pos: int) -> int:
+        """Read on inside a string; where to go on. Remembers a backslash at the end for the next piece."""
+        start = pos
         if self._escaped:
             pos += 1
             self._escaped = False
-        while True:
-            cut = data.find(b'"', pos)
-            before = cut if cut >= 0 else len(data)
-            odd = 0
-            if before > pos and data[before - 1] == 0x5C:
-                odd = (before - pos - len(data[pos:before].rstrip(b"\\"))) & 1
-            if cut < 0:
-                self._escaped = bool(odd)
-                return -1
-            if not odd:
-                return cut
-            pos = cut + 1
+        stop = _end(data, pos)
+        if stop >= len(data) or data[stop] != 0x22:  # 0x22 is the quote; else a backslash that is the last byte
+            self._escaped = stop < len(data)
+            self._keep(data[start:])
+            return len(data)
+        self._keep(data[start:stop])
+        self._out.extend(self._string)
+        self._out.append(b'"')
+        self._string.clear()
+        self._inside = False
+        return stop + 1
 
     def _keep(self, text: bytes) -> None:
         self._length += len(text)

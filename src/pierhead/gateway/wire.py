@@ -99,6 +99,8 @@ def parse_request(raw: bytes) -> Head:
     """Parse one request head that ends in an empty line; BadMessage when it breaks a rule of RFC 9112."""
     if b"\n " in raw or b"\n\t" in raw:
         raise BadMessage("folded header lines are obsolete and refused")
+    if raw.count(b" ", 0, raw.find(b"\r")) != 2:
+        raise BadMessage("the request line must be 'METHOD TARGET HTTP/1.1', with single spaces")
     collector = _Collector()
     parser = httptools.HttpRequestParser(collector)
     try:
@@ -159,24 +161,29 @@ def parse_response(raw: bytes) -> Head:
 
 
 class ChunkedDecoder:
-    """Strict chunked decoding: CRLF only, bounded lines and trailers; extensions and trailers are dropped."""
+    """Strict chunked decoding: CRLF only, bounded lines and trailers; extensions and trailers are dropped.
 
-    __slots__ = ("_left", "_line", "_state", "_trailer", "done", "max_trailer", "rest")
+    With ``lines`` it reads so many lines at a time: then ``paused`` is set and ``rest`` is to be fed again.
+    """
 
-    def __init__(self, max_trailer: int = 16384) -> None:
+    __slots__ = ("_left", "_line", "_lines", "_state", "_trailer", "done", "max_trailer", "paused", "rest")
+
+    def __init__(self, max_trailer: int = 16384, lines: int = 1 << 60) -> None:
+        self._lines = lines
         self._state = 0  # 0 size line, 1 data, 2 CRLF after data, 3 trailers
         self._left = 0
         self._line = b""
         self._trailer = 0
         self.max_trailer = max_trailer
         self.done = False
+        self.paused = False
         self.rest = b""
 
     def feed(self, data: bytes) -> list[bytes]:
         """The decoded pieces of ``data``; after the last chunk ``done`` is set and ``rest`` is what follows."""
         out: list[bytes] = []
-        pos, end = 0, len(data)
-        while pos < end and not self.done:
+        pos, end, lines = 0, len(data), self._lines
+        while pos < end and not self.done and lines > 0:
             if self._state == 1:
                 piece = data[pos : pos + self._left]
                 out.append(piece)
@@ -194,9 +201,10 @@ class ChunkedDecoder:
                 break
             self._line = b""
             pos = cut + 1
+            lines -= 1
             self._take_line(line)
-        if self.done:
-            self.rest = data[pos:]
+        self.paused = not self.done and lines <= 0
+        self.rest = data[pos:] if self.done or self.paused else b""
         return out
 
     def _take_line(self, line: bytes) -> None:
