@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import socket
+import ssl
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -15,6 +16,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import trustme
 
 from pierhead.config import GatewaySettings
 from pierhead.gateway import link
@@ -111,6 +113,38 @@ class Engine:
         finally:
             self._tasks.discard(task)
             writer.transport.abort()
+
+
+class Provider(Engine):
+    """The same as a provider: over TCP on loopback, with TLS when ``ca`` gave it a certificate."""
+
+    def __init__(self, folder: Path, handler: Handler, ca: trustme.CA | None, host: str = "localhost") -> None:
+        super().__init__(folder / "provider", handler)
+        self._pem = str(folder / "authority.pem")
+        self.port = 0
+        self._ssl = None
+        self._host = host
+        if ca is not None:
+            self._ssl = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            ca.issue_cert(host).configure_cert(self._ssl)
+            ca.cert_pem.write_to_path(self._pem)
+
+    async def start(self) -> None:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=1 << 26, ssl=self._ssl)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    def remote(self, **changes: Any) -> link.Remote:
+        facts: dict[str, Any] = {"provider": "p", "host": "localhost", "port": self.port, "tls": self._ssl is not None}
+        facts |= {"ca_file": self._pem if self._ssl is not None else ""}
+        facts["credential"] = link.Credential("authorization", "Bearer sk-of-the-provider")
+        return link.Remote(**facts | changes)
+
+    def route(self, name: str = "m", serves: tuple[str, ...] = ("chat",), **changes: Any) -> link.Route:
+        """A route that leads to it; the provider calls the model ``theirs``."""
+        remote = self.remote(**changes)
+        socket = f"https://{remote.host}:{remote.port}"
+        endpoint = link.Endpoint(f"p/{name}", socket, serves=serves, model="theirs", remote=remote)
+        return link.Route(name=name, endpoints=(endpoint,))
 
 
 class Answer:
@@ -348,6 +382,30 @@ async def new_engine(folder: Path) -> AsyncIterator[Callable[..., Awaitable[Engi
     yield start
     for engine in engines:
         await engine.stop()
+
+
+@pytest.fixture
+def authority() -> trustme.CA:
+    """Whom a test's providers have their certificates of."""
+    return trustme.CA()
+
+
+@pytest.fixture
+async def new_provider(folder: Path, authority: trustme.CA) -> AsyncIterator[Callable[..., Awaitable[Provider]]]:
+    """Start scripted providers."""
+    providers: list[Provider] = []
+
+    async def start(handler: Handler, *, tls: bool = True, host: str = "localhost") -> Provider:
+        sub = folder / f"p{len(providers)}"
+        sub.mkdir()
+        provider = Provider(sub, handler, authority if tls else None, host)
+        await provider.start()
+        providers.append(provider)
+        return provider
+
+    yield start
+    for provider in providers:
+        await provider.stop()
 
 
 @pytest.fixture

@@ -78,7 +78,7 @@ class Delivery:
         if status >= 400 and not self._request.control:
             if not self._elsewhere(status):
                 self._faulty = status >= 500
-                self._fail(from_engine(status, body))
+                self._fail(self._refusal(answer, body))
             return
         assert made is not None
         if answer.sse and (made.translation is not None or made.strip or self.early):
@@ -96,6 +96,12 @@ class Delivery:
             self._bodiless(answer)
             return
         self._whole(answer.prefix, completed(body) if body.startswith(BARE) else body)
+
+    def _refusal(self, answer: Answer, body: bytes) -> Fault:
+        """An engine's or a provider's error in the one envelope."""
+        outside = self._target.outside if self._target is not None else None
+        status = answer.head.status
+        return from_engine(status, body) if outside is None else outside.fault(status, body, answer.head)
 
     def _translated(self, translation: Translation, body: bytes) -> None:
         try:

@@ -1,4 +1,4 @@
-"""The error envelope of the OpenAI API, which also says whether gateway or engine failed; sends nothing."""
+"""The error envelope of the OpenAI API, which also says whether gateway, engine or provider failed; sends nothing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import msgspec
 
 from pierhead.gateway.operations import Dialect
 
-Source = Literal["gateway", "engine"]
+Source = Literal["gateway", "engine", "provider"]
 OVERLOADED = 529  # Anthropic's status where others say 503
 REASONS = {int(s): s.phrase.encode() for s in HTTPStatus} | {OVERLOADED: b"Overloaded"}
 _ANTHROPIC = {

@@ -64,5 +64,5 @@ async def fetch(target: Target, head: bytes, body: bytes = b"", *, limit: int = 
     except OSError as exc:
         raise Fault(502, "engine_failed", "the engine does not listen.", source="engine") from exc
     if whole.status != 200:
-        raise from_engine(whole.status, found)
+        raise from_engine(whole.status, found) if target.outside is None else target.outside.fault(whole.status, found)
     return found

@@ -55,6 +55,8 @@ def native(request: Admitted, ask: Ask, body: list[bytes], target: Target, cap: 
     strip = passthrough.wants_usage(operation.name, ask)
     if strip or cap or target.model:
         body = passthrough.apply(body, *passthrough.changes(operation.name, ask, target.model, cap))
+    if target.outside is not None:
+        return Outgoing(target.outside.head(operation, request.forward), body, strip)
     if body and MARK in body[0]:
         body = [adapt(body[0], target.call_prefix)]
     return Outgoing(request.forward, body, strip)
@@ -71,14 +73,16 @@ async def make(services: Services, given: Given, target: Target) -> Outgoing | R
         assert made is not None
         return made
     front, changed = passthrough.changes(operation.name, given.ask, target.model, given.cap)
-    chooses = MARK in (given.skeleton if given.skeleton is not None else body[0])
+    outside = target.outside
+    chooses = outside is None and MARK in (given.skeleton if given.skeleton is not None else body[0])
     if changed:
         body = await asyncio.to_thread(passthrough.apply, body, front, changed)
     elif front:
         body = passthrough.apply(body, front, {})
     if chooses:
         body = [await asyncio.to_thread(adapt, b"".join(body), target.call_prefix)]
-    return Outgoing(given.request.forward, body, passthrough.wants_usage(operation.name, given.ask))
+    head = given.request.forward if outside is None else outside.head(operation, given.request.forward)
+    return Outgoing(head, body, passthrough.wants_usage(operation.name, given.ask))
 
 
 async def early(services: Services, given: Given) -> Reply | None:
@@ -110,14 +114,12 @@ async def _translated(services: Services, given: Given, target: Target) -> Outgo
     translation, last, spent = await translate.prepare(services, given.request, facts, target, given.body)
     if isinstance(last, Reply):
         return last._replace(spent=spent)
-    path = translate.path(last.operation)
-    head = b"POST %b HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n" % path
     body = await asyncio.to_thread(_as_wanted, last.body, target)
-    return Outgoing(head, body, translation=translation, spent=spent)
+    return Outgoing(translate.head(target, last.operation), body, translation=translation, spent=spent)
 
 
 def _as_wanted(body: bytes, target: Target) -> list[bytes]:
     """A translated request in the words of its engine: its own name of the model, its way to require a call."""
-    if MARK in body:
+    if MARK in body and target.outside is None:
         body = adapt(body, target.call_prefix)
     return passthrough.apply([body], b"", {"model": target.model}) if target.model else [body]

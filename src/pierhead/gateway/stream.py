@@ -12,6 +12,7 @@ from pierhead.gateway.usage import NOTHING, Usage, tokens
 
 _TAIL = 4096
 _NO_CHOICE = b'"choices":[]'
+_NO_CHOICE_SPACED = b'"choices": []'
 
 
 class Stream:
@@ -56,7 +57,7 @@ class Stream:
             self._observe(piece)
         if self._translation is not None:
             return self._translation.events(piece)
-        if self._strip and _NO_CHOICE in piece:
+        if self._strip and (_NO_CHOICE in piece or _NO_CHOICE_SPACED in piece):
             return _without_usage(piece)
         return piece
 
@@ -96,5 +97,9 @@ class Stream:
 
 def _without_usage(piece: bytes) -> bytes:
     """``piece`` without events that carry nothing but the usage."""
-    kept = [e for e in piece.split(b"\n\n") if not (_NO_CHOICE in e and b'"usage":{' in e)]
-    return b"\n\n".join(kept)
+    return b"\n\n".join(e for e in piece.split(b"\n\n") if not _only_usage(e))
+
+
+def _only_usage(event: bytes) -> bool:
+    chooses = _NO_CHOICE not in event and _NO_CHOICE_SPACED not in event
+    return not chooses and (b'"usage":{' in event or b'"usage": {' in event)

@@ -63,9 +63,12 @@ def _route(facts: Facts) -> str:
     return str(facts.card.get("id") or facts.model)
 
 
-def path(operation: str) -> bytes:
-    """Where an engine answers an operation."""
-    return OPERATIONS[operation].path.encode()
+def head(target: Target, operation: str, method: bytes = b"POST") -> bytes:
+    """The head of a request of the gateway's own, without its end."""
+    if target.outside is not None:
+        return target.outside.head(OPERATIONS[operation])
+    path = OPERATIONS[operation].path.encode()
+    return b"%b %b HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n" % (method, path)
 
 
 def headers(forward: bytes) -> dict[str, str]:
@@ -132,5 +135,4 @@ def _next(steps: Steps, result: bytes | Fault | None) -> Call | Load | Keep:
 
 async def _call(target: Target, call: Call) -> bytes:
     method = b"POST" if call.body else b"GET"
-    head = b"%b %b HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n" % (method, path(call.operation))
-    return await fetch(target, head, call.body, limit=_CALL_MAX, timeout=_CALL_TIMEOUT)
+    return await fetch(target, head(target, call.operation, method), call.body, limit=_CALL_MAX, timeout=_CALL_TIMEOUT)

@@ -1,4 +1,4 @@
-"""Connections to one engine's unix socket: the pool, the response framing and its watchful reading."""
+"""Connections to one engine's unix socket, or to a provider: the pool, the framing and its watchful reading."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 from pierhead.gateway.faults import REASONS
 from pierhead.gateway.link import Endpoint
+from pierhead.gateway.remote import Outside, answer_header, answer_status
 from pierhead.gateway.wire import HEAD_END, HOP_BY_HOP, BadMessage, ChunkedDecoder, Head, parse_response
 from pierhead.routing.health import Health
 from pierhead.sockets import open_unix, tcp_address
@@ -47,8 +48,10 @@ class Receiver(Protocol):
     def on_lost(self, reason: str, pristine: bool) -> None: ...
 
 
-def _answer(raw: bytes) -> Answer:
+def _answer(raw: bytes, outside: bool) -> Answer:
     head = parse_response(raw)
+    if outside:
+        answer_status(head.status)
     lines = [b"HTTP/1.1 %d %s\r\n" % (head.status, REASONS.get(head.status, b"Unknown"))]
     idle, polite, sse = _IDLE_SECONDS, False, False
     for name, value in head.headers:
@@ -61,6 +64,8 @@ def _answer(raw: bytes) -> Answer:
             sse = value.lower().startswith(b"text/event-stream")
         elif name == b"content-encoding" and value.lower() != b"identity":
             sse = False
+        if outside and not answer_header(name, value):
+            continue
         if name not in _DROPPED and name not in head.dropped and not name.startswith(b"access-control-"):
             lines.append(name + b": " + value + b"\r\n")
     return Answer(head, b"".join(lines), sse, idle, polite)
@@ -80,6 +85,8 @@ class Target:
         self.busy = 0  # slots in use
         self.lanes: set[Lane] = set()
         self.health = Health()
+        self.who = f"the provider '{endpoint.remote.provider}'" if endpoint.remote is not None else "the engine"
+        self.outside = Outside(endpoint.remote) if endpoint.remote is not None else None
         self.open = 0
         self.finished = 0
         self.failed = 0
@@ -100,7 +107,12 @@ class Target:
         return None
 
     async def connect(self, timeout: float = 10.0) -> UpstreamConnection:
-        """A new connection; OSError when the engine does not listen, BlockingIOError when it stays too busy."""
+        """A new connection; OSError when the engine does not listen, BlockingIOError when it stays too busy.
+
+        Fault when a provider cannot be reached.
+        """
+        if self.outside is not None:
+            return await self.outside.connect(lambda: UpstreamConnection(self))
         loop = asyncio.get_running_loop()
         place = tcp_address(self.path)
         if place is not None:
@@ -241,7 +253,7 @@ class UpstreamConnection(asyncio.Protocol):
             receiver.on_end()
         else:
             pristine = self._answer is None and not self._buffer and not self._interim
-            receiver.on_lost("the engine closed the connection before its answer was complete", pristine)
+            receiver.on_lost(f"{self.target.who} closed the connection before its answer was complete", pristine)
 
     def data_received(self, data: bytes) -> None:
         if self._receiver is None:
@@ -255,7 +267,7 @@ class UpstreamConnection(asyncio.Protocol):
         except BadMessage as exc:
             receiver = self._receiver
             self.close()
-            receiver.on_lost(f"the engine's answer is malformed: {exc.reason}", False)
+            receiver.on_lost(f"{self.target.who} gave a malformed answer: {exc.reason}", False)
 
     def _take_head(self, data: bytes) -> None:
         if self._buffer:
@@ -271,7 +283,7 @@ class UpstreamConnection(asyncio.Protocol):
             if raw == self._memo_raw and self._memo is not None:
                 answer = self._memo
             else:
-                answer = self._memo = _answer(raw)
+                answer = self._memo = _answer(raw, self.target.outside is not None)
                 self._memo_raw = raw
             if answer.head.status >= 200:
                 break
