@@ -20,6 +20,7 @@ from pierhead.gateway.admission import Doorkeeper, host_of
 from pierhead.gateway.link import Hello, Report, Snapshot
 from pierhead.gateway.listeners import BACKLOG, Listening, bind_tcp, bind_unix, check_exposure, doors, inherit
 from pierhead.gateway.local import Locals
+from pierhead.gateway.probes import probe
 from pierhead.gateway.protocol import ClientConnection
 from pierhead.gateway.services import Services
 
@@ -127,10 +128,11 @@ class Gateway:
         gc.freeze()
         link = loop.create_task(self._link.serve(self._admin.sock))
         sweep = loop.create_task(self._sweep())
+        probing = loop.create_task(probe(services.routes))
         try:
             await self._drained.wait()
         finally:
-            for task in (sweep, link):
+            for task in (probing, sweep, link):
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await task

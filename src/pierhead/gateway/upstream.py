@@ -87,6 +87,7 @@ class Target:
         self.health = Health()
         self.who = f"the provider '{endpoint.remote.provider}'" if endpoint.remote is not None else "the engine"
         self.outside = Outside(endpoint.remote) if endpoint.remote is not None else None
+        self.next_probe = 0.0
         self.open = 0
         self.finished = 0
         self.failed = 0
