@@ -60,6 +60,7 @@ class GatewaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     request_timeout: float = 3600.0
     start_timeout: float = 600.0
     max_connections: int = 10000
+    answer_tokens: int = 4096  # the most of an answer that says no limit, for keys with tokens or money to count
     access_log: bool = False
     traffic: dict[str, TrafficSettings] = {}
 

@@ -26,9 +26,21 @@ class Ask(msgspec.Struct):
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
     max_output_tokens: int | None = None
+    n_predict: int | None = None  # llama.cpp's word for it
     n: int | None = None
+    n_cmpl: int | None = None  # and for this
+    best_of: int | None = None
     user: str | None = None
     stream_options: StreamOptions | None = None
+    prompt: msgspec.Raw = msgspec.Raw()
+    options: msgspec.Raw = msgspec.Raw()  # Ollama's
+
+    @property
+    def bound(self) -> int | None:
+        """The most that any of these members lets one answer have; None for no bound."""
+        given = (self.max_completion_tokens, self.max_tokens, self.max_output_tokens, self.n_predict)
+        values = [value for value in given if value is not None]
+        return max(values) if values and min(values) >= 0 else None
 
     @property
     def limit(self) -> int | None:

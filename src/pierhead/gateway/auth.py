@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import hmac
 import time
-from collections.abc import Callable
 
+from pierhead.gateway.budgets import Budgets
 from pierhead.gateway.faults import Fault
 from pierhead.gateway.holder import Holder
 from pierhead.gateway.link import Key
@@ -25,7 +25,7 @@ class Keys:
         keys: tuple[Key, ...] = (),
         pepper: str = "",
         before: Keys | None = None,
-        make: Callable[[Key], Holder] = Holder,
+        room: Budgets | None = None,
     ) -> None:
         self._pepper = bytes.fromhex(pepper)
         self._holders: dict[str, Holder] = {}
@@ -34,7 +34,7 @@ class Keys:
         for key in keys:
             holder = old.get(key.id)
             if holder is None:
-                holder = make(key)
+                holder = Holder(key, room)
             else:
                 holder.update(key)
             self._holders[key.id] = holder

@@ -57,6 +57,7 @@ class Delivery:
     _chunked = False
     _pooled = False
     _retried = False
+    _asked = False  # whether an engine has begun to work for it
     _revived = False
 
     def __init__(
@@ -326,7 +327,7 @@ class Delivery:
             else:
                 stats.aborted += 1
         if self._hold is not None:
-            self._hold.settle(usage)
+            self._hold.settle(usage, self._asked and (self.status < 400 or self.status in (499, 504)))
             self._hold = None
             self._services.metrics.holds -= 1
         if target is not None:
@@ -385,6 +386,7 @@ class Delivery:
             peer=self._client.peer,
             method=request.method,
             path=request.path,
+            cost=self._services.room.cost(entry, self.usage),
         )
 
     # --- the client -----------------------------------------------------------------------------------------------

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import fnmatch
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pierhead.gateway.ask import Ask
+from pierhead.gateway.budgets import PATIENCE, Account, Budgets
 from pierhead.gateway.faults import Fault
-from pierhead.gateway.link import Key
+from pierhead.gateway.ledger import MemoryLedger
+from pierhead.gateway.limits import sized, told
+from pierhead.gateway.link import Key, Price
 from pierhead.gateway.operations import Operation
+from pierhead.gateway.plan import Plan, amount, answer_within, plan
+from pierhead.gateway.prices import cost
 from pierhead.gateway.usage import Usage
 
 if TYPE_CHECKING:
@@ -22,34 +28,87 @@ class Hold:
     """What one request has been granted; ``settle`` gives back what it did not use, exactly once.
 
     ``cap`` is the most tokens that its answer may have (0: no bound); the relay clamps or injects ``max_tokens``.
+    ``headers`` tell the client its limits.
     """
 
-    __slots__ = ("cap",)
+    __slots__ = ("_claims", "_holder", "_plan", "_taken", "cap", "headers")
 
-    def __init__(self, cap: int = 0) -> None:
-        self.cap = cap
+    def __init__(self, holder: Holder, granted: Plan | None) -> None:
+        self._holder = holder
+        self._plan = granted
+        self._claims: list[tuple[Account, int, int]] = []
+        self._taken = 0
+        self.cap = 0
+        self.headers = b""
 
-    def settle(self, usage: Usage) -> None:
-        """The request has ended, well or not."""
+    def settle(self, usage: Usage, asked: bool = True) -> None:
+        """The request has ended, well or not; unless an engine was ``asked`` and answered, it has cost nothing."""
+        holder, granted = self._holder, self._plan
+        holder.open -= 1
+        if granted is None:
+            return
+        if not asked:
+            tokens, spent = 0, None
+        elif usage.known:
+            tokens, spent = usage.prompt + usage.completion, usage
+            if usage.prompt > granted.prompt:
+                holder.room.learn(granted.model, granted.margin + usage.prompt - granted.prompt)
+        else:
+            tokens, spent = granted.tokens, granted.usage
+        if self._taken and holder.tokens is not None:
+            holder.tokens.level += self._taken - tokens
+        for account, epoch, reserved in self._claims:
+            account.settle(epoch, reserved, _spent(account.unit, tokens, spent, granted.price))
 
 
-_FREE = Hold()
+def _spent(unit: str, tokens: int, usage: Usage | None, price: Price | None) -> int:
+    """What a request has used of a budget."""
+    if usage is None:
+        return 0
+    if unit == "requests":
+        return 1
+    if unit == "tokens":
+        return tokens
+    return cost(price, usage) if price is not None else 0
 
 
 class Holder:
-    """One key."""
+    """One key; ``open`` are its requests under way."""
 
-    __slots__ = ("_verdicts", "grants", "id", "key")
+    __slots__ = (
+        "_counts",
+        "_free",
+        "_verdicts",
+        "accounts",
+        "grants",
+        "id",
+        "key",
+        "open",
+        "requests",
+        "room",
+        "tokens",
+    )
 
-    def __init__(self, key: Key) -> None:
+    def __init__(self, key: Key, room: Budgets | None = None) -> None:
         self.id = key.id
+        self.room = room if room is not None else Budgets(MemoryLedger())
+        self.open = 0
+        self.requests = self.tokens = None
         self.update(key)
 
     def update(self, key: Key) -> None:
         """Go on with what the key may do now."""
+        now = time.monotonic()
         self.key = key
-        self.grants = key.grants
+        self.grants = grants = key.grants
+        self.requests = sized(self.requests, grants.rpm, now)
+        self.tokens = sized(self.tokens, grants.tpm, now)
+        self.accounts = self.room.accounts(key.id, grants.budgets)
+        self._counts = bool(grants.tpm or self.accounts)
+        self._free = not (grants.rpm or grants.concurrent or self._counts)
         self._verdicts: dict[str, bool] = {}
+
+    # --- scopes ---------------------------------------------------------------------------------------------------
 
     def sees(self, model: str, aliases: Sequence[str] = ()) -> bool:
         """Whether the key's scopes cover a model, by any of its names."""
@@ -99,10 +158,112 @@ class Holder:
                 hint="GET /v1/models lists those that it may use.",
             )
 
-    def begin(self, ask: Ask, entry: Entry, size: int) -> Hold | None:
-        """Count a request of ``size`` body bytes in; Fault 429 or 402 beyond a limit; None: ``wait`` must decide."""
-        return _FREE
+    # --- limits and budgets ---------------------------------------------------------------------------------------
 
-    async def wait(self, ask: Ask, entry: Entry, size: int) -> Hold:
+    def begin(self, ask: Ask, entry: Entry, size: int, operation: Operation) -> Hold | None:
+        """Count a request of ``size`` body bytes in; Fault 429 or 402 beyond a limit; None: ``wait`` must decide."""
+        if self._free:
+            self.open += 1
+            return Hold(self, None)
+        planned = self._planned(ask, entry, size, operation)
+        self._check(planned)
+        if planned is not None and self.accounts:
+            now = time.time()
+            for account in self.accounts:
+                if account.available < amount(account.unit, planned, planned.answer) or not (
+                    account.since <= now < account.until
+                ):
+                    account.refuse(amount(account.unit, planned, planned.least))
+                    return None
+        return self._grant(planned, operation)
+
+    async def wait(self, ask: Ask, entry: Entry, size: int, operation: Operation) -> Hold:
         """The slow way of ``begin``: when a budget's slice is used up and the next one must be leased durably."""
-        return _FREE
+        planned = self._planned(ask, entry, size, operation)
+        assert planned is not None
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            short = False
+            for account in self.accounts:
+                least, most = (amount(account.unit, planned, tokens) for tokens in (planned.least, planned.answer))
+                short |= not await account.fill(least, most, deadline)
+            self._check(planned)
+            fits = min((answer_within(a.unit, planned, a.available) for a in self.accounts), default=planned.answer)
+            if fits >= planned.answer or (short and fits >= planned.least):
+                hold = self._grant(planned.clamped(fits), operation)
+                for account in self.accounts:
+                    if account.available > 0:
+                        account.wake(False)
+                return hold
+
+    def _planned(self, ask: Ask, entry: Entry, size: int, operation: Operation) -> Plan | None:
+        if not self._counts:
+            return None
+        priced = any(account.unit == "usd" for account in self.accounts)
+        price = self.room.prices.of(entry) if priced else None
+        if priced and price is None:
+            raise Fault(
+                402,
+                "unknown_price",
+                f"nobody has said what the model '{entry.name}' costs, and this API key's budget is in money.",
+                hint="Set its price in prices.toml (0 for a free one); `pier prices` shows where.",
+            )
+        planned = plan(self.room, ask, entry, size, operation, price)
+        bucket = self.tokens
+        if bucket is not None and planned.tokens > bucket.capacity:
+            planned = planned.clamped(bucket.capacity - planned.prompt)
+            if planned.answer < planned.least:
+                raise _limited(
+                    "tokens_per_minute",
+                    f"this request may take {planned.prompt + planned.least} tokens, and this API "
+                    f"key's limit is {bucket.capacity} a minute.",
+                    0,
+                )
+        return planned
+
+    def _check(self, planned: Plan | None) -> None:
+        """Fault 429 when a limit is reached; takes nothing yet."""
+        grants = self.grants
+        if grants.concurrent and self.open >= grants.concurrent:
+            raise _limited("too_many_requests", f"{self.open} requests of this API key are under way, its limit.", 1)
+        now = time.monotonic()
+        requests, tokens = self.requests, self.tokens
+        if requests is not None and requests.refill(now) < 1:
+            raise _limited(
+                "requests_per_minute",
+                f"this API key may make {requests.capacity} requests a minute.",
+                requests.wait(1),
+            )
+        if tokens is not None and planned is not None and tokens.refill(now) < planned.tokens:
+            raise _limited(
+                "tokens_per_minute",
+                f"this API key may use {tokens.capacity} tokens a minute.",
+                tokens.wait(planned.tokens),
+            )
+
+    def _grant(self, planned: Plan | None, operation: Operation) -> Hold:
+        hold = Hold(self, planned)
+        self.open += 1
+        requests = self.requests
+        if requests is not None:
+            requests.level -= 1
+        if planned is not None:
+            hold.cap = planned.cap
+            if self.tokens is not None:
+                hold._taken = planned.tokens  # pyright: ignore[reportPrivateUsage]
+                self.tokens.level -= planned.tokens
+            if self.accounts:
+                answer = planned.answer
+                hold._claims = [  # pyright: ignore[reportPrivateUsage]
+                    a.reserve(amount(a.unit, planned, answer)) for a in self.accounts
+                ]
+        if requests is not None or self.tokens is not None:
+            hold.headers = told(requests, self.tokens, operation.dialect)
+        return hold
+
+
+def _limited(code: str, message: str, wait: int) -> Fault:
+    headers = ((b"retry-after", b"%d" % wait),) if wait else ()
+    return Fault(
+        429, code, message, hint=f"Try again in {wait} s." if wait else "Ask for less at once.", headers=headers
+    )

@@ -32,3 +32,4 @@ class Outcome(msgspec.Struct, kw_only=True):
     peer: str = ""
     method: str = ""
     path: str = ""
+    cost: int = 0  # in millionths of a US dollar, where a price is known

@@ -35,22 +35,19 @@ def changes(operation: str, ask: Ask, model: str, cap: int) -> tuple[bytes, dict
             front = _USAGE
         else:
             changed["stream_options"] = {"include_usage": True}
-    if cap:
+    if cap and operation in _BOUNDED:
+        given = {name: value for name in _LIMITS if (value := getattr(ask, name)) is not None}
         name = _limit(operation, ask)
-        limit = ask.limit
-        if limit is None or limit < 0:
-            if limit is None and getattr(ask, name) is None:
-                front += b'"%b":%d,' % (name.encode(), cap)
-            else:
-                changed[name] = cap
-        elif limit > cap:
-            changed |= {given: cap for given in _LIMITS if getattr(ask, given) is not None}
+        if name not in given:
+            front += b'"%b":%d,' % (name.encode(), cap)
+        changed |= {name: cap for name, value in given.items() if not 0 <= value <= cap}  # whichever an engine minds
     if model and model != ask.model:
         changed["model"] = model
     return front, changed
 
 
-_LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
+_BOUNDED = ("chat", "completions", "responses", "messages")
+_LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens", "n_predict")
 
 
 def _limit(operation: str, ask: Ask) -> str:

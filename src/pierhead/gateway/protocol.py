@@ -67,6 +67,7 @@ class ClientConnection(asyncio.Protocol):
         "_state",
         "_transport",
         "_work",
+        "extra",
         "peer",
         "writing_paused",
     )
@@ -93,6 +94,7 @@ class ClientConnection(asyncio.Protocol):
         self._paused_at = 0.0
         self._local_ip = ""
         self.writing_paused = False
+        self.extra = b""  # header lines that the current answer gets
         self.peer = ""
 
     # --- the transport --------------------------------------------------------------------------------------------
@@ -300,6 +302,7 @@ class ClientConnection(asyncio.Protocol):
     def _dispatch(self, request: Admitted, body: list[bytes], skeleton: Skeleton | None) -> None:
         request_id = request.request_id or self._services.new_id()
         self._state = BUSY
+        self.extra = b""
         if request.fault is not None:
             self.send_fault(request.fault, request_id)
             self.relay_done()
@@ -327,8 +330,9 @@ class ClientConnection(asyncio.Protocol):
         if request is None:
             return b"connection: close\r\n"
         if self._close_after:
-            return b"connection: close\r\n" + request.cors
-        return b"connection: keep-alive\r\n" + request.cors if request.http10 else request.cors
+            return b"connection: close\r\n" + request.cors + self.extra
+        own = request.cors + self.extra
+        return b"connection: keep-alive\r\n" + own if request.http10 else own
 
     @property
     def closes(self) -> bool:

@@ -10,6 +10,7 @@ from pierhead.gateway import outgoing, translate
 from pierhead.gateway.ask import Ask, read_ask
 from pierhead.gateway.dialects.base import Reply
 from pierhead.gateway.faults import Fault, engine_failed
+from pierhead.gateway.holder import Hold
 from pierhead.gateway.outgoing import Given, Outgoing
 from pierhead.gateway.seated import Seated
 from pierhead.gateway.skeleton import INLINE
@@ -58,10 +59,10 @@ class Relay(Seated):
         holder = request.holder
         if holder is not None:
             holder.allow(operation, entry.name, entry.aliases)
-            self._hold = holder.begin(ask, entry, self._size)
-            if self._hold is None:
+            hold = holder.begin(ask, entry, self._size, operation)
+            if hold is None:
                 return False
-            self._services.metrics.holds += 1
+            self._granted(hold)
         target = self._place(ask)
         if target is None:
             return False
@@ -94,7 +95,7 @@ class Relay(Seated):
         try:
             if text is not None:
                 self._admit(await asyncio.to_thread(self._read, text))
-            await self._granted()
+            await self._admitted()
             if await self._early():
                 return
             conn = await self._connection()
@@ -115,11 +116,17 @@ class Relay(Seated):
             raise Fault(501, "not_supported", "forms are not read yet.")
         return read_ask(text)
 
-    async def _granted(self) -> None:
-        holder, ask, entry = self._request.holder, self._ask, self._entry
-        if holder is not None and self._hold is None and ask is not None and entry is not None:
-            self._hold = await holder.wait(ask, entry, self._size)
-            self._services.metrics.holds += 1
+    def _granted(self, hold: Hold) -> None:
+        self._hold = hold
+        self._services.metrics.holds += 1
+        self._client.extra = hold.headers
+
+    async def _admitted(self) -> None:
+        holder, ask, entry, operation = self._request.holder, self._ask, self._entry, self._request.operation
+        if holder is not None and self._hold is None and operation is not None:
+            assert ask is not None
+            assert entry is not None
+            self._granted(await holder.wait(ask, entry, self._size, operation))
 
     def _given(self) -> Given:
         ask, entry = self._ask, self._entry
@@ -177,6 +184,7 @@ class Relay(Seated):
 
     def _send(self, conn: UpstreamConnection) -> None:
         self._conn = conn
+        self._asked = True
         request, made = self._request, self._outgoing
         assert made is not None
         body = made.body

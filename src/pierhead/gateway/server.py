@@ -17,6 +17,8 @@ from pierhead.config import GatewaySettings
 from pierhead.gateway.accesslog import AccessLog
 from pierhead.gateway.admin import LinkServer
 from pierhead.gateway.admission import Doorkeeper, host_of
+from pierhead.gateway.budgets import Budgets
+from pierhead.gateway.ledger import Ledger, MemoryLedger, SqliteLedger
 from pierhead.gateway.link import Hello, Report, Snapshot
 from pierhead.gateway.listeners import BACKLOG, Listening, bind_tcp, bind_unix, check_exposure, doors, inherit
 from pierhead.gateway.local import Locals
@@ -75,6 +77,7 @@ class Gateway:
             self._link.poke,
             self._drained.set,
             self._log,
+            Budgets(_ledger(config.state), settings.answer_tokens),
         )
         self._services.progress = self._link.progress
 
@@ -136,6 +139,7 @@ class Gateway:
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await task
+            await self._services.room.close()
             self._close()
 
     def drain(self, grace: float = 600.0) -> None:
@@ -198,3 +202,7 @@ class Gateway:
             return None
         self._reported = (count, version)
         return Report(connections=count, snapshot=version, activity=activity)
+
+
+def _ledger(state: str) -> Ledger:
+    return SqliteLedger(Path(state) / "budgets.db") if state else MemoryLedger()

@@ -11,11 +11,14 @@ from pierhead.config import GatewaySettings
 from pierhead.gateway.accesslog import AccessLog
 from pierhead.gateway.admission import Admitted, Doorkeeper
 from pierhead.gateway.auth import Keys
+from pierhead.gateway.budgets import Budgets
 from pierhead.gateway.dialects.base import Save
 from pierhead.gateway.faults import Fault
+from pierhead.gateway.ledger import MemoryLedger
 from pierhead.gateway.link import Endpoint, KeepLoaded, Snapshot, ToDaemon
 from pierhead.gateway.metrics import Metrics
 from pierhead.gateway.outcome import Outcome
+from pierhead.gateway.prices import Prices
 from pierhead.gateway.routes import RouteTable
 from pierhead.gateway.upstream import Target
 from pierhead.gateway.vitals import Lag
@@ -40,9 +43,11 @@ class Services:
         idle: Callable[[], None],
         emptied: Callable[[], None],
         access_log: AccessLog | None = None,
+        room: Budgets | None = None,
     ) -> None:
         self.settings = settings
         self.doorkeeper = doorkeeper
+        self.room = room or Budgets(MemoryLedger(), settings.answer_tokens)
         self.routes = RouteTable(settings.traffic)
         self.metrics = Metrics()
         self.lag = Lag(self.metrics)
@@ -63,13 +68,15 @@ class Services:
 
     def apply(self, snapshot: Snapshot) -> None:
         """Take over a snapshot; ValueError when its keys are not hex."""
-        self.doorkeeper.keys = Keys(snapshot.keys, snapshot.pepper, self.doorkeeper.keys)
+        self.room.prices = Prices(snapshot.prices)
+        self.doorkeeper.keys = Keys(snapshot.keys, snapshot.pepper, self.doorkeeper.keys, self.room)
         self.routes.apply(snapshot)
         self.generation += 1
 
     def sweep(self, now: float) -> None:
         """Twice a second: what time alone changes. ``now`` is monotonic."""
         self.routes.sweep(now)
+        self.room.sweep()
         if self.doorkeeper.keys.lapsed(time.time()):
             self.generation += 1  # what connections remember of a key's head holds no more
 

@@ -1,0 +1,119 @@
+"""The most that a request can take, before it is sent: tokens of its prompt and of its answers; pure.
+
+A prompt has no more tokens than its request has bytes, plus what the model's template adds: each token of the client's
+text stands for at least one byte of it, and JSON around a message is longer than the marks that a template makes of it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
+
+from pierhead.gateway.ask import Ask
+from pierhead.gateway.link import Price
+from pierhead.gateway.operations import Operation
+from pierhead.gateway.prices import affordable, bound
+from pierhead.gateway.usage import Usage
+
+if TYPE_CHECKING:
+    from pierhead.gateway.budgets import Budgets
+    from pierhead.gateway.routes import Entry
+
+MARGIN = 256  # tokens that a template may add on its own, until more are seen
+_LEAST = 16  # an answer is not clamped to less than this
+_AUDIO = 32  # bytes of a form's file that make a token at most
+_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
+
+
+class Plan(NamedTuple):
+    """``answer`` is the bound on all ``answers`` together, ``least`` what they are clamped to at most."""
+
+    model: str
+    prompt: int
+    answers: int
+    answer: int
+    least: int
+    margin: int
+    price: Price | None
+
+    @property
+    def tokens(self) -> int:
+        return self.prompt + self.answer
+
+    @property
+    def cap(self) -> int:
+        """The most tokens of one answer; 0 where none is made."""
+        return self.answer // self.answers if self.answers else 0
+
+    @property
+    def usage(self) -> Usage:
+        """What counts when the engine does not say."""
+        return Usage(self.prompt, self.answer, 0, True)
+
+    def clamped(self, answer: int) -> Plan:
+        """The same with answers of at most so many tokens, each of them equally long."""
+        if answer >= self.answer or not self.answers:
+            return self
+        return self._replace(answer=answer // self.answers * self.answers)
+
+
+def plan(room: Budgets, ask: Ask, entry: Entry, size: int, operation: Operation, price: Price | None) -> Plan:
+    """What a request of ``size`` bytes can take."""
+    context = max((target.context for target in entry.targets), default=0)
+    margin = room.margins.get(entry.name, MARGIN)
+    prompt = (size // _AUDIO if operation.where == "form" else size) + margin
+    prompts = _prompts(ask)
+    if context and prompt > context * prompts:
+        prompt = context * prompts
+    if not operation.generates:
+        return Plan(entry.name, prompt, 0, 0, 0, margin, price)
+    answers = prompts * max(ask.n or 1, ask.n_cmpl or 1, ask.best_of or 1, 1)
+    limit = ask.bound if operation.dialect != "ollama" else _predicted(ask)
+    each = room.answer if limit is None else limit
+    if context and each > context:
+        each = context
+    each = max(each, 1)
+    return Plan(entry.name, prompt, answers, each * answers, min(each, _LEAST) * answers, margin, price)
+
+
+class _Options(msgspec.Struct):
+    num_predict: int | None = None
+
+
+_options = msgspec.json.Decoder(_Options).decode
+
+
+def _predicted(ask: Ask) -> int | None:
+    """The limit in Ollama's options; None for none, or where they are not right."""
+    try:
+        limit = _options(ask.options or b"{}").num_predict
+    except msgspec.MsgspecError:
+        return None
+    return limit if limit is not None and limit >= 0 else None
+
+
+def _prompts(ask: Ask) -> int:
+    """How many texts are to be completed, each with answers of its own."""
+    if not bytes(ask.prompt).startswith(b"["):
+        return 1
+    items = _list(ask.prompt)
+    return max(1, len(items)) if items and bytes(items[0])[:1] in (b'"', b"[") else 1
+
+
+def amount(unit: str, planned: Plan, answer: int) -> int:
+    """What a request can take of a budget when its answers have ``answer`` tokens."""
+    if unit == "tokens":
+        return planned.prompt + answer
+    if unit == "requests":
+        return 1
+    return bound(planned.price, planned.prompt, answer) if planned.price is not None else 0
+
+
+def answer_within(unit: str, planned: Plan, available: int) -> int:
+    """How many tokens of answers ``available`` allows; negative when not even the prompt."""
+    if unit == "requests":
+        return planned.answer if available >= 1 else -1
+    if unit == "tokens":
+        return available - planned.prompt
+    return affordable(planned.price, planned.prompt, available) if planned.price is not None else planned.answer
