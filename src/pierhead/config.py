@@ -38,6 +38,7 @@ class GatewaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     """The public endpoint; sizes in bytes, times in seconds.
 
     ``traffic`` has a table for each model that differs, by its name, and one named ``*`` for all others.
+    ``stored_answers``, ``stored_bytes`` and ``stored_age`` bound what the Responses API keeps to be found again.
     """
 
     listen: tuple[str, ...] = ("127.0.0.1:12434",)
@@ -63,6 +64,9 @@ class GatewaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     answer_tokens: int = 4096  # the most of an answer that says no limit, for keys with tokens or money to count
     access_log: bool = False
     traffic: dict[str, TrafficSettings] = {}
+    stored_answers: int = 100_000
+    stored_bytes: int = 1024 * 1024 * 1024
+    stored_age: float = 30 * 86400.0
 
 
 class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

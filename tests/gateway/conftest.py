@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
+import hmac
 import json
 import os
 import socket
@@ -469,3 +471,36 @@ def sockets() -> Callable[[Gate], tuple[tuple[str, ...], list[int]]]:
             return message.addresses, fds
 
     return take
+
+
+@pytest.fixture
+def talks() -> Handler:
+    """A chat engine of few words, whole and streamed."""
+
+    async def answer(call: Call) -> None:
+        if not json.loads(call.body).get("stream"):
+            said = {"role": "assistant", "content": "Ahoy"}
+            usage = {"prompt_tokens": 5, "completion_tokens": 1}
+            await call.json({"choices": [{"index": 0, "finish_reason": "stop", "message": said}], "usage": usage})
+            return
+        await call.sse()
+        for word in ("Ahoy", " there"):
+            await call.event({"choices": [{"index": 0, "delta": {"content": word}}]})
+        await call.event({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
+        await call.event({"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 2}})
+        await call.event(b"[DONE]")
+        await call.end()
+
+    return answer
+
+
+@pytest.fixture
+def lock() -> Callable[..., dict[str, Any]]:
+    """The part of a snapshot that makes these texts keys, each its own id."""
+
+    def make(*names: str) -> dict[str, Any]:
+        pepper = bytes(16)
+        keys = tuple(link.Key(id=n, mac=hmac.digest(pepper, n.encode(), hashlib.sha256).hex()) for n in names)
+        return {"keys": keys, "pepper": pepper.hex()}
+
+    return make

@@ -9,35 +9,10 @@ import pytest
 from pierhead.gateway import link
 
 ASK = {"model": "m", "max_tokens": 8, "messages": [{"role": "user", "content": "hi"}]}
-PEPPER = "00" * 16
 
 
-def mac(key: str) -> str:
-    import hashlib
-    import hmac as hmac_module
-
-    return hmac_module.digest(bytes.fromhex(PEPPER), key.encode(), hashlib.sha256).hex()
-
-
-async def answer_chat(call) -> None:
-    """A chat engine of few words."""
-    asked = json.loads(call.body)
-    if not asked.get("stream"):
-        said = {"role": "assistant", "content": "Ahoy"}
-        usage = {"prompt_tokens": 5, "completion_tokens": 1}
-        await call.json({"choices": [{"index": 0, "finish_reason": "stop", "message": said}], "usage": usage})
-        return
-    await call.sse()
-    for word in ("Ahoy", " there"):
-        await call.event({"choices": [{"index": 0, "delta": {"content": word}}]})
-    await call.event({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
-    await call.event({"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 2}})
-    await call.event(b"[DONE]")
-    await call.end()
-
-
-async def test_a_message_is_answered_by_a_chat_engine(gate, new_engine) -> None:
-    engine = await new_engine(answer_chat)
+async def test_a_message_is_answered_by_a_chat_engine(gate, new_engine, talks) -> None:
+    engine = await new_engine(talks)
     await gate.serve(link.Route(name="m", endpoints=(engine.endpoint,)))
     answer = await gate.ask("POST", "/v1/messages", ASK)
     assert answer.status == 200
@@ -47,8 +22,8 @@ async def test_a_message_is_answered_by_a_chat_engine(gate, new_engine) -> None:
     assert engine.calls[-1].head.startswith(b"POST /v1/chat/completions ")
 
 
-async def test_a_stream_of_a_message_ends_with_its_usage(gate, new_engine) -> None:
-    engine = await new_engine(answer_chat)
+async def test_a_stream_of_a_message_ends_with_its_usage(gate, new_engine, talks) -> None:
+    engine = await new_engine(talks)
     await gate.serve(link.Route(name="m", endpoints=(engine.endpoint,)))
     answer = await gate.ask("POST", "/v1/messages", ASK | {"stream": True})
     assert answer.headers["content-type"] == "text/event-stream"
@@ -58,8 +33,8 @@ async def test_a_stream_of_a_message_ends_with_its_usage(gate, new_engine) -> No
     assert events[-1] == {"type": "message_stop"}
 
 
-async def test_a_translated_request_is_asked_for_by_the_engines_own_name(gate, new_engine) -> None:
-    engine = await new_engine(answer_chat)
+async def test_a_translated_request_is_asked_for_by_the_engines_own_name(gate, new_engine, talks) -> None:
+    engine = await new_engine(talks)
     endpoint = link.Endpoint("r", str(engine.path), model="inner", serves=("chat",))
     await gate.serve(link.Route(name="m", endpoints=(endpoint,)))
     answer = await gate.ask("POST", "/v1/messages", ASK)
@@ -67,7 +42,7 @@ async def test_a_translated_request_is_asked_for_by_the_engines_own_name(gate, n
     assert json.loads(engine.calls[-1].body)["model"] == "inner"
 
 
-async def test_an_engine_that_breaks_in_the_middle_is_told_as_an_event(gate, new_engine) -> None:
+async def test_an_engine_that_breaks_in_the_middle_is_told_as_an_event(gate, new_engine, talks) -> None:
     async def break_off(call) -> None:
         await call.sse()
         await call.event({"choices": [{"index": 0, "delta": {"content": "Ahoy"}}]})
@@ -90,9 +65,9 @@ async def test_an_engine_that_breaks_in_the_middle_is_told_as_an_event(gate, new
         (ASK | {"messages": [{"role": "user", "content": "x" * 3000}]}, 413, "request_too_large"),
     ],
 )
-async def test_faults_have_anthropics_shape(new_gate, new_engine, body, status: int, kind: str) -> None:
+async def test_faults_have_anthropics_shape(new_gate, new_engine, talks, body, status: int, kind: str) -> None:
     gate = await new_gate(max_body=2000)
-    engine = await new_engine(answer_chat)
+    engine = await new_engine(talks)
     await gate.serve(link.Route(name="m", endpoints=(engine.endpoint,)))
     for path in ("/v1/messages", "/v1/messages/count_tokens"):
         if status == 400 and path.endswith("tokens") and isinstance(body, dict):
@@ -103,7 +78,7 @@ async def test_faults_have_anthropics_shape(new_gate, new_engine, body, status: 
         assert said["request_id"] == answer.headers["request-id"]
 
 
-async def test_an_engines_own_refusals_have_anthropics_shape_and_overload_is_529(gate, new_engine) -> None:
+async def test_an_engines_own_refusals_have_anthropics_shape_and_overload_is_529(gate, new_engine, talks) -> None:
     statuses = iter((429, 503, 500))
 
     async def refuse(call) -> None:
@@ -118,11 +93,12 @@ async def test_an_engines_own_refusals_have_anthropics_shape_and_overload_is_529
     assert seen == [(429, "rate_limit_error"), (529, "overloaded_error"), (500, "api_error")]
 
 
-async def test_a_key_is_taken_from_x_api_key_and_its_lack_is_told_in_anthropics_shape(new_gate, new_engine) -> None:
+async def test_a_key_is_taken_from_x_api_key_and_its_lack_is_told_in_anthropics_shape(
+    new_gate, new_engine, talks, lock
+) -> None:
     gate = await new_gate(require_key=True)
-    engine = await new_engine(answer_chat)
-    key = link.Key(id="k1", mac=mac("sesame"))
-    await gate.serve(link.Route(name="m", endpoints=(engine.endpoint,)), keys=(key,), pepper=PEPPER)
+    engine = await new_engine(talks)
+    await gate.serve(link.Route(name="m", endpoints=(engine.endpoint,)), **lock("sesame"))
     bare = await gate.ask("POST", "/v1/messages", ASK)
     assert (bare.status, bare.json()["error"]["type"]) == (401, "authentication_error")
     assert (await gate.ask("POST", "/v1/messages", ASK, headers={"x-api-key": "sesame"})).status == 200
@@ -150,7 +126,7 @@ async def test_the_models_have_anthropics_shape_for_its_clients_only(gate) -> No
     assert (gone.status, gone.json()["error"]["type"]) == (404, "not_found_error")
 
 
-async def test_a_whole_chat_answer_has_the_members_that_openai_never_leaves_out(gate, new_engine) -> None:
+async def test_a_whole_chat_answer_has_the_members_that_openai_never_leaves_out(gate, new_engine, talks) -> None:
     async def answer(call) -> None:
         said = {"role": "assistant", "content": 'He said "refusal": {"message":{"role":"assistant",'}
         choice = {"finish_reason": "stop", "index": 0, "message": said}

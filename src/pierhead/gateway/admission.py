@@ -11,6 +11,7 @@ from pierhead.gateway.auth import Keys
 from pierhead.gateway.faults import Fault
 from pierhead.gateway.holder import Holder
 from pierhead.gateway.operations import Dialect, Operation, dialect_of, place
+from pierhead.gateway.stored import methods
 from pierhead.gateway.wire import HOP_BY_HOP, Head
 
 _PRIVATE = HOP_BY_HOP | {
@@ -202,6 +203,8 @@ class Doorkeeper:
             operation, named = found
             forward = _forward(head, operation.path.encode())
             return _only(request, ("POST",), forward=forward, operation=operation, named=named)
+        if path.startswith(("/v1/responses/", "/v1/conversations")) and (known := methods(path)):
+            return _only(request, known, local=path)
         if path == "/metrics" or path in ("/v1/models", "/models") or path.startswith(("/v1/models/", "/models/")):
             return _only(request, ("GET", "HEAD"), local=path)
         shown = request.path[:200]

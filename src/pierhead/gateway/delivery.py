@@ -10,12 +10,13 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from pierhead.gateway.ask import Ask
-from pierhead.gateway.dialects.base import JSON, SSE, Reply, Translation
-from pierhead.gateway.faults import REASONS, Fault, engine_failed, from_engine
+from pierhead.gateway.dialects.base import SSE, Translation
+from pierhead.gateway.faults import Fault, engine_failed, from_engine
 from pierhead.gateway.outcome import Outcome
 from pierhead.gateway.outgoing import Outgoing
 from pierhead.gateway.passthrough import BARE, completed
 from pierhead.gateway.stream import Stream
+from pierhead.gateway.translated import Translated
 from pierhead.gateway.upstream import Answer, Target, UpstreamConnection
 from pierhead.gateway.usage import NOTHING, Usage, plus, tokens
 
@@ -31,7 +32,7 @@ _ERROR_MAX = 65536
 _TAIL = 4096
 
 
-class Delivery:
+class Delivery(Translated):
     """A ``Receiver`` of an engine's answer and the ``Work`` of a client's connection, where it is about the answer."""
 
     # Defaults live on the class: a request that takes the usual way sets few of them.
@@ -104,23 +105,6 @@ class Delivery:
         status = answer.head.status
         return from_engine(status, body) if outside is None else outside.fault(status, body, answer.head)
 
-    def _translated(self, translation: Translation, body: bytes) -> None:
-        try:
-            made = translation.answer(body, self.usage)
-        except Fault as fault:
-            self._fail(fault)
-            return
-        self._keep(translation)
-        if isinstance(made, Reply):
-            self._reply(made)
-        else:
-            self._whole(self._prefix(200, JSON), made)
-
-    def _keep(self, translation: Translation) -> None:
-        """Store what is to be found again, before the client has the last byte of the answer."""
-        if translation.saves:
-            self._services.keep(self._request.key_id, translation.saves)
-
     def _whole(self, prefix: bytes, body: bytes) -> None:
         """A whole answer; what is recorded of it is recorded before its last byte leaves."""
         if self.early:
@@ -142,17 +126,6 @@ class Delivery:
         self._settle(True)
         self._client.write(b"%b%bx-request-id: %b\r\n%b\r\n" % (answer.prefix, framing, self.id, line))
         self._client.relay_done()
-
-    def _reply(self, reply: Reply) -> None:
-        """A translation knew the answer by itself."""
-        self.status = reply.status
-        self.usage = plus(self.usage, reply.spent)
-        self._whole(self._prefix(reply.status, reply.kind) + reply.headers, reply.body)
-
-    def _prefix(self, status: int, kind: bytes) -> bytes:
-        """The first lines of an answer that a translation made; Anthropic's clients look for its id by another name."""
-        line = b"request-id: %b\r\n" % self.id if self._request.dialect == "anthropic" else b""
-        return b"HTTP/1.1 %d %b\r\ncontent-type: %b\r\n%b" % (status, REASONS.get(status, b"Unknown"), kind, line)
 
     def on_head(self, answer: Answer) -> None:
         self._answer = answer
@@ -235,7 +208,12 @@ class Delivery:
         self.usage = stream.usage
         made = self._outgoing
         if made is not None and made.translation is not None:
-            self._keep(made.translation)
+            self._when_kept(made.translation, lambda: self._finish(rest), self._broken)
+        else:
+            self._finish(rest)
+
+    def _finish(self, rest: bytes) -> None:
+        """The last bytes of a stream."""
         self.sent += len(rest)
         self._settle(True)
         if rest:
@@ -294,7 +272,8 @@ class Delivery:
         if can_say and (self._chunked or self._client.closes):
             self._settle(False)
             self._client.close_after()
-            self._deliver(fault.event(self._request.dialect, self.id))
+            told = stream.failure(fault) if stream is not None else b""
+            self._deliver(told or fault.event(self._request.dialect, self.id))
             if self._chunked:
                 self._client.write(b"0\r\n\r\n")
             self._client.relay_done()

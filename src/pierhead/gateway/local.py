@@ -15,6 +15,7 @@ from pierhead.gateway.lane_metrics import lane_metrics
 from pierhead.gateway.routes import Entry
 from pierhead.gateway.scrape import scrape
 from pierhead.gateway.services import Services
+from pierhead.gateway.stored import Stored
 from pierhead.gateway.vitals import vitals
 
 if TYPE_CHECKING:
@@ -34,8 +35,9 @@ class Locals:
 
     def __init__(self, services: Services) -> None:
         self._services = services
+        self._stored = Stored(services.answers)
 
-    def answer(self, request: Admitted) -> Response | Coroutine[None, None, Response]:
+    def answer(self, request: Admitted, body: list[bytes]) -> Response | Coroutine[None, None, Response]:
         """The response to an admitted request whose ``local`` is set; Fault as its result when there is none."""
         name = request.local
         if name == "preflight":
@@ -46,6 +48,8 @@ class Locals:
             return self._ready()
         if name == "/metrics":
             return self._metrics()
+        if name.startswith(("/v1/responses/", "/v1/conversations")):
+            return self._kept(request, b"".join(body))
         if request.dialect == "anthropic":
             return self._anthropic(request)
         if name == "/v1/models":
@@ -60,6 +64,13 @@ class Locals:
         if self._services.routes.version < 0:
             return 503, JSON, b'{"status":"waiting for the daemon"}', ()
         return 200, JSON, b'{"status":"ready"}', ()
+
+    async def _kept(self, request: Admitted, body: bytes) -> Response:
+        """What is stored of responses and conversations."""
+        try:
+            return 200, JSON, await self._stored.answer(request, body), ()
+        except Fault as fault:
+            return fault.status, JSON, fault.body(), ()
 
     def _seen(self, request: Admitted) -> list[Entry]:
         """The models that the key may use."""

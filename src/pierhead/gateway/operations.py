@@ -25,6 +25,7 @@ _ALL = (
     Operation("chat", "openai", "/v1/chat/completions"),
     Operation("completions", "openai", "/v1/completions"),
     Operation("responses", "openai", "/v1/responses"),
+    Operation("input-tokens", "openai", "/v1/responses/input_tokens", False),
     Operation("embeddings", "openai", "/v1/embeddings", False),
     Operation("rerank", "openai", "/v1/rerank", False),
     Operation("score", "openai", "/v1/score", False),

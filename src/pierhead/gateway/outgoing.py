@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -99,6 +100,7 @@ def _facts(given: Given, target: Target | None) -> Facts:
         model=ask.model or "",
         id=given.id.decode("latin-1"),
         created=int(time.time()),
+        nonce=os.urandom(16).hex(),
         serves=target.serves if target is not None else frozenset(),
         context=target.context if target is not None else 0,
         cap=given.cap,

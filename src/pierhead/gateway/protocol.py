@@ -308,7 +308,7 @@ class ClientConnection(asyncio.Protocol):
             self.relay_done()
         elif request.local:
             self._work = LocalAnswer(self, request_id)
-            self._work.start(self._locals.answer(request))
+            self._work.start(self._locals.answer(request, body))
         else:
             if skeleton is None and len(body) > 1:
                 body = [b"".join(body)]

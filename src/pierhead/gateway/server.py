@@ -78,6 +78,7 @@ class Gateway:
             self._drained.set,
             self._log,
             Budgets(_ledger(config.state), settings.answer_tokens),
+            Path(config.state) if config.state else None,
         )
         self._services.progress = self._link.progress
 
@@ -182,6 +183,7 @@ class Gateway:
             if os.stat(self._admin_path).st_ino == self._admin_inode:
                 self._admin_path.unlink()
         self._admin.sock.close()
+        self._services.answers.close()
         if self._log is not None:
             self._log.close()
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pierhead.config import GatewaySettings
 from pierhead.gateway.accesslog import AccessLog
 from pierhead.gateway.admission import Admitted, Doorkeeper
+from pierhead.gateway.answers import Answers
 from pierhead.gateway.auth import Keys
 from pierhead.gateway.budgets import Budgets
 from pierhead.gateway.dialects.base import Save
@@ -32,7 +34,7 @@ BUFFERED_MAX = 1 << 30  # bytes of request bodies held at once, all connections 
 
 class Services:
     """One per gateway; ``ensure`` asks the daemon for an endpoint and ``idle`` tells it that a replica rests;
-    ``emptied`` hears when the last connection of a drain is gone.
+    ``emptied`` hears when the last connection of a drain is gone; ``state`` is a folder for what must outlive it.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class Services:
         emptied: Callable[[], None],
         access_log: AccessLog | None = None,
         room: Budgets | None = None,
+        state: Path | None = None,
     ) -> None:
         self.settings = settings
         self.doorkeeper = doorkeeper
@@ -63,6 +66,12 @@ class Services:
         self.progress: Callable[[str], str] = lambda model: ""  # how the start of a model gets on
         self.sinks: list[Callable[[Outcome], None]] = []
         self._access_log = access_log
+        self.answers = Answers(
+            state / "answers.db" if state is not None else None,
+            most=settings.stored_answers,
+            most_bytes=settings.stored_bytes,
+            age=settings.stored_age,
+        )
         self._id_prefix = f"req_{os.urandom(6).hex()}".encode()
         self._ids = 0
 
@@ -113,10 +122,11 @@ class Services:
 
     async def load(self, key: str, name: str) -> bytes | None:
         """What an earlier answer stored under ``name`` for the same API key."""
-        return None
+        return await self.answers.load(key, name)
 
-    def keep(self, key: str, saves: tuple[Save, ...]) -> None:
+    async def keep(self, key: str, saves: tuple[Save, ...]) -> None:
         """Store what answers want to find again."""
+        await self.answers.keep(key, saves)
 
     def log_local(self, client: ClientConnection, request: Admitted | None, status: int, request_id: bytes) -> None:
         """One line for an answer of the gateway itself."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from pierhead.gateway.dialects.base import Translation
+from pierhead.gateway.dialects.base import Failing, Translation
+from pierhead.gateway.faults import Fault
 from pierhead.gateway.metrics import ModelStats
 from pierhead.gateway.sse import EventSplitter
 from pierhead.gateway.usage import NOTHING, Usage, tokens
@@ -88,6 +89,10 @@ class Stream:
         if self._translation is not None:
             rest += self._translation.end(self.usage)
         return rest
+
+    def failure(self, fault: Fault) -> bytes:
+        """The event by which this stream's own dialect tells of a failure; b"" where it has none of its own."""
+        return self._translation.failed(fault) if isinstance(self._translation, Failing) else b""
 
     @property
     def usage(self) -> Usage:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 TRANSLATIONS: dict[str, str] = {
     "messages": "pierhead.gateway.dialects.anthropic:make",
     "count-tokens": "pierhead.gateway.dialects.anthropic:make_count",
+    "responses": "pierhead.gateway.dialects.responses:make",
+    "input-tokens": "pierhead.gateway.dialects.responses:make_count",
     "ollama-chat": "pierhead.gateway.dialects.ollama_text:make",
     "ollama-generate": "pierhead.gateway.dialects.ollama_text:make",
     "ollama-embed": "pierhead.gateway.dialects.ollama_embed:make",

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from pierhead.gateway.dialects import anthropic_content as content
 from pierhead.gateway.dialects.base import Facts
+from pierhead.gateway.dialects.chat import prefill
 from pierhead.gateway.dialects.members import Members, invalid
 
 _ELSEWHERE = "exists on Anthropic's own servers only."
@@ -39,7 +40,7 @@ def counted(request: Members) -> dict[str, Any]:
 def chat_request(request: Members, facts: Facts) -> tuple[dict[str, Any], Shape]:
     """The chat request and what its answer depends on; Fault 400 for what cannot be expressed."""
     llamacpp = "llamacpp-template" in facts.serves
-    chat = {"model": facts.model} | counted(request)
+    chat: dict[str, Any] = {"model": facts.model} | counted(request)
     if "tools" in chat and not facts.call_prefix:
         # Anthropic's models may call several tools at once unless told not to; one that never learnt to call may not.
         chat.setdefault("parallel_tool_calls", True)
@@ -62,7 +63,7 @@ def chat_request(request: Members, facts: Facts) -> tuple[dict[str, Any], Shape]
         if llamacpp:
             chat["return_progress"] = True  # tells the prompt's size before the first token
     request.done()
-    return chat, Shape(stream, limit, _prefill(chat) if llamacpp else "", hides)
+    return chat, Shape(stream, limit, prefill(chat["messages"]) if llamacpp else "", hides)
 
 
 def _sampling(request: Members, chat: dict[str, Any], llamacpp: bool) -> None:
@@ -175,9 +176,3 @@ def thinking(request: Members, chat: dict[str, Any], llamacpp: bool) -> bool:
     display = wanted.choice("display", "summarized", "omitted") if kind != "disabled" else None
     wanted.done()
     return display == "omitted"
-
-
-def _prefill(chat: dict[str, Any]) -> str:
-    """What the client has the answer begin with; llama.cpp says it again in a whole answer, not in a stream."""
-    last: dict[str, Any] = chat["messages"][-1]
-    return last["content"] if last["role"] == "assistant" and "tool_calls" not in last else ""

@@ -9,9 +9,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from pierhead.gateway.ask import Ask
+from pierhead.gateway.faults import Fault
 from pierhead.gateway.operations import Operation
 from pierhead.gateway.usage import NOTHING, Usage
 
@@ -61,10 +62,14 @@ class Reply(NamedTuple):
 
 
 class Save(NamedTuple):
-    """What is to be found again by ``key`` later, by the same API key only."""
+    """What is to be found again by ``key`` later, by the same API key only.
+
+    ``append``: the body is put behind what is there, if anything is.
+    """
 
     key: str
     body: bytes
+    append: bool = False
 
 
 Steps = Generator[Call | Load | Keep, bytes | None, Send | Reply]
@@ -75,6 +80,7 @@ class Facts:
     """What a translation may know beside the body.
 
     ``id`` is the request's id and ``created`` its Unix time in seconds, both for fields that an answer must have.
+    ``nonce`` is a word that no other request has, not even where a client chose the ids.
     ``serves`` are the operations that the chosen engine answers natively, ``context`` its tokens per request (0: not
     known), ``cap`` the most tokens that the answer may have (0: no bound; a smaller wish of the client counts),
     ``call_prefix`` see ``link.Endpoint``, ``card`` the model's entry of ``/v1/models``. ``headers`` has lower
@@ -90,6 +96,7 @@ class Facts:
     context: int = 0
     cap: int = 0
     call_prefix: str = ""
+    nonce: str = ""
     card: dict[str, Any] = field(default_factory=dict[str, Any])
     headers: dict[str, str] = field(default_factory=dict[str, str])
     started: float = 0.0
@@ -126,6 +133,13 @@ class Early(Protocol):
     """Answers what needs no engine; ``facts`` say nothing of one. None: it needs one."""
 
     def __call__(self, body: bytes, facts: Facts) -> tuple[Keep, Reply] | None: ...
+
+
+@runtime_checkable
+class Failing(Protocol):
+    """A translation that tells a failure in the middle of a stream by an event of its own."""
+
+    def failed(self, fault: Fault) -> bytes: ...
 
 
 class Make(Protocol):

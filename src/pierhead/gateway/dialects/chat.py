@@ -171,6 +171,13 @@ def _status(error: Any) -> int:
     return code if isinstance(code, int) and 400 <= code < 600 else 502
 
 
+def prefill(messages: list[dict[str, Any]]) -> str:
+    """What an answer is made to begin with: llama.cpp goes on from an assistant's last message, and says it again."""
+    last = messages[-1]
+    text = last["content"] if last["role"] == "assistant" and "tool_calls" not in last else ""
+    return text if isinstance(text, str) else ""
+
+
 def calls(message: Message) -> list[tuple[str, str, str]]:
     """(id, name, arguments as JSON text) of the calls of a whole answer."""
     return [
