@@ -88,6 +88,7 @@ def test_the_promised_operations_are_there() -> None:
         "GET /routes/{name}",
         "PUT /routes/{name}",
         "DELETE /routes/{name}",
+        "GET /usage",
         "POST /shutdown",
     }
 

@@ -58,6 +58,7 @@ VERBS: dict[str, dict[str, tuple[str, str]]] = {
         "key": ("pierhead.cli.key:key", "Create, list, limit, rotate and revoke API keys."),
         "route": ("pierhead.cli.route:route", "Split names among models, with fallbacks and mirrors."),
         "secret": ("pierhead.cli.secret:secret", "Keep providers' keys for the gateway."),
+        "usage": ("pierhead.cli.usage:usage", "Show who used how much."),
         "service": ("pierhead.cli.service:service", "Start Pierhead with the machine (systemd)."),
     },
     "Setup": {

@@ -25,6 +25,7 @@ from pierhead.daemon.routebook import RouteBook
 from pierhead.daemon.routefile import RouteTable
 from pierhead.daemon.routes import endpoint, routes
 from pierhead.daemon.secrets import Secrets
+from pierhead.daemon.usage import Usage
 from pierhead.daemon.watch import FolderWatch
 from pierhead.daemon.wire import GatewayInfo, RouteList, StatusInfo
 from pierhead.engines.llamacpp import LlamaCpp
@@ -41,6 +42,7 @@ from pierhead.trust.gate import Gate
 log = logging.getLogger(__name__)
 
 ADOPTION_WAIT = 2.0
+_FOLD_EVERY = 5.0
 
 
 class _Server(uvicorn.Server):
@@ -61,6 +63,7 @@ class Daemon:
         self.store = Store.open(paths.store)
         self.keys = Keys(paths.database, paths.state / "pepper")
         self.book = RouteBook(paths.config / "routes.toml", Secrets(paths.state / "secrets"))
+        self.usage = Usage(paths.state / "usage.db", paths.state / "gateway" / "usage", self.keys.names)
         self._docker = LazyDocker(paths.replicas, loaded.settings.runtime)
         self.gate = Gate(paths.config)
         self.fleet = Supervisor(
@@ -115,6 +118,7 @@ class Daemon:
             background.append(asyncio.create_task(self.link.run()))
             background.append(asyncio.create_task(self._serve(server, held)))
             background.append(asyncio.create_task(self.book.follow(self.link.push)))
+            background.append(asyncio.create_task(self._fold_usage()))
             self._touch()
             log.info("daemon %s ready, pid %d, gateway on %s", __version__, os.getpid(), ", ".join(self.link.listeners))
             announcer.ready({"pid": os.getpid(), "listeners": self.link.listeners})
@@ -304,6 +308,15 @@ class Daemon:
             except (PierError, OSError) as exc:
                 log.warning("cannot read the store: %s", exc)
             self.link.push()
+
+    async def _fold_usage(self) -> None:
+        """Take in the gateways' journals now and then; whoever asks for usage has them taken in first."""
+        while True:
+            try:
+                await asyncio.to_thread(self.usage.fold)
+            except (PierError, OSError) as exc:
+                log.warning("cannot sum up the usage: %s", exc)
+            await asyncio.sleep(_FOLD_EVERY)
 
     def _touch(self) -> None:
         """Something happened: the idle exit counts from now, unless there is something to stay up for."""

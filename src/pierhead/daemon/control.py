@@ -24,6 +24,7 @@ from pierhead.daemon.openapi import Operation, Parameter, document
 from pierhead.daemon.parts import Parts
 from pierhead.daemon.routefile import RouteTable
 from pierhead.daemon.streams import events, log_lines, stats_lines
+from pierhead.daemon.usage import UsageReport
 from pierhead.errors import Conflict, NotFound, PierError, UsageError
 from pierhead.events import AnyEvent, Listener
 from pierhead.fleet.info import ReplicaInfo, iso
@@ -155,6 +156,16 @@ class Control:
     async def remove_route(self, request: Request) -> Response:
         return _json(await self.parts.change_route(_name(request), None))
 
+    async def usage(self, request: Request) -> Response:
+        asked = {name: request.query_params.get(name, "") for name in ("since", "key", "model")}
+        by = [name for name in request.query_params.get("by", "key,model").split(",") if name]
+
+        def read() -> UsageReport:
+            self.parts.usage.fold()
+            return self.parts.usage.report(by, **asked)
+
+        return _json(await asyncio.to_thread(read))
+
     async def shutdown(self, request: Request) -> Response:
         body = await _body(request, wire.ShutdownRequest)
         self.parts.shut_down(body.mode)
@@ -280,6 +291,20 @@ def operations(c: Control) -> tuple[Operation, ...]:
             c.remove_route,
             "Take a configured route out of routes.toml.",
             wire.RouteList,
+        ),
+        Operation(
+            "GET",
+            "/api/v1/usage",
+            c.usage,
+            "Who used how much.",
+            UsageReport,
+            description="Sums of requests, tokens, cost and time; what has just been answered is in them.",
+            query=(
+                Parameter("by", "string", "Any of day, key, model, operation, with commas (default key,model)."),
+                Parameter("since", "string", "The first day: 2026-11-01, or 7d for the last seven days."),
+                Parameter("key", "string", "Of this key only, by id or name."),
+                Parameter("model", "string", "Of this model only."),
+            ),
         ),
         Operation(
             "POST", "/api/v1/shutdown", c.shutdown, "End the daemon.", wire.Accepted, wire.ShutdownRequest, status=202

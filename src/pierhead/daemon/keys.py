@@ -151,6 +151,13 @@ class Keys:
             )
             return tuple(Key(i, m, n, o, u or 0.0, _decode(g)) for i, m, n, o, u, g in rows)
 
+    def names(self) -> dict[str, str]:
+        """The name of every key that ever was, by id."""
+        if not self._database.exists():
+            return {}
+        with self._open() as database:
+            return dict(database.execute("SELECT id, name FROM keys"))
+
     def pepper(self) -> bytes:
         """The secret that the hashes are made with; made on first use, readable by its owner only."""
         with contextlib.suppress(FileNotFoundError):

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from pierhead.daemon.keys import Keys
 from pierhead.daemon.routefile import RouteTable
+from pierhead.daemon.usage import Usage
 from pierhead.daemon.wire import RouteList, StatusInfo
 from pierhead.events import Listener
 from pierhead.fleet.supervisor import Supervisor
@@ -18,6 +19,7 @@ class Parts(Protocol):
     store: Store
     fleet: Supervisor
     keys: Keys
+    usage: Usage
     started: float
 
     async def status(self) -> StatusInfo: ...

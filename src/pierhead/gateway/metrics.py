@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 _TTFT = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 _GAP = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
@@ -77,6 +77,7 @@ class Metrics:
         self.open = 0
         self.relays = 0  # requests that an answer is being made for
         self.holds = 0
+        self.lost: Callable[[], int] = int  # requests that the usage journal does not have
 
     def model(self, name: str) -> ModelStats:
         """The stats of ``name``, made on first use."""
@@ -97,6 +98,8 @@ class Metrics:
         _family(out, "pierhead_gateway_connections_total", "counter", "Client connections accepted.", accepted)
         refused = [f" {self.refused}"]
         _family(out, "pierhead_gateway_connections_refused_total", "counter", "Connections over the limit.", refused)
+        lost = [f" {self.lost()}"]
+        _family(out, "pierhead_usage_lost_total", "counter", "Requests that the usage journal had no room for.", lost)
         local = [f'{{code="{c}"}} {n}' for c, n in sorted(self.local.items())]
         _family(out, "pierhead_gateway_answers_total", "counter", "Answers the gateway gave by itself.", local)
         busy = [f"{labels(model=m, replica=r)} {n}" for m, r, n in replicas]

@@ -18,6 +18,7 @@ from pierhead.gateway.accesslog import AccessLog
 from pierhead.gateway.admin import LinkServer
 from pierhead.gateway.admission import Doorkeeper, host_of
 from pierhead.gateway.budgets import Budgets
+from pierhead.gateway.journal import Journal
 from pierhead.gateway.ledger import Ledger, MemoryLedger, SqliteLedger
 from pierhead.gateway.link import Hello, Report, Snapshot
 from pierhead.gateway.listeners import BACKLOG, Listening, bind_tcp, bind_unix, check_exposure, doors, inherit
@@ -81,6 +82,10 @@ class Gateway:
             Path(config.state) if config.state else None,
         )
         self._services.progress = self._link.progress
+        self._journal = Journal(Path(config.state) / "usage") if config.state else None
+        if self._journal is not None:
+            self._services.sinks.append(self._journal.put)
+            self._services.metrics.lost = lambda journal=self._journal: journal.lost
 
         self._services.tell = self._link.say
 
@@ -184,6 +189,8 @@ class Gateway:
                 self._admin_path.unlink()
         self._admin.sock.close()
         self._services.answers.close()
+        if self._journal is not None:
+            self._journal.close()
         if self._log is not None:
             self._log.close()
 
