@@ -37,6 +37,7 @@ class Setup:
     proxy_core: int
     load_core: int
     notes: list[str] = field(default_factory=list)
+    full: bool = False  # Pierhead with everything on that the product has for an ordinary request
 
     def render(self, name: str, **values: str) -> Path:
         """A peer's committed configuration with this run's paths filled in."""
@@ -99,19 +100,27 @@ def listens(port: int) -> Callable[[], bool]:
 
 
 def pierhead(setup: Setup, *, auth: bool, upstream: str, streaming: bool) -> contextlib.AbstractContextManager[Any]:
-    """The gateway as the daemon starts it, with one route and (with ``auth``) one key."""
+    """The gateway as the daemon starts it, with one route and (with ``auth``) one key.
+
+    With ``setup.full`` the key has all limits, wide enough for the load, and two budgets; the route's engine has slots,
+    so that admission counts them; usage is journalled on disk; metrics are always on.
+    """
     pepper = secrets.token_bytes(32)
-    snapshot: dict[str, Any] = {
-        "type": "snapshot",
-        "version": 1,
-        "pepper": pepper.hex(),
-        "keys": [{"id": "bench", "mac": digest(pepper, KEY.encode(), sha256).hex()}],
-        "routes": [{"name": "m", "endpoints": [{"replica": "r1", "socket": upstream}]}],
-    }
-    config = {
-        "settings": {"listen": [f"127.0.0.1:{PORT}"], "require_key": auth, "access_log": False},
-        "snapshot": snapshot,
-    }
+    key: dict[str, Any] = {"id": "bench", "mac": digest(pepper, KEY.encode(), sha256).hex()}
+    endpoint: dict[str, Any] = {"replica": "r1", "socket": upstream}
+    config: dict[str, Any] = {"settings": {"listen": [f"127.0.0.1:{PORT}"], "require_key": auth, "access_log": False}}
+    snapshot: dict[str, Any] = {"type": "snapshot", "version": 1, "pepper": pepper.hex()}
+    if setup.full:
+        budgets = [{"amount": 10**15}, {"amount": 10**15, "unit": "usd", "window": "month"}]
+        key["grants"] = {"rpm": 10**9, "tpm": 10**12, "concurrent": 10**5, "budgets": budgets}
+        endpoint["slots"] = 4096
+        snapshot["prices"] = [{"pattern": "*", "input": 150_000, "output": 600_000}]
+        state = setup.folder / "state"
+        state.mkdir(exist_ok=True)
+        config["state"] = str(state)
+    snapshot["keys"] = [key]
+    snapshot["routes"] = [{"name": "m", "endpoints": [endpoint]}]
+    config["snapshot"] = snapshot
     given = setup.folder / "pierhead.json"
     given.write_text(json.dumps(config))
     argv = [sys.executable, "-m", "pierhead.gateway", "--admin", str(setup.folder / "admin.sock")]
