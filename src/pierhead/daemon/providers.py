@@ -94,7 +94,9 @@ class _Making:
             remote=where,
         )
         card = {"id": name, "object": "model", "created": 0, "owned_by": provider}
-        self.hidden[name] = link.Route(name=name, endpoints=(endpoint,), card=card, hidden=hidden)
+        # A plan that leads to itself: its time to the first byte holds without a configured route, too.
+        plan = link.Plan(to=(link.Share(name),)) if where.timeout else None
+        self.hidden[name] = link.Route(name=name, endpoints=(endpoint,), card=card, hidden=hidden, plan=plan)
         return name
 
     def destination(self, route: str, to: To | Fallback | Mirror) -> str:

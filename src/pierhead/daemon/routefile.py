@@ -175,6 +175,9 @@ def _check_provider(name: str, provider: Provider, at: str) -> None:
                 f"{at}.headers: '{header}' is the gateway's to set",
                 "A key belongs into `secret`, and `auth` says which header carries it.",
             )
+    for model in provider.models:
+        if not _ROUTE.match(model):
+            raise _refuse(f"{at}.models: '{model[:60]!r}' is no name of a model")
     for operation in provider.serves:
         if operation not in OPERATIONS or operation.startswith("llamacpp-"):
             raise _unknown_operation(operation, at)
@@ -229,8 +232,8 @@ def _check_names(route: RouteTable, file: RouteFile, at: str) -> None:
             close = difflib.get_close_matches(to.provider, file.providers, 1)
             hint = f"Did you mean '{close[0]}'?" if close else f"Add [providers.{to.provider}]."
             raise _refuse(f"{at}: there is no provider '{to.provider}'", hint)
-        if not to.model:
-            raise _refuse(f"{at}: a destination needs a model")
+        if not _ROUTE.match(to.model):
+            raise _refuse(f"{at}: a destination needs a model, whose name has no blanks, quotes or control signs")
         if not to.provider and to.model in file.routes and not file.routes[to.model].replaces:
             raise _refuse(
                 f"{at}: '{to.model}' is a route, and a route cannot lead to another",

@@ -23,7 +23,9 @@ from pierhead.gateway.usage import NOTHING, Usage, plus, tokens
 if TYPE_CHECKING:
     from pierhead.gateway.admission import Admitted
     from pierhead.gateway.holder import Hold
+    from pierhead.gateway.link import Trouble
     from pierhead.gateway.metrics import ModelStats
+    from pierhead.gateway.plans import Live
     from pierhead.gateway.protocol import ClientConnection
     from pierhead.gateway.routes import Entry
     from pierhead.gateway.services import Services
@@ -43,6 +45,12 @@ class Delivery(Translated):
     early = False  # a head went out while the request waited, and comments since
     _faulty = False  # it failed by the replica's fault
     _extra = b""  # headers of ours
+    _plan: Live | None = None  # of a configured route
+    _then: tuple[str, ...] = ()  # who may be asked after this one
+    _held = False  # the head waits for the first bytes
+    _attempts = 1
+    _trouble: Trouble | None = None
+    _body: list[bytes]
     _ask: Ask | None = None
     _entry: Entry | None = None
     _hold: Hold | None = None
@@ -132,7 +140,7 @@ class Delivery(Translated):
         made, status = self._outgoing, answer.head.status
         assert made is not None
         translation = made.translation
-        if status < 500:  # after that another replica may be asked
+        if status < 500 and not self._then:  # else another replica, or a fallback, may be asked yet
             self._body = []
             self._outgoing = made._replace(body=[])
         if (status >= 400 and not self._request.control) or (translation is not None and not answer.sse):
@@ -169,7 +177,8 @@ class Delivery(Translated):
         try:
             piece = stream.feed(piece)
         except Fault as fault:
-            self._broken(fault)
+            self._drop()
+            self._fail(fault)
             return
         if piece:
             self._deliver(piece)
@@ -200,10 +209,12 @@ class Delivery(Translated):
         try:
             rest = stream.finish(framed)
         except Fault as fault:
-            self._broken(fault)
+            self._fail(fault)
             return
         if rest is None:
-            self._broken(engine_failed("the engine's stream ended without its [DONE]"))
+            self._fail(engine_failed("the engine's stream ended without its [DONE]"))
+            return
+        if self._held and not self._first(rest):
             return
         self.usage = stream.usage
         made = self._outgoing
@@ -244,7 +255,16 @@ class Delivery(Translated):
     def _begun(self) -> None:
         """The first event of the answer is here."""
 
+    def _first(self, piece: bytes) -> bool:
+        """Send the head that was held back for ``piece``; False when that tells of a failure."""
+        raise NotImplementedError
+
+    def _counted(self, ok: bool) -> None:
+        """A request for a configured route has ended."""
+
     def _deliver(self, piece: bytes) -> None:
+        if self._held and not self._first(piece):
+            return
         self.sent += len(piece)
         self._client.write(b"%x\r\n%b\r\n" % (len(piece), piece) if self._chunked else piece)
 
@@ -292,6 +312,8 @@ class Delivery(Translated):
     def _settle(self, ok: bool) -> None:
         """Book what became of the request, once, before the client sees the end of it."""
         self._services.metrics.relays -= 1
+        if self._plan is not None:
+            self._counted(ok)
         self._body = []
         made, self._outgoing = self._outgoing, None
         if made is not None and made.spent.known:
@@ -361,6 +383,9 @@ class Delivery(Translated):
             ttft=stream.first - self.started if stream is not None and stream.first else 0.0,
             seconds=now - self.started,
             queued=self.queued,
+            route=self._plan.name if self._plan is not None else "",
+            fallback=entry.name if self._attempts > 1 else "",
+            retries=self._attempts - 1,
             sent=self.sent,
             peer=self._client.peer,
             method=request.method,

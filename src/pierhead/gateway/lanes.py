@@ -92,6 +92,14 @@ class Lane:
         healthy = self._healthy(time.monotonic())
         return min(healthy, key=lambda t: t.open) if healthy else None
 
+    def spare(self) -> Target | None:
+        """A slot that nobody waits for, of whichever target; None when there is none."""
+        target = self.claim()
+        if target is None and not self.waiting and (free := _free(self._healthy(time.monotonic()))):
+            target = min(free, key=lambda t: t.open)
+            target.busy += 1
+        return target
+
     @property
     def chooses(self) -> bool:
         """Whether there is more than one target."""

@@ -8,6 +8,7 @@ from collections.abc import Coroutine
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
+from pierhead.gateway import plans
 from pierhead.gateway.admission import Admitted
 from pierhead.gateway.dialects import anthropic_models
 from pierhead.gateway.faults import Fault
@@ -120,7 +121,7 @@ class Locals:
         routes = list(self._services.routes.targets())
         own = self._services.metrics.render((model, t.replica, t.open) for model, t in routes)
         held = vitals(self._services)
-        own += lane_metrics(self._services.routes.lanes.values())
+        own += lane_metrics(self._services.routes.lanes.values()) + plans.render(self._services.routes.plans())
         engines = await scrape([(model, t) for model, t in routes if t.outside is None])
         return 200, b"text/plain; version=0.0.4; charset=utf-8", (own + held + engines).encode(), ()
 

@@ -10,11 +10,12 @@ from pierhead.gateway.usage import NOTHING, Usage
 class Outcome(msgspec.Struct, kw_only=True):
     """One request for a model. Times in seconds: ``time`` is Unix time of its end, ``ttft`` 0 where nothing streamed.
 
-    ``asked`` is the model's name as the client spelt it, ``model`` the route's. ``status`` 499: the client left.
-    ``code`` names the error, ``finish`` why the answer ended (as the engine says), ``fallback`` the route that
-    answered instead of ``model``, ``revision`` what exactly answered. ``retries`` counts further attempts, ``n`` the
-    answers asked for. ``hit``: the answer came out of the cache.
-    ``trace`` is the W3C traceparent that the client sent, ``span`` the id (hex) under which the engine saw the request.
+    ``asked`` is the model's name as the client spelt it, ``model`` the name of what answered, to which the configured
+    ``route`` led ("" without one); ``fallback`` is the same name where the first destination failed. ``status`` 499:
+    the client left. ``code`` names the error, ``finish`` why the answer ended (as the engine says), ``revision`` what
+    exactly answered. ``retries`` counts further attempts, ``n`` the answers asked for. ``hit``: the answer came out of
+    the cache. ``trace`` is the W3C traceparent that the client sent, ``span`` the id (hex) under which the engine saw
+    the request.
     """
 
     id: str
@@ -46,3 +47,4 @@ class Outcome(msgspec.Struct, kw_only=True):
     cost: int = 0  # in millionths of a US dollar, where a price is known
     trace: str = ""
     span: str = ""
+    route: str = ""

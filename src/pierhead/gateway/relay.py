@@ -12,12 +12,12 @@ from pierhead.gateway.dialects.base import Reply
 from pierhead.gateway.faults import Fault, engine_failed
 from pierhead.gateway.holder import Hold
 from pierhead.gateway.outgoing import Given, Outgoing
-from pierhead.gateway.seated import Seated
+from pierhead.gateway.planned import Planned
 from pierhead.gateway.skeleton import INLINE
 from pierhead.gateway.upstream import Target, UpstreamConnection
 
 
-class Relay(Seated):
+class Relay(Planned):
     """Answers one request for a model, or one for the control API."""
 
     # --- beginning ------------------------------------------------------------------------------------------------
@@ -59,6 +59,9 @@ class Relay(Seated):
         holder = request.holder
         if holder is not None:
             holder.allow(operation, entry.name, entry.aliases)
+        if entry.plan is not None:
+            entry = self._decided(entry, ask)
+        if holder is not None:
             hold = holder.begin(ask, entry, self._size, operation)
             if hold is None:
                 return False
@@ -82,7 +85,8 @@ class Relay(Seated):
         self._task.add_done_callback(self._driven)
 
     def _driven(self, task: asyncio.Task[None]) -> None:
-        self._task = None
+        if self._task is task:
+            self._task = None
         if not task.cancelled() and task.exception() is not None:  # a bug of ours: say so, leave nobody waiting
             asyncio.get_running_loop().call_exception_handler({"message": "a relay broke", "task": task})
             self._fail(Fault(500, "internal", "the gateway failed on this request; this is a bug."))
@@ -187,6 +191,8 @@ class Relay(Seated):
         self._asked = True
         request, made = self._request, self._outgoing
         assert made is not None
+        if self._copy:
+            self._mirror(self._given())
         body = made.body
         size = len(body[0]) if len(body) == 1 else sum(map(len, body))
         framing = b"content-length: %d\r\n" % size if size or request.sends_body else b""

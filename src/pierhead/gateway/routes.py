@@ -12,19 +12,22 @@ from pierhead.config import TrafficSettings
 from pierhead.gateway.faults import Fault
 from pierhead.gateway.lanes import Lane
 from pierhead.gateway.link import Activity, Endpoint, Route, Snapshot
+from pierhead.gateway.plans import Live
 from pierhead.gateway.upstream import Target
 
 
 class Entry:
-    """One route with its live targets."""
+    """One route with its live targets, or a plan; ``timeout`` are a provider's seconds to the first byte (0: none)."""
 
-    __slots__ = ("aliases", "card", "docker", "facts", "lane", "name", "targets")
+    __slots__ = ("aliases", "card", "docker", "facts", "lane", "name", "plan", "targets", "timeout")
 
-    def __init__(self, route: Route, targets: tuple[Target, ...], lane: Lane) -> None:
+    def __init__(self, route: Route, targets: tuple[Target, ...], lane: Lane, plan: Live | None) -> None:
         self.name = route.name
         self.aliases = route.aliases
         self.targets = targets
         self.lane = lane
+        self.plan = plan
+        self.timeout = next((t.outside.timeout for t in targets if t.outside is not None), 0.0)
         self.facts = _card(route)
         self.card = msgspec.json.encode(self.facts)
         self.docker = msgspec.json.encode(route.docker or {"id": route.name, "tags": [route.name]})
@@ -66,7 +69,7 @@ class RouteTable:
         lanes: dict[tuple[str, bool], Lane] = {}
         for route in snapshot.routes:
             entry = self._entry(route, before, lanes)
-            if route.plan is None:
+            if route.plan is None or route.endpoints:
                 destinations[route.name] = entry
             if not route.hidden:
                 entries[route.name] = entry
@@ -103,7 +106,11 @@ class RouteTable:
         lane = lanes[place] = self.lanes.pop(place, None) or self._lane(route.name)
         targets = tuple(self._targets[e] for e in route.endpoints)
         lane.update(targets)
-        return Entry(route, targets, lane)
+        known = self._entries.get(route.name)
+        plan = (
+            Live(route.name, route.plan, known.plan if known is not None else None) if route.plan is not None else None
+        )
+        return Entry(route, targets, lane, plan)
 
     def _lane(self, name: str) -> Lane:
         return Lane(name, self._traffic.get(name) or self._traffic.get("*") or TrafficSettings())
@@ -136,6 +143,10 @@ class RouteTable:
     def destination(self, name: str) -> Entry | None:
         """The entry that a plan names, which clients may not be able to name."""
         return self._destinations.get(name)
+
+    def plans(self) -> Iterable[Live]:
+        """The plans of all routes that have one."""
+        return [plan for name in self._names if (plan := self._entries[name].plan) is not None]
 
     def target(self, endpoint: Endpoint) -> Target:
         """The target of an endpoint that the daemon named before its snapshot did."""

@@ -75,7 +75,7 @@ class Seated(Delivery):
         self._sat = time.monotonic()
         if ticket.place is not None:
             self.queued = self._sat - ticket.since
-            self._extra = _lines(ticket.place) + b"x-pierhead-queue-wait-ms: %d\r\n" % (self.queued * 1000)
+            self._extra += _lines(ticket.place) + b"x-pierhead-queue-wait-ms: %d\r\n" % (self.queued * 1000)
         return target
 
     def _new_ticket(self, ask: Ask) -> Ticket:
@@ -90,7 +90,7 @@ class Seated(Delivery):
         if traffic.sticky:
             ticket.session = self._session(traffic.sticky, ask)
         streams = ask.stream or (request.operation is not None and request.operation.name == "generate-stream")
-        if streams and request.dialect != "ollama" and not request.http10 and traffic.notice > 0:
+        if streams and not self._then and request.dialect != "ollama" and not request.http10 and traffic.notice > 0:
             ticket.notice, ticket.tell = traffic.notice, self._tell
         return ticket
 

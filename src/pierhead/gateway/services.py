@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +66,7 @@ class Services:
         self.tell: Callable[[ToDaemon], None] = lambda message: None  # the composition sets it
         self.progress: Callable[[str], str] = lambda model: ""  # how the start of a model gets on
         self.sinks: list[Callable[[Outcome], None]] = []
+        self._tasks: set[asyncio.Task[None]] = set()
         self._access_log = access_log
         self.answers = Answers(
             state / "answers.db" if state is not None else None,
@@ -111,6 +113,12 @@ class Services:
     def no_daemon(self) -> Fault:
         """The daemon does not answer."""
         return Fault(503, "daemon_unavailable", "no Pierhead daemon answers.", hint="Start one with: pier serve")
+
+    def run(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do work that no client waits for."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def settled(self, outcome: Outcome | None, relay: Delivery) -> None:
         """Hear what became of a request, before its last byte leaves; None for one of the control API."""

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 # Operation → where its translation is made (``Make``). Imported when a request first needs it.
 TRANSLATIONS: dict[str, str] = {
+    "chat": "pierhead.gateway.dialects.to_anthropic:make",
     "messages": "pierhead.gateway.dialects.anthropic:make",
     "count-tokens": "pierhead.gateway.dialects.anthropic:make_count",
     "responses": "pierhead.gateway.dialects.responses:make",
