@@ -21,13 +21,17 @@ class PullPlanned(Event, frozen=True, tag="pull_planned"):
 
 
 class PullProgress(Event, frozen=True, tag="pull_progress"):
-    """``done`` of ``total`` bytes of one file are in the store; ``resumed`` of them were there before."""
+    """``done`` of ``total`` bytes of one file are in the store; ``resumed`` of them were there before.
+
+    ``digest`` is what the file will have, where its source says so.
+    """
 
     name: str
     file: str
     done: int
     total: int
     resumed: int = 0
+    digest: str = ""
 
 
 class PullDone(Event, frozen=True, tag="pull_done"):
@@ -55,6 +59,7 @@ class PushProgress(Event, frozen=True, tag="push_progress"):
     done: int
     total: int
     resumed: int = 0
+    digest: str = ""
 
 
 class PushDone(Event, frozen=True, tag="push_done"):

@@ -9,6 +9,7 @@ import os
 import signal
 import time
 from collections.abc import Generator
+from typing import Any
 
 import msgspec
 import uvicorn
@@ -34,6 +35,7 @@ from pierhead.events import AnyEvent, Listener, PullDone
 from pierhead.fleet.supervisor import Supervisor
 from pierhead.gateway.link import Activity, Endpoint, Key, Route, Snapshot
 from pierhead.paths import Paths
+from pierhead.refs import Reference
 from pierhead.runtimes.process import ProcessRuntime
 from pierhead.store.layout import Store
 from pierhead.store.model import ModelRecord
@@ -214,11 +216,25 @@ class Daemon:
             listener=tell,
             name=name,
         )
+        await self.models_refreshed()
+        for event in done:
+            listener(event)
+
+    async def push(self, model: str, target: Reference, listener: Listener) -> None:
+        """Send a model to a registry."""
+        from pierhead.registry.name import image_name
+        from pierhead.registry.publish import push_model
+        from pierhead.registry.uploads import Uploads
+
+        uploads = Uploads(self.paths.cache / "uploads")
+        options: dict[str, Any] = {"settings": self.settings.sources, "env": os.environ, "uploads": uploads}
+        await push_model(self.store, model, image_name(target), listener=listener, **options)
+
+    async def models_refreshed(self) -> None:
+        """Read the store again; returns once the gateway acts on it."""
         self._models = await asyncio.to_thread(self.store.models)
         self.link.push()
         await self.link.settled()
-        for event in done:
-            listener(event)
 
     def models_changed(self) -> None:
         """Read the store again soon."""

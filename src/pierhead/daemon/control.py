@@ -20,6 +20,7 @@ from pierhead import __version__
 from pierhead.daemon import wire
 from pierhead.daemon.grants import Wanted, duration
 from pierhead.daemon.keys import KeyInfo, NewKey
+from pierhead.daemon.ollama import Ollama
 from pierhead.daemon.openapi import Operation, Parameter, document
 from pierhead.daemon.parts import Parts
 from pierhead.daemon.routefile import RouteTable
@@ -340,6 +341,7 @@ def application(parts: Parts) -> Starlette:
     """The ASGI application."""
     control = Control(parts)
     routes = [Route(o.path, o.handler, methods=[o.method]) for o in operations(control)]
+    routes += Ollama(parts).routes()
     routes += [Route("/openapi.json", control.openapi), Route("/docs", control.docs)]
     return Starlette(
         routes=routes,

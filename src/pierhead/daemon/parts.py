@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from pierhead.config import Settings
 from pierhead.daemon.keys import Keys
 from pierhead.daemon.routefile import RouteTable
 from pierhead.daemon.usage import Usage
 from pierhead.daemon.wire import RouteList, StatusInfo
 from pierhead.events import Listener
 from pierhead.fleet.supervisor import Supervisor
+from pierhead.paths import Paths
+from pierhead.refs import Reference
 from pierhead.store.layout import Store
 
 
@@ -20,12 +23,22 @@ class Parts(Protocol):
     fleet: Supervisor
     keys: Keys
     usage: Usage
+    settings: Settings
+    paths: Paths
     started: float
 
     async def status(self) -> StatusInfo: ...
 
     async def pull(self, reference: str, name: str | None, listener: Listener) -> None:
         """Fetch a model into the store."""
+        ...
+
+    async def push(self, model: str, target: Reference, listener: Listener) -> None:
+        """Send a model to a registry."""
+        ...
+
+    async def models_refreshed(self) -> None:
+        """The store's contents are others now; returns once the gateway acts on them."""
         ...
 
     def models_changed(self) -> None:

@@ -6,6 +6,7 @@ import datetime
 from collections.abc import Iterable
 from typing import Any
 
+from pierhead.daemon.capabilities import capabilities
 from pierhead.fleet.info import ReplicaInfo
 from pierhead.gateway.link import OPENAI, Endpoint, Route
 from pierhead.store.model import ModelRecord
@@ -59,7 +60,13 @@ def _created(model: ModelRecord) -> int:
 
 
 def _card(model: ModelRecord) -> dict[str, Any]:
-    return {"id": model.name, "object": "model", "created": _created(model), "owned_by": "pierhead"}
+    """The entry of ``/v1/models``; ``context_length`` is the model's own, in tokens."""
+    card: dict[str, Any] = {"id": model.name, "object": "model", "created": _created(model), "owned_by": "pierhead"}
+    found = capabilities(model)
+    if found:
+        card["capabilities"] = list(found)
+    context = model.packaged.context or model.metadata.get("context_length")
+    return card | ({"context_length": context} if isinstance(context, int) and context > 0 else {})
 
 
 def _docker(model: ModelRecord) -> dict[str, Any]:

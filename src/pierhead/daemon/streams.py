@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import msgspec
@@ -22,7 +22,14 @@ _BACKLOG = 1000
 
 
 async def events(work: Callable[[Listener], Awaitable[object]]) -> AsyncIterator[bytes]:
-    """Run ``work`` and yield the events it tells its listener as lines; the last is its own or ``failed``.
+    """``happenings`` as lines."""
+    async with contextlib.aclosing(happenings(work)) as told:
+        async for event in told:
+            yield encode(event) + b"\n"
+
+
+async def happenings(work: Callable[[Listener], Awaitable[object]]) -> AsyncGenerator[AnyEvent]:
+    """Run ``work`` and yield the events it tells its listener; the last is its own or ``failed``.
 
     Progress is dropped while the reader lags; when the reader leaves, the work is cancelled. The listener may be
     called from any thread.
@@ -48,7 +55,7 @@ async def events(work: Callable[[Listener], Awaitable[object]]) -> AsyncIterator
     task = asyncio.create_task(run())
     try:
         while (event := await queue.get()) is not None:
-            yield encode(event) + b"\n"
+            yield event
             if isinstance(event, (Failed, Ready, PullDone)):
                 break
     finally:

@@ -7,11 +7,12 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from pierhead.config import GatewaySettings
+from pierhead.gateway import managing
 from pierhead.gateway.auth import Keys
 from pierhead.gateway.faults import Fault
 from pierhead.gateway.holder import Holder
 from pierhead.gateway.operations import Dialect, Operation, dialect_of, place
-from pierhead.gateway.stored import methods
+from pierhead.gateway.upload import MOST
 from pierhead.gateway.wire import HOP_BY_HOP, Head
 
 _PRIVATE = HOP_BY_HOP | {
@@ -58,6 +59,7 @@ class Admitted(NamedTuple):
     operation: Operation | None = None
     named: str = ""
     control: bool = False
+    own: bool = False  # only for programs of this gateway's own user, as it came without a key
     local: str = ""
     fault: Fault | None = None
     cors: bytes = b""
@@ -72,7 +74,12 @@ class Admitted(NamedTuple):
     @property
     def reads_json(self) -> bool:
         """Whether the gateway reads members of its JSON body."""
-        return self.operation is not None and self.operation.where != "form" and self.fault is None
+        return self.operation is not None and self.operation.where == "body" and self.fault is None
+
+    @property
+    def pours(self) -> bool:
+        """Whether its body goes to the daemon as it arrives."""
+        return managing.pours(self.method, self.path)
 
     @property
     def sends_body(self) -> bool:
@@ -104,8 +111,8 @@ class Doorkeeper:
         """The verdict; a Fault is part of it, so that the caller can still read the body and keep the connection."""
         request = self._describe(head)
         try:
-            if head.length is not None and head.length > self._settings.max_body:
-                limit = self._settings.max_body
+            limit = MOST if request.pours else self._settings.max_body
+            if head.length is not None and head.length > limit:
                 raise Fault(413, "body_too_large", f"the body has {head.length} bytes, the limit is {limit}.")
             self._check_host(head, door, local_ip)
             cors = self._check_origin(head)
@@ -185,20 +192,25 @@ class Doorkeeper:
     def _place(self, request: Admitted, head: Head, door: Door) -> Admitted:
         path = docker_path(request.path)
         method = request.method
-        if path in ("/health", "/ready"):
-            return _only(request, ("GET", "HEAD"), local=path[1:])
+        if path in ("/health", "/ready", "/"):
+            return _only(request, ("GET", "HEAD"), local=path[1:] or "root")
         found = place(path)
         control = found is None and path.startswith("/api/")
-        if door.tcp and (door.key or control):
+        managed = managing.kind(method, path) if control else ""
+        if door.tcp and (door.key or (control and not managed)):
             request = request._replace(holder=self.keys.check(head))
         elif door.tcp and self.keys:
             request = request._replace(holder=self.keys.recognise(head))
         if request.fault is not None:
             return request
         if control:
-            if request.holder is not None:
+            methods = managing.allowed(path)
+            if methods and not managed:
+                return _only(request, methods)
+            if request.holder is not None and managed != "read":
                 request.holder.require_admin()
-            return request._replace(control=True, forward=_forward(head, head.target))
+            own = managed == "change" and door.tcp and request.holder is None
+            return request._replace(control=True, own=own, forward=_forward(head, head.target))
         if found is not None:
             operation, named = found
             forward = _forward(head, operation.path.encode())

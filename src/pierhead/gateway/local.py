@@ -45,6 +45,8 @@ class Locals:
             return 204, JSON, b"", _PREFLIGHT
         if name == "health":
             return 200, JSON, b'{"status":"ok"}', ()
+        if name == "root":  # what Ollama's clients ask to see whether anybody is there
+            return 200, b"text/plain; charset=utf-8", b"Pierhead is running", ()
         if name == "ready":
             return self._ready()
         if name == "/metrics":

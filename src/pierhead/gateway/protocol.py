@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 from pierhead.gateway.admission import Admitted, Door
 from pierhead.gateway.faults import REASONS, Fault
@@ -13,6 +13,7 @@ from pierhead.gateway.local import LocalAnswer, Locals
 from pierhead.gateway.relay import Relay
 from pierhead.gateway.services import BUFFERED_MAX, Services
 from pierhead.gateway.skeleton import INLINE, Skeleton
+from pierhead.gateway.upload import MOST, Upload
 from pierhead.gateway.wire import HEAD_END, BadMessage, parse_request
 
 HEAD, BODY, BUSY, LINGER = range(4)
@@ -21,6 +22,7 @@ _SKIP_BODY = 262144  # a refused request's body up to this size is read, to keep
 _LINGER_SECONDS = 2.0
 _DRAIN_IDLE = 1.0  # a connection just accepted may have its request under way: a drain does not cut it
 _HIGH_WATER = 262144
+_NOWHERE = ("::", 0)  # the ends of a connection that was reset before anyone looked
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -66,6 +68,7 @@ class ClientConnection(asyncio.Protocol):
         "_since",
         "_state",
         "_transport",
+        "_upload",
         "_work",
         "extra",
         "peer",
@@ -86,6 +89,7 @@ class ClientConnection(asyncio.Protocol):
         self._memo: Admitted | None = None
         self._generation = -1
         self._work: Work | None = None
+        self._upload: Upload | None = None
         self._close_after = False
         self._eof = False
         self._pumping = False
@@ -251,13 +255,18 @@ class ClientConnection(asyncio.Protocol):
             body, self._buffer = [self._buffer[:length]], self._buffer[length:]
             self._dispatch(request, body, None)
             return True
-        self._charge(length)
+        pours = request.pours and request.control
+        if pours:
+            self._work = self._upload = Upload(self._services, self, request, request.request_id or self._new_id())
+            self._upload.start()
+        else:
+            self._charge(length)
         self._state = BODY
         self._since = self._services.now
         settings = self._services.settings
         self._incoming = Incoming(
             None if request.chunked else length,
-            limit=settings.max_body,
+            limit=MOST if pours else settings.max_body,
             max_trailer=settings.max_header,
             skeleton=(length > INLINE or request.chunked) and request.reads_json,
         )
@@ -282,6 +291,9 @@ class ClientConnection(asyncio.Protocol):
         assert request is not None
         before = incoming.size
         self._buffer = incoming.feed(self._buffer)
+        if self._upload is not None:
+            self._poured(self._upload, incoming)
+            return True
         if request.chunked:
             self._charge(incoming.size - before)
         if incoming.done:
@@ -298,6 +310,18 @@ class ClientConnection(asyncio.Protocol):
             self._reading_paused = True
             self._transport.pause_reading()
         asyncio.get_running_loop().call_soon(self._pump)
+
+    def _poured(self, upload: Upload, incoming: Incoming) -> None:
+        """Hand on what came of a body that nobody collects."""
+        pieces, incoming.pieces = incoming.pieces, []
+        upload.take(pieces)
+        if incoming.done:
+            self._incoming = self._upload = None
+            self._state = BUSY
+            upload.finish()
+
+    def _new_id(self) -> bytes:
+        return self._services.new_id()
 
     def _dispatch(self, request: Admitted, body: list[bytes], skeleton: Skeleton | None) -> None:
         request_id = request.request_id or self._services.new_id()
@@ -333,6 +357,29 @@ class ClientConnection(asyncio.Protocol):
             return b"connection: close\r\n" + request.cors + self.extra
         own = request.cors + self.extra
         return b"connection: keep-alive\r\n" + own if request.http10 else own
+
+    @property
+    def ends(self) -> tuple[tuple[str, int], tuple[str, int]]:
+        """Our address and port, and the client's; of a TCP connection only."""
+        own: Any = self._transport.get_extra_info("sockname") or _NOWHERE
+        other: Any = self._transport.get_extra_info("peername") or _NOWHERE
+        return (str(own[0]), int(own[1])), (str(other[0]), int(other[1]))
+
+    def hold(self) -> None:
+        """Read no more of a body for now."""
+        self._transport.pause_reading()
+
+    def go_on(self) -> None:
+        """Read on."""
+        if not self._reading_paused and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    def finish_early(self, *, whole: bool) -> None:
+        """The answer to a body that is still arriving is there: what comes of it is not read, and no other request."""
+        if not whole:
+            self._upload = self._incoming = None
+            self._state = BUSY
+            self._close_after = True
 
     @property
     def closes(self) -> bool:
@@ -387,6 +434,9 @@ class ClientConnection(asyncio.Protocol):
 
     def _refuse(self, fault: Fault) -> None:
         """Answer a request that was not read whole, then close."""
+        work, self._work, self._upload = self._work, None, None
+        if work is not None:
+            work.cancel()
         self._close_after = True
         if self._state != BODY:
             self._request = None

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any
 
-from pierhead.gateway import outgoing, translate
+from pierhead.gateway import outgoing, peer, translate
 from pierhead.gateway.ask import Ask, read_ask
 from pierhead.gateway.dialects.base import Reply
 from pierhead.gateway.faults import Fault, engine_failed
@@ -31,6 +31,9 @@ class Relay(Planned):
             if request.control:
                 self._outgoing = Outgoing(request.forward, body)
                 self._claim(self._services.control())
+                if request.own:
+                    self._spawn(self._drive())
+                    return
             elif len(text) > INLINE or request.named or not request.reads_json:
                 self._spawn(self._drive(text))
                 return
@@ -97,6 +100,8 @@ class Relay(Planned):
     async def _drive(self, text: bytes | None = None) -> None:
         """Decode off the loop, lease, start the model, translate, open a connection: whatever is not done yet."""
         try:
+            if self._request.own:
+                await asyncio.to_thread(peer.may_change, *self._client.ends)
             if text is not None:
                 self._admit(await asyncio.to_thread(self._read, text))
             await self._admitted()

@@ -25,7 +25,7 @@ from pierhead.store.layers import config_of
 from pierhead.store.layout import Store
 from pierhead.store.manifest import Manifest
 from pierhead.store.media import HEAVY, UNSAFE
-from pierhead.store.model import ModelFile, ModelRecord
+from pierhead.store.model import Blob, ModelFile, ModelRecord
 
 MAX_TEMPLATE = 1 << 20
 _BASE_DIGEST = "org.opencontainers.image.base.digest"
@@ -87,7 +87,10 @@ def _summary(inputs: Inputs) -> dict[str, Any]:
 def _take(store: Store, file: Input, recipe: Recipe, listener: Listener) -> ModelFile:
     size = file.path.stat().st_size
     listener(PullProgress(name=recipe.name, file=file.name, done=0, total=size))
-    blob = store.adopt_file(file.path, link=recipe.link and file.role in HEAVY)
+    if file.digest and store.blobs.claim(file.digest):
+        blob = Blob(file.digest, size)
+    else:
+        blob = store.adopt_file(file.path, link=recipe.link and file.role in HEAVY)
     listener(PullProgress(name=recipe.name, file=file.name, done=blob.size, total=blob.size))
     if blob.note:
         listener(Note(message=blob.note))

@@ -30,6 +30,7 @@ class Input:
     role: Role
     format: str = ""
     scale: float = 1.0
+    digest: str = ""  # of a file that is a blob of the store already
 
 
 @dataclass(frozen=True)

@@ -30,9 +30,9 @@ REPORT_EVERY = 0.1
 class _Progress:
     """Tells a listener how far one file is, ten times a second at most; its first word says what was there before."""
 
-    def __init__(self, listener: Listener, model: str, file: str, total: int) -> None:
+    def __init__(self, listener: Listener, model: str, file: str, total: int, digest: str = "") -> None:
         self._listener = listener
-        self._about = {"name": model, "file": file}
+        self._about = {"name": model, "file": file, "digest": digest}
         self._total = total
         self._last = -REPORT_EVERY
         self._resumed = -1
@@ -88,7 +88,7 @@ async def _push(
 
     async def one(part: Descriptor, name: str) -> None:
         nonlocal sent
-        report = _Progress(listener, model, name, part.size)
+        report = _Progress(listener, model, name, part.size, part.digest)
         async with slots:
             path = store.blob_path(part.digest)
             moved = await push_blob(registry, part.digest, path, part.size, report, mount, uploads)

@@ -23,10 +23,11 @@ WATCH_EVERY = 0.25
 class Progress:
     """Tells a listener how far one file is, ten times a second at most."""
 
-    def __init__(self, listener: Listener, name: str, file: str, total: int | None) -> None:
+    def __init__(self, listener: Listener, name: str, file: str, total: int | None, digest: str = "") -> None:
         self._listener = listener
         self._name = name
         self._file = file
+        self._digest = digest
         self._total = total or 0
         self._last = 0.0
         self._pending = -1
@@ -40,7 +41,16 @@ class Progress:
             self._last = now
             self._pending = -1
             total = max(self._total, done) if self._total else 0
-            self._listener(PullProgress(name=self._name, file=self._file, done=done, total=total, resumed=self.resumed))
+            self._listener(
+                PullProgress(
+                    name=self._name,
+                    file=self._file,
+                    done=done,
+                    total=total,
+                    resumed=self.resumed,
+                    digest=self._digest,
+                )
+            )
 
     async def keep_up(self) -> None:
         """Tell what was held back, until cancelled: a stalled transfer shows all that came."""

@@ -37,6 +37,7 @@ from pierhead.sources.local import opened
 from pierhead.sources.pins import Pins
 from pierhead.sources.roster import Sources
 from pierhead.sources.threads import entered
+from pierhead.store.blobs import DIGEST
 from pierhead.store.describe import summary_of
 from pierhead.store.files import locked, os_errors
 from pierhead.store.layout import Store
@@ -285,7 +286,8 @@ class _Pull:
         return True
 
     async def _layer(self, source: Source, file: RemoteFile, shaped: File, name: str) -> Layer:
-        progress = Progress(self._listener, name, file.name, file.size)
+        told = file.digest if DIGEST.fullmatch(file.digest) else ""
+        progress = Progress(self._listener, name, file.name, file.size, told)
         if file.data is not None:
             blob = await asyncio.to_thread(self._store.blobs.put, file.data)
         elif file.local is not None:

@@ -1,0 +1,36 @@
+"""Which requests of Ollama's API the daemon answers, and what they need: reading is free, changing is not; pure."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+_READS = frozenset(
+    {("GET", "/api/tags"), ("GET", "/api/ps"), ("GET", "/api/version"), ("POST", "/api/show")}
+    | {("HEAD", "/api/tags"), ("HEAD", "/api/version")}
+)
+_CHANGES = frozenset(
+    {("POST", f"/api/{verb}") for verb in ("pull", "push", "create", "copy")} | {("DELETE", "/api/delete")}
+)
+_PATHS = {path for _, path in _READS | _CHANGES}
+_BLOBS = "/api/blobs/"
+
+
+def kind(method: str, path: str) -> Literal["", "read", "change"]:
+    """What a request does; "" for all that is not Ollama's management."""
+    if (method, path) in _READS:
+        return "read"
+    if (method, path) in _CHANGES or (path.startswith(_BLOBS) and method in ("HEAD", "POST")):
+        return "change"
+    return ""
+
+
+def allowed(path: str) -> tuple[str, ...]:
+    """The methods of one of these paths; none for other paths."""
+    if path.startswith(_BLOBS):
+        return ("HEAD", "POST")
+    return tuple(sorted(method for method, known in _READS | _CHANGES if known == path)) if path in _PATHS else ()
+
+
+def pours(method: str, path: str) -> bool:
+    """Whether the body goes to the daemon as it comes, whatever its length: a blob."""
+    return method == "POST" and path.startswith(_BLOBS)
