@@ -71,6 +71,13 @@ def process_home(smollm2: Path) -> Iterator[Installation]:
         yield found
 
 
+@pytest.fixture(scope="module")
+def ollama_home(smollm2: Path) -> Iterator[Installation]:
+    """One for tests that change its models, by Ollama's and KServe's clients."""
+    with installed(smollm2, PIERHEAD_RUNTIME__DEFAULT="process", PIERHEAD_ENGINE__THREADS="1") as found:
+        yield found
+
+
 @pytest.fixture(scope="session")
 def docker_home(smollm2: Path) -> Iterator[Installation]:
     """SmolLM2 behind the gateway, each replica a container of a real Docker Engine."""

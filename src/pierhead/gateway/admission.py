@@ -197,6 +197,9 @@ class Doorkeeper:
         found = place(path)
         control = found is None and path.startswith("/api/")
         managed = managing.kind(method, path) if control else ""
+        methods = managing.allowed(path) if control and not managed else ()
+        if methods:
+            return _only(request, methods)
         if door.tcp and (door.key or (control and not managed)):
             request = request._replace(holder=self.keys.check(head))
         elif door.tcp and self.keys:
@@ -204,9 +207,6 @@ class Doorkeeper:
         if request.fault is not None:
             return request
         if control:
-            methods = managing.allowed(path)
-            if methods and not managed:
-                return _only(request, methods)
             if request.holder is not None and managed != "read":
                 request.holder.require_admin()
             own = managed == "change" and door.tcp and request.holder is None
