@@ -82,7 +82,7 @@ def test_raw_prompts_and_schemas_work(client: ollama.Client) -> None:
     raw = client.generate("smollm2", "1, 2, 3, 4,", raw=True, options=SHORT)
     assert "5" in raw.response
     schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
-    shaped = client.generate("smollm2", "A number.", format=schema, options={**SHORT, "num_predict": 16})
+    shaped = client.generate("smollm2", "A number.", format=schema, options={**SHORT, "num_predict": 48})
     assert isinstance(json.loads(shaped.response)["n"], int)
 
 
