@@ -90,7 +90,8 @@ def test_what_reads_and_what_changes_is_told_apart_by_method_and_path() -> None:
     assert kind("DELETE", "/api/delete") == "change"
     assert kind("HEAD", f"/api/blobs/{DIGEST}") == "change"
     assert kind("POST", "/api/v1/models/pull") == ""
-    assert kind("GET", "/api/pull") == ""
+    with pytest.raises(Fault, match="answers POST only"):
+        kind("GET", "/api/pull")
     assert allowed("/api/pull") == ("POST",)
     assert allowed("/api/other") == ()
     assert pours("POST", f"/api/blobs/{DIGEST}")

@@ -12,6 +12,7 @@ from pierhead.gateway.auth import Keys
 from pierhead.gateway.faults import Fault
 from pierhead.gateway.holder import Holder
 from pierhead.gateway.operations import Dialect, Operation, dialect_of, place
+from pierhead.gateway.stored import methods
 from pierhead.gateway.upload import MOST
 from pierhead.gateway.wire import HOP_BY_HOP, Head
 
@@ -197,9 +198,6 @@ class Doorkeeper:
         found = place(path)
         control = found is None and path.startswith("/api/")
         managed = managing.kind(method, path) if control else ""
-        methods = managing.allowed(path) if control and not managed else ()
-        if methods:
-            return _only(request, methods)
         if door.tcp and (door.key or (control and not managed)):
             request = request._replace(holder=self.keys.check(head))
         elif door.tcp and self.keys:

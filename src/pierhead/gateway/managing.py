@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pierhead.gateway.faults import Fault
+
 _READS = frozenset(
     {("GET", "/api/tags"), ("GET", "/api/ps"), ("GET", "/api/version"), ("POST", "/api/show")}
     | {("HEAD", "/api/tags"), ("HEAD", "/api/version")}
@@ -16,11 +18,15 @@ _BLOBS = "/api/blobs/"
 
 
 def kind(method: str, path: str) -> Literal["", "read", "change"]:
-    """What a request does; "" for all that is not Ollama's management."""
+    """What a request does; "" for all that is not Ollama's management. Fault 405 for a method that a path lacks."""
     if (method, path) in _READS:
         return "read"
     if (method, path) in _CHANGES or (path.startswith(_BLOBS) and method in ("HEAD", "POST")):
         return "change"
+    known = allowed(path)
+    if known:
+        text = f"{path[:200]} answers {', '.join(known)} only."
+        raise Fault(405, "method_not_allowed", text, headers=((b"allow", ", ".join(known).encode()),))
     return ""
 
 

@@ -293,6 +293,9 @@ class ClientConnection(asyncio.Protocol):
         self._buffer = incoming.feed(self._buffer)
         if self._upload is not None:
             self._poured(self._upload, incoming)
+            if incoming.paused and not incoming.done:
+                self._wait_a_turn()
+                return False
             return True
         if request.chunked:
             self._charge(incoming.size - before)
