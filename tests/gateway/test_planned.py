@@ -368,3 +368,20 @@ async def test_a_share_of_nothing_sends_nothing(town: Town) -> None:
     for _ in range(5):
         await town.ask()
     assert not town.count("b")
+
+
+async def test_a_destination_that_keeps_failing_is_left_alone_for_a_while(town: Town) -> None:
+    broken = True
+
+    async def moody(call: Any) -> None:
+        await (fails(500) if broken else says("a"))(call)
+
+    await town.open(Plan(to=(Share("a"),), fallbacks=(Fallback("b"),)), a=moody, b=says("b"))
+    for _ in range(8):
+        assert (await town.ask()).headers["x-pierhead-model"] == "b"
+    assert town.count("a") == 3
+    broken = False
+    async with asyncio.timeout(10):
+        while (await town.ask()).headers["x-pierhead-model"] != "a":
+            pass
+    assert (await town.ask()).headers["x-pierhead-model"] == "a", "it is well again"

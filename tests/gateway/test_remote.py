@@ -243,6 +243,26 @@ async def test_anthropics_dialect_passes_with_its_own_headers(gate: Any, new_pro
     assert json.loads(provider.calls[0].body) == body | {"model": "theirs"}
 
 
+async def test_the_usage_of_anthropics_streams_is_put_together_from_both_ends(gate: Any, new_provider: New) -> None:
+    async def streams(call: Any) -> None:
+        await call.sse()
+        begun = {"usage": {"input_tokens": 4, "cache_read_input_tokens": 3, "output_tokens": 1}}
+        await call.event({"type": "message_start", "message": begun})
+        for _ in range(300):
+            await call.event({"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "x"}})
+        await call.event({"type": "message_delta", "delta": {}, "usage": {"output_tokens": 300}})
+        await call.event({"type": "message_stop"})
+        await call.end()
+
+    provider = await new_provider(streams)
+    await gate.serve(provider.route(serves=("messages",), dialect="anthropic"))
+    body = {"model": "m", "max_tokens": 5, "stream": True, "messages": [{"role": "user", "content": "hi"}]}
+    assert (await gate.ask("POST", "/v1/messages", body)).status == 200
+    metrics = (await gate.ask("GET", "/metrics")).body.decode()
+    assert 'pierhead_prompt_tokens_total{model="m"} 7' in metrics
+    assert 'pierhead_completion_tokens_total{model="m"} 300' in metrics
+
+
 async def test_what_a_provider_does_not_serve_is_refused(gate: Any, new_provider: New) -> None:
     provider = await new_provider(answers)
     await gate.serve(provider.route())

@@ -16,6 +16,7 @@ from pierhead.gateway.plans import stream_error, trouble
 from pierhead.gateway.seated import Seated
 from pierhead.gateway.translate import headers
 from pierhead.gateway.usage import NOTHING
+from pierhead.routing.health import Circuit
 
 if TYPE_CHECKING:
     from pierhead.gateway.ask import Ask
@@ -44,9 +45,12 @@ class Planned(Seated):
         named = headers(request.forward) if plan.reads_headers else None
         decision = plan.decide(request.key_id, named, text)
         self._plan, self._then, self._copy = plan, decision.then, decision.mirror
-        entry = self._services.routes.destination(decision.first)
-        while entry is None and self._then:
-            entry, self._then = self._services.routes.destination(self._then[0]), self._then[1:]
+        entry, now = self._services.routes.destination(decision.first), time.monotonic()
+        while self._then and (entry is None or entry.ill(now)):
+            following = self._services.routes.destination(self._then[0])
+            if entry is not None and (following is None or "error" not in plan.on.get(following.name, ())):
+                break
+            entry, self._then = following, self._then[1:]
         if entry is None:
             raise Fault(
                 503, "no_destination", f"nobody can answer for '{route.name}' now.", hint="See: pier route check"
@@ -58,6 +62,8 @@ class Planned(Seated):
         self._entry = entry
         self._stats = self._services.metrics.model(entry.name)
         self._extra = b"x-pierhead-model: %b\r\n" % entry.name.encode("ascii", "backslashreplace")
+        if len(entry.targets) == 1 and (health := entry.targets[0].health).state is not Circuit.CLOSED:
+            health.sending(time.monotonic())  # this request decides whether it is well again
         plan = self._plan
         assert plan is not None
         limits = [t for t in (plan.timeout, entry.timeout) if t > 0]

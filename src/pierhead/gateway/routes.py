@@ -32,6 +32,10 @@ class Entry:
         self.card = msgspec.json.encode(self.facts)
         self.docker = msgspec.json.encode(route.docker or {"id": route.name, "tags": [route.name]})
 
+    def ill(self, now: float) -> bool:
+        """Whether everything that could answer has failed lately, and it is too early to try again."""
+        return bool(self.targets) and not any(t.health.allows(now) for t in self.targets)
+
 
 def _card(route: Route) -> dict[str, Any]:
     return {"id": route.name, "object": "model", "created": 0, "owned_by": "pierhead"} | route.card

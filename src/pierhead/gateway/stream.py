@@ -9,7 +9,7 @@ from pierhead.gateway.dialects.base import Failing, Translation
 from pierhead.gateway.faults import Fault
 from pierhead.gateway.metrics import ModelStats
 from pierhead.gateway.sse import EventSplitter
-from pierhead.gateway.usage import NOTHING, Usage, tokens
+from pierhead.gateway.usage import NOTHING, Usage, merged, tokens
 
 _TAIL = 4096
 _NO_CHOICE = b'"choices":[]'
@@ -23,7 +23,18 @@ class Stream:
     stream passes as it is.
     """
 
-    __slots__ = ("_events", "_last", "_started", "_stats", "_strip", "_tail", "_translation", "begun", "first")
+    __slots__ = (
+        "_began",
+        "_events",
+        "_last",
+        "_started",
+        "_stats",
+        "_strip",
+        "_tail",
+        "_translation",
+        "begun",
+        "first",
+    )
 
     def __init__(
         self, stats: ModelStats | None, started: float, *, sse: bool, strip: bool, translation: Translation | None
@@ -35,6 +46,7 @@ class Stream:
         self._translation = translation
         self._last = 0.0
         self._tail = b""
+        self._began = NOTHING  # what the first event told: Anthropic's streams tell the prompt there
         self.first = 0.0
         self.begun: Callable[[], None] | None = None  # called at the first event
 
@@ -71,6 +83,8 @@ class Stream:
             stats.gap.observe((now - self._last) / count, count)
         else:
             self.first = now
+            if b'"message_start"' in piece:
+                self._began = tokens(piece.partition(b"\n\n")[0])
             stats.ttft.observe(now - self._started)
             if self.begun is not None:
                 self.begun()
@@ -97,7 +111,8 @@ class Stream:
     @property
     def usage(self) -> Usage:
         """What the engine said that it used, as far as it came."""
-        return tokens(self._tail) if self._tail else NOTHING
+        usage = tokens(self._tail) if self._tail else NOTHING
+        return merged(self._began, usage) if self._began.known else usage
 
 
 def _without_usage(piece: bytes) -> bytes:

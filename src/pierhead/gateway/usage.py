@@ -89,3 +89,10 @@ def tokens(tail: bytes) -> Usage:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         pass
     return NOTHING
+
+
+def merged(began: Usage, ended: Usage) -> Usage:
+    """The usage of a stream whose beginning tells the prompt, and its end the answer, or both once more."""
+    if not ended.known:
+        return began
+    return ended if ended.prompt else Usage(began.prompt, ended.completion, began.cached, True)

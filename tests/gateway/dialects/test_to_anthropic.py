@@ -11,9 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pierhead.gateway.dialects import anthropic, to_anthropic
-from pierhead.gateway.dialects.to_anthropic_answer import merged
 from pierhead.gateway.faults import Fault
-from pierhead.gateway.usage import Usage
+from pierhead.gateway.usage import Usage, merged
 
 ASK = {"model": "m", "max_tokens": 50, "messages": [{"role": "user", "content": "hi"}]}
 FUNCTION = {"name": "tide", "description": "when", "parameters": {"type": "object", "properties": {"at": {}}}}

@@ -8,7 +8,7 @@ import msgspec
 
 from pierhead.gateway.dialects.base import Facts
 from pierhead.gateway.faults import Fault
-from pierhead.gateway.usage import NOTHING, Usage, tokens
+from pierhead.gateway.usage import NOTHING, Usage, merged, tokens
 
 _encode = msgspec.json.Encoder().encode
 _LONGEST = 64 << 20  # bytes of one event
@@ -188,10 +188,3 @@ class Events:
         if self._tells:
             last += b"data: %b\n\n" % _encode(self._envelope | {"choices": [], "usage": _usage(self._usage)})
         return last + b"data: [DONE]\n\n"
-
-
-def merged(began: Usage, ended: Usage) -> Usage:
-    """The usage of a stream: its beginning tells the prompt, its end the answer, and sometimes both."""
-    if not ended.known:
-        return began
-    return ended if ended.prompt else Usage(began.prompt, ended.completion, began.cached, True)
