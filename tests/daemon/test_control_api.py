@@ -89,6 +89,7 @@ def test_the_promised_operations_are_there() -> None:
         "PUT /routes/{name}",
         "DELETE /routes/{name}",
         "GET /usage",
+        "GET /prices",
         "POST /shutdown",
     }
 

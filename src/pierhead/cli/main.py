@@ -59,6 +59,7 @@ VERBS: dict[str, dict[str, tuple[str, str]]] = {
         "route": ("pierhead.cli.route:route", "Split names among models, with fallbacks and mirrors."),
         "secret": ("pierhead.cli.secret:secret", "Keep providers' keys for the gateway."),
         "usage": ("pierhead.cli.usage:usage", "Show who used how much."),
+        "prices": ("pierhead.cli.prices:prices", "Show what models cost."),
         "service": ("pierhead.cli.service:service", "Start Pierhead with the machine (systemd)."),
     },
     "Setup": {

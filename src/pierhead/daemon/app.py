@@ -22,6 +22,7 @@ from pierhead.daemon.gateway_link import GatewayLink
 from pierhead.daemon.gateway_process import Spawned
 from pierhead.daemon.keys import Keys
 from pierhead.daemon.lifecycle import Announcer, Held
+from pierhead.daemon.prices import load as load_prices
 from pierhead.daemon.routebook import RouteBook
 from pierhead.daemon.routefile import RouteTable
 from pierhead.daemon.routes import endpoint, routes
@@ -33,7 +34,7 @@ from pierhead.engines.llamacpp import LlamaCpp
 from pierhead.errors import PierError
 from pierhead.events import AnyEvent, Listener, PullDone
 from pierhead.fleet.supervisor import Supervisor
-from pierhead.gateway.link import Activity, Endpoint, Key, Route, Snapshot
+from pierhead.gateway.link import Activity, Endpoint, Key, Price, Route, Snapshot
 from pierhead.paths import Paths
 from pierhead.refs import Reference
 from pierhead.runtimes.process import ProcessRuntime
@@ -94,6 +95,7 @@ class Daemon:
         self._keys: tuple[Key, ...] = ()
         self._key_names: dict[str, str] = {}
         self._pepper = ""
+        self._prices: list[tuple[Price, str]] = []
         self._refresh = asyncio.Event()
         self._end: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._hurry: asyncio.Task[None] | None = None
@@ -113,6 +115,7 @@ class Daemon:
         background = [adoption, asyncio.create_task(self._refresh_models())]
         try:
             self._read_keys()
+            self._read_prices()
             self._models = self.store.models()
             self._read_routes()
             await asyncio.wait({adoption}, timeout=ADOPTION_WAIT)  # so that the first snapshot names what runs
@@ -246,6 +249,13 @@ class Daemon:
         self.link.push()
         await self.link.settled()
 
+    async def prices_changed(self) -> list[tuple[Price, str]]:
+        """Read the prices again; returns what holds once the gateway counts by it."""
+        self._prices = await asyncio.to_thread(load_prices, self.paths.config)
+        self.link.push()
+        await self.link.settled()
+        return self._prices
+
     async def routes(self) -> RouteList:
         """Every name that clients may send."""
         return self.book.list(self._model_routes(), self._key_names)
@@ -274,6 +284,7 @@ class Daemon:
             routes=self.book.routes(self._model_routes(), self._key_names),
             keys=self._keys,
             pepper=self._pepper,
+            prices=tuple(price for price, _ in self._prices),
             control_socket=str(self.paths.control_socket),
         )
 
@@ -294,6 +305,12 @@ class Daemon:
 
     def _activity(self, activity: Activity) -> None:
         self.fleet.activity(activity.replica, activity.open, activity.last_used)
+
+    def _read_prices(self) -> None:
+        try:
+            self._prices = load_prices(self.paths.config)
+        except PierError as exc:  # budgets in money are refused then, which is no reason not to start
+            log.error("no prices: %s", exc)
 
     def _read_keys(self) -> None:
         self._keys = self.keys.accepted()

@@ -17,12 +17,14 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pierhead import __version__
+from pierhead.daemon import prices as pricing
 from pierhead.daemon import wire
 from pierhead.daemon.grants import Wanted, duration
 from pierhead.daemon.keys import KeyInfo, NewKey
 from pierhead.daemon.ollama import Ollama
 from pierhead.daemon.openapi import Operation, Parameter, document
 from pierhead.daemon.parts import Parts
+from pierhead.daemon.prices import PriceInfo
 from pierhead.daemon.routefile import RouteTable
 from pierhead.daemon.streams import events, log_lines, stats_lines
 from pierhead.daemon.usage import UsageReport
@@ -127,6 +129,9 @@ class Control:
         info = await asyncio.to_thread(self.parts.keys.edit, _name(request), body)
         await self.parts.keys_changed()
         return _json(info)
+
+    async def prices(self, _: Request) -> Response:
+        return _json([pricing.info(price, origin) for price, origin in await self.parts.prices_changed()])
 
     async def rotate_key(self, request: Request) -> Response:
         body = await _body(request, wire.RotateRequest)
@@ -306,6 +311,13 @@ def operations(c: Control) -> tuple[Operation, ...]:
                 Parameter("key", "string", "Of this key only, by id or name."),
                 Parameter("model", "string", "Of this model only."),
             ),
+        ),
+        Operation(
+            "GET",
+            "/api/v1/prices",
+            c.prices,
+            "What models cost; the user's file is read again.",
+            list[PriceInfo],
         ),
         Operation(
             "POST", "/api/v1/shutdown", c.shutdown, "End the daemon.", wire.Accepted, wire.ShutdownRequest, status=202

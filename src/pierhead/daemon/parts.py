@@ -11,6 +11,7 @@ from pierhead.daemon.usage import Usage
 from pierhead.daemon.wire import RouteList, StatusInfo
 from pierhead.events import Listener
 from pierhead.fleet.supervisor import Supervisor
+from pierhead.gateway.link import Price
 from pierhead.paths import Paths
 from pierhead.refs import Reference
 from pierhead.store.layout import Store
@@ -59,6 +60,10 @@ class Parts(Protocol):
 
     async def change_route(self, name: str, table: RouteTable | None) -> RouteList:
         """Write a configured route, or take it out; returns once the gateway acts on it."""
+        ...
+
+    async def prices_changed(self) -> list[tuple[Price, str]]:
+        """Read the prices again; those that hold, with where each comes from."""
         ...
 
     def shut_down(self, mode: str) -> None:
