@@ -63,6 +63,10 @@ class GatewaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     max_connections: int = 10000
     answer_tokens: int = 4096  # the most of an answer that says no limit, for keys with tokens or money to count
     access_log: bool = False
+    tls_cert: str = ""  # PEM; with it listeners beyond loopback speak TLS, and nothing else
+    tls_key: str = ""  # PEM without a password; "": in the same file
+    tls_client_ca: str = ""  # PEM; clients must then show a certificate of these authorities
+    tls_loopback: bool = False  # TLS on loopback addresses, too
     traffic: dict[str, TrafficSettings] = {}
     stored_answers: int = 100_000
     stored_bytes: int = 1024 * 1024 * 1024

@@ -121,6 +121,11 @@ def stop(models: tuple[str, ...], everything: bool, daemon: bool, timeout: float
     say(f"Stopped {len(stopped)} replica{'s' if len(stopped) != 1 else ''}." + (" The daemon ended." if daemon else ""))
 
 
+def _gateway(found: dict[str, Any]) -> str:
+    """The gateway's process, and what a person should see to."""
+    return "\n".join([f"pid {found['pid']}, {found['connections']} connections", *found.get("problems", ())])
+
+
 @click.command(cls=Verb)
 @json_option
 def status(as_json: bool) -> None:
@@ -141,7 +146,7 @@ def status(as_json: bool) -> None:
         return
     rows = [
         ("Daemon", f"version {found['version']}, pid {found['pid']}, up {duration(found['uptime_s'])}"),
-        ("Gateway", f"pid {found['gateway']['pid']}, {found['gateway']['connections']} connections"),
+        ("Gateway", _gateway(found["gateway"])),
         ("Address", "\n".join(f"http://{a}/v1" for a in found["listeners"]) or "unix socket only"),
         ("Models", f"{found['models']} in the store, {found['replicas']} running"),
     ]

@@ -190,7 +190,9 @@ class Daemon:
             runtimes=tuple(runtimes),
             replicas=len(self.fleet.all()),
             models=len(self._models),
-            gateway=GatewayInfo(hello.pid if hello else None, self.link.connected, self.link.connections),
+            gateway=GatewayInfo(
+                hello.pid if hello else None, self.link.connected, self.link.connections, self.link.problems
+            ),
             settings=msgspec.to_builtins(self.settings),
             origins=self._origins,
             idle_exit_s=self._idle_exit,

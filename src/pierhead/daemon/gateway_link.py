@@ -122,6 +122,7 @@ class GatewayLink:
         self._closing = False
         self.hello: Hello | None = None
         self.connections = 0
+        self.problems: tuple[str, ...] = ()
 
     @property
     def connected(self) -> bool:
@@ -256,6 +257,7 @@ class GatewayLink:
 
     def _take(self, report: Report) -> None:
         self.connections = report.connections
+        self.problems = report.problems
         for activity in report.activity:
             self._activity(activity)
         self._applied = report.snapshot

@@ -27,6 +27,7 @@ class GatewayInfo(msgspec.Struct, frozen=True):
     pid: int | None
     connected: bool
     connections: int = 0
+    problems: tuple[str, ...] = ()
 
 
 class StatusInfo(msgspec.Struct, frozen=True, kw_only=True):

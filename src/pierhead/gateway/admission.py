@@ -36,6 +36,7 @@ class Door(NamedTuple):
     address: str
     tcp: bool
     key: bool
+    tls: bool = False
 
 
 class Admitted(NamedTuple):

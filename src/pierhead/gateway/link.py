@@ -272,6 +272,7 @@ class Report(msgspec.Struct, frozen=True, tag="report", kw_only=True):
 
     connections: int
     snapshot: int = -1
+    problems: tuple[str, ...] = ()  # what a person should see to
     activity: tuple[Activity, ...] = ()
 
 

@@ -136,6 +136,8 @@ class ClientConnection(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         self._eof = True
+        if self._door.tls:
+            return False  # TLS connections end as a whole
         if self._state == BUSY:
             # Half-closed, or gone? A client that only finished sending still reads. See ``_check_alive``.
             asyncio.get_running_loop().call_soon(self._check_alive)
@@ -452,8 +454,8 @@ class ClientConnection(asyncio.Protocol):
         self._state = LINGER
         self._since = self._services.now
         self._buffer = b""
-        if self._eof:
-            self._transport.close()
+        if self._eof or self._door.tls:
+            self._transport.close()  # TLS waits for the client's own end by itself
             return
         if self._reading_paused:
             self._reading_paused = False

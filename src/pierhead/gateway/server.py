@@ -21,11 +21,13 @@ from pierhead.gateway.budgets import Budgets
 from pierhead.gateway.journal import Journal
 from pierhead.gateway.ledger import Ledger, MemoryLedger, SqliteLedger
 from pierhead.gateway.link import Hello, Report, Snapshot
-from pierhead.gateway.listeners import BACKLOG, Listening, bind_tcp, bind_unix, check_exposure, doors, inherit
+from pierhead.gateway.listeners import Listening, bind_tcp, bind_unix, check_exposure, inherit
 from pierhead.gateway.local import Locals
+from pierhead.gateway.ports import Ports
 from pierhead.gateway.probes import probe
 from pierhead.gateway.protocol import ClientConnection
 from pierhead.gateway.services import Services
+from pierhead.gateway.tls import Certificate
 
 _SWEEP = 0.5
 _SLICE = 1000  # connections looked at before others get a turn
@@ -60,12 +62,11 @@ class Gateway:
         self._config = config
         self._admin_path = admin
         self._listening: list[Listening] = []
-        self._servers: list[asyncio.Server] = []
         self._admin: Listening | None = None
         self._admin_inode = 0
         self._drained = asyncio.Event()
         self._drain_by = 0.0
-        self._reported = (0, -1)  # connections and snapshot version
+        self._reported: tuple[object, ...] = (0, -1, ())  # connections, snapshot version, problems
         settings = config.settings
         self._log = AccessLog() if settings.access_log else None
         self._link = LinkServer(
@@ -89,6 +90,11 @@ class Gateway:
 
         self._services.tell = self._link.say
 
+        locals_ = Locals(self._services)
+        self._certificate = Certificate(settings)
+        self._ports = Ports(settings, self._certificate, lambda door: ClientConnection(self._services, locals_, door))
+        self._renewing: asyncio.Task[None] | None = None
+
     @property
     def addresses(self) -> tuple[str, ...]:
         """Where it listens, ``HOST:PORT`` or ``unix:PATH``."""
@@ -98,6 +104,7 @@ class Gateway:
         """Bind every address; PierError when one is refused, and then nothing stays bound."""
         config, settings = self._config, self._config.settings
         snapshot = config.snapshot
+        self._certificate.load()
         if snapshot is not None:
             self._services.apply(snapshot)
         try:
@@ -122,17 +129,9 @@ class Gateway:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.drain, self._config.settings.request_timeout)
-        services, locals_ = self._services, Locals(self._services)
-        for item, door in doors(self._listening, require_key=self._config.settings.require_key):
-            self._servers.append(
-                await loop.create_server(
-                    lambda door=door: ClientConnection(services, locals_, door), sock=item.sock.dup(), backlog=BACKLOG
-                )
-                if item.tcp
-                else await loop.create_unix_server(
-                    lambda door=door: ClientConnection(services, locals_, door), sock=item.sock.dup(), backlog=BACKLOG
-                )
-            )
+        loop.add_signal_handler(signal.SIGHUP, self._renew_soon)
+        services = self._services
+        await self._ports.open(self._listening)
         gc.collect()
         gc.freeze()
         link = loop.create_task(self._link.serve(self._admin.sock))
@@ -148,6 +147,10 @@ class Gateway:
             await self._services.room.close()
             self._close()
 
+    def _renew_soon(self) -> None:
+        """SIGHUP: the certificate is read again even if its files look the same."""
+        self._renewing = asyncio.get_running_loop().create_task(self._ports.renew(force=True))
+
     def drain(self, grace: float = 600.0) -> None:
         """Accept nothing new, finish what runs, end after ``grace`` seconds at the latest."""
         services = self._services
@@ -156,8 +159,7 @@ class Gateway:
             return
         services.draining = True
         self._drain_by = time.monotonic() + grace
-        for server in self._servers:
-            server.close()
+        self._ports.close()
         for item in self._listening:
             item.sock.close()
         if not services.connections:
@@ -174,6 +176,7 @@ class Gateway:
                 if count % _SLICE == 0:
                     await asyncio.sleep(0)
             services.sweep(now)
+            await self._ports.renew()
             services.lag.watch()
             self._link.send_report()
             if services.draining and now > self._drain_by:
@@ -207,10 +210,11 @@ class Gateway:
         activity = self._services.routes.activity()
         count = len(self._services.connections)
         version = self._services.routes.version
-        if not activity and (count, version) == self._reported:
+        problems = (self._certificate.problem,) if self._certificate.problem else ()
+        if not activity and (count, version, problems) == self._reported:
             return None
-        self._reported = (count, version)
-        return Report(connections=count, snapshot=version, activity=activity)
+        self._reported = (count, version, problems)
+        return Report(connections=count, snapshot=version, activity=activity, problems=problems)
 
 
 def _ledger(state: str) -> Ledger:
