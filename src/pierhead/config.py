@@ -63,6 +63,10 @@ class GatewaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     max_connections: int = 10000
     answer_tokens: int = 4096  # the most of an answer that says no limit, for keys with tokens or money to count
     access_log: bool = False
+    oidc_issuer: str = ""  # https address of an OpenID provider whose tokens are accepted like keys
+    oidc_audience: str = ""  # the name by which its tokens mean this gateway
+    oidc_claims: dict[str, str] = {}  # where a token says models, admin, rpm …: a claim, a.b, or claim=word
+    oidc_grants: dict[str, Any] = {}  # what tokens may do that do not say, such as { rpm = 60 }
     tls_cert: str = ""  # PEM; with it listeners beyond loopback speak TLS, and nothing else
     tls_key: str = ""  # PEM without a password; "": in the same file
     tls_client_ca: str = ""  # PEM; clients must then show a certificate of these authorities

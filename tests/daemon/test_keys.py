@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from pierhead.daemon.grants import Wanted, budget, duration, expiry, grants, show_budget
 from pierhead.daemon.keys import Keys, mac
 from pierhead.errors import CorruptData, NotFound, UsageError
+from pierhead.gateway.grants import Wanted, budget, duration, expiry, grants, show_budget
 from pierhead.gateway.link import Budget, Grants
 
 

@@ -19,7 +19,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from pierhead import __version__
 from pierhead.daemon import prices as pricing
 from pierhead.daemon import wire
-from pierhead.daemon.grants import Wanted, duration
 from pierhead.daemon.keys import KeyInfo, NewKey
 from pierhead.daemon.ollama import Ollama
 from pierhead.daemon.openapi import Operation, Parameter, document
@@ -31,6 +30,7 @@ from pierhead.daemon.usage import UsageReport
 from pierhead.errors import Conflict, NotFound, PierError, UsageError
 from pierhead.events import AnyEvent, Listener
 from pierhead.fleet.info import ReplicaInfo, iso
+from pierhead.gateway.grants import Wanted, duration
 from pierhead.store.model import ModelRecord, Removed
 
 T = TypeVar("T")

@@ -15,9 +15,9 @@ from typing import Any
 
 import msgspec
 
-from pierhead.daemon.grants import Wanted, grants, show_budget
 from pierhead.errors import CorruptData, NotFound, UsageError
 from pierhead.fleet.info import iso
+from pierhead.gateway.grants import Wanted, grants, show_budget
 from pierhead.gateway.link import Grants, Key
 
 PREFIX = "pier_"

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from pierhead.daemon.grants import Wanted
+from pierhead.gateway.grants import Wanted
 from pierhead.runtimes.base import Capabilities
 
 API = 1

@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 
 from pierhead.config import GatewaySettings
 from pierhead.gateway import managing
-from pierhead.gateway.auth import Keys
+from pierhead.gateway.auth import Keys, given
 from pierhead.gateway.faults import Fault
 from pierhead.gateway.holder import Holder
 from pierhead.gateway.operations import Dialect, Operation, dialect_of, place
 from pierhead.gateway.stored import methods
+from pierhead.gateway.tokens import Tokens, Unvetted, is_token
 from pierhead.gateway.upload import MOST
 from pierhead.gateway.wire import HOP_BY_HOP, Head
 
@@ -58,6 +59,7 @@ class Admitted(NamedTuple):
     keep_alive: bool
     expect: bool
     holder: Holder | None = None
+    unvetted: bytes = b""  # a token to verify before the verdict
     operation: Operation | None = None
     named: str = ""
     control: bool = False
@@ -106,6 +108,7 @@ class Doorkeeper:
     def __init__(self, settings: GatewaySettings, addresses: Iterable[str] = ()) -> None:
         self._settings = settings
         self.keys = Keys()
+        self.tokens: Tokens | None = None
         self._hosts = {h.lower() for h in settings.allowed_hosts} | set(addresses)
         self._origins = set(settings.allowed_origins)
 
@@ -125,6 +128,8 @@ class Doorkeeper:
             return self._place(request, head, door)
         except Fault as fault:
             return request._replace(fault=fault)
+        except Unvetted as exc:
+            return request._replace(unvetted=exc.token)
 
     def _describe(self, head: Head) -> Admitted:
         given = head.get(b"x-request-id") or b""
@@ -158,6 +163,14 @@ class Doorkeeper:
             query=query,
             timeout=timeout,
         )
+
+    def _who(self, head: Head) -> Holder:
+        """Whose key or token the request has; Fault 401, or Unvetted."""
+        if self.tokens is not None:
+            secret = given(head)
+            if secret is not None and is_token(secret):
+                return self.tokens.find(secret)
+        return self.keys.check(head)
 
     def _check_host(self, head: Head, door: Door, local_ip: str) -> None:
         """Refuse names that are not ours: a page that rebinds its own name to this address sends that name."""
@@ -200,7 +213,7 @@ class Doorkeeper:
         control = found is None and path.startswith("/api/")
         managed = managing.kind(method, path) if control else ""
         if door.tcp and (door.key or (control and not managed)):
-            request = request._replace(holder=self.keys.check(head))
+            request = request._replace(holder=self._who(head))
         elif door.tcp and self.keys:
             request = request._replace(holder=self.keys.recognise(head))
         if request.fault is not None:

@@ -14,6 +14,7 @@ from pierhead.gateway.relay import Relay
 from pierhead.gateway.services import BUFFERED_MAX, Services
 from pierhead.gateway.skeleton import INLINE, Skeleton
 from pierhead.gateway.upload import MOST, Upload
+from pierhead.gateway.vetting import Vetting
 from pierhead.gateway.wire import HEAD_END, BadMessage, parse_request
 
 HEAD, BODY, BUSY, LINGER = range(4)
@@ -218,12 +219,31 @@ class ClientConnection(asyncio.Protocol):
             assert request is not None
         else:
             request = self._admit(raw)
+        if request.unvetted:
+            self._vet(raw, request.unvetted)
+            return False
         self._request = request
         self._close_after = not request.keep_alive
         if request.length or request.chunked:
             return self._expect_body(request)
         self._dispatch(request, [], None)
         return True
+
+    def _vet(self, raw: bytes, token: bytes) -> None:
+        """Verify a token first; the head is read again then."""
+        tokens = self._services.doorkeeper.tokens
+        assert tokens is not None
+        self._buffer = raw + self._buffer
+        self._memo_raw = b""
+        self._state = BUSY
+        self._work = Vetting(self, tokens, token)
+
+    def vetted(self) -> None:
+        """The token of the request at hand is known now, for good or ill."""
+        self._work = None
+        self._since = self._services.now
+        self._state = HEAD
+        self._pump()
 
     def _check_partial(self, data: bytes) -> None:
         """A head that is not whole yet: refuse what can no longer become one."""

@@ -28,6 +28,7 @@ from pierhead.gateway.probes import probe
 from pierhead.gateway.protocol import ClientConnection
 from pierhead.gateway.services import Services
 from pierhead.gateway.tls import Certificate
+from pierhead.gateway.tokens import check_settings
 
 _SWEEP = 0.5
 _SLICE = 1000  # connections looked at before others get a turn
@@ -104,6 +105,7 @@ class Gateway:
         """Bind every address; PierError when one is refused, and then nothing stays bound."""
         config, settings = self._config, self._config.settings
         snapshot = config.snapshot
+        check_settings(settings)
         self._certificate.load()
         if snapshot is not None:
             self._services.apply(snapshot)
@@ -111,7 +113,7 @@ class Gateway:
             if config.inherit:
                 self._listening += [inherit(item.fd, item.address) for item in config.inherit]
             else:
-                has_keys = snapshot is not None and bool(snapshot.keys)
+                has_keys = bool(settings.oidc_issuer) or (snapshot is not None and bool(snapshot.keys))
                 check_exposure(settings.listen, require_key=settings.require_key, has_keys=has_keys)
                 self._listening += [bind_tcp(address) for address in settings.listen]
                 if config.socket:

@@ -23,6 +23,7 @@ from pierhead.gateway.metrics import Metrics
 from pierhead.gateway.outcome import Outcome
 from pierhead.gateway.prices import Prices
 from pierhead.gateway.routes import RouteTable
+from pierhead.gateway.tokens import Tokens
 from pierhead.gateway.upstream import Target
 from pierhead.gateway.vitals import Lag
 
@@ -52,6 +53,8 @@ class Services:
         self.settings = settings
         self.doorkeeper = doorkeeper
         self.room = room or Budgets(MemoryLedger(), settings.answer_tokens)
+        if settings.oidc_issuer:
+            doorkeeper.tokens = Tokens(settings, self.room)
         self.routes = RouteTable(settings.traffic)
         self.metrics = Metrics()
         self.lag = Lag(self.metrics)
@@ -88,7 +91,8 @@ class Services:
         """Twice a second: what time alone changes. ``now`` is monotonic."""
         self.routes.sweep(now)
         self.room.sweep()
-        if self.doorkeeper.keys.lapsed(time.time()):
+        wall, tokens = time.time(), self.doorkeeper.tokens
+        if self.doorkeeper.keys.lapsed(wall) or (tokens is not None and tokens.lapsed(wall)):
             self.generation += 1  # what connections remember of a key's head holds no more
 
     def new_id(self) -> bytes:
