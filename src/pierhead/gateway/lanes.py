@@ -302,7 +302,7 @@ class Lane:
             self.queue.speed.served(seconds, cost)
         if job is not None and self._policy is not None:
             self._policy.done(job, time.monotonic())
-        for lane in tuple(target.lanes):
+        for lane in target.lanes:
             if lane.waiting:
                 lane.pump()
 

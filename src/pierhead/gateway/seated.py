@@ -44,7 +44,7 @@ class Seated(Delivery):
             return lane.lend()
         self._seat = target = lane.claim()
         if target is not None:
-            if target.slots:
+            if target.slots and 2 * target.busy >= target.slots:  # else nobody will wait soon: nothing to measure
                 self._cost = self._guess(ask)
             return target
         if lane.chooses and self._skeleton is None:
@@ -188,10 +188,15 @@ class Seated(Delivery):
         entry = self._entry
         if entry is None:
             return
-        if not (ok and target.health.spotless):
+        if not ok or not target.health.spotless:
             entry.lane.ended(target, ok or (False if self._faulty else None))
-        if self._seat is not None:
+        if self._seat is None:
+            return
+        if self._cost or self._ticket is not None or entry.lane.waiting or len(target.lanes) > 1:
             self._vacate()
+        else:
+            self._seat = None
+            target.busy -= 1
 
     def _vacate(self) -> None:
         """Give the slot back."""
@@ -201,7 +206,7 @@ class Seated(Delivery):
         assert entry is not None
         since = self._sat or self.started
         job = ticket.job if ticket is not None else None
-        entry.lane.leave(seat, job, time.monotonic() - since, self._cost)
+        entry.lane.leave(seat, job, time.monotonic() - since if self._cost else 0.0, self._cost)
 
 
 def _lines(place: Place) -> bytes:

@@ -32,12 +32,13 @@ class Tolerance:
 
 
 class Health:
-    """The circuit of one replica; times are monotonic seconds.
+    """The circuit of one replica; times are monotonic seconds. ``spotless``: nothing failed lately, so that a success
+    need not be told.
 
     ``jitter`` is from 0 to 1 and shortens a pause by up to a quarter, so that gateways do not all come back at once.
     """
 
-    __slots__ = ("_failures", "_opened", "_outcomes", "_probed", "_tolerance", "state", "until")
+    __slots__ = ("_failures", "_opened", "_outcomes", "_probed", "_tolerance", "spotless", "state", "until")
 
     def __init__(self, tolerance: Tolerance | None = None) -> None:
         self._tolerance = tolerance or Tolerance()
@@ -47,11 +48,7 @@ class Health:
         self._outcomes = 0  # bits of the last outcomes, 1 for a failure
         self._opened = 0  # times in a row that it opened
         self._probed = 0.0  # when the request that decides was let through
-
-    @property
-    def spotless(self) -> bool:
-        """Nothing failed lately: a success need not be told."""
-        return self._outcomes == 0 and self.state is Circuit.CLOSED
+        self.spotless = True
 
     def allows(self, now: float) -> bool:
         """Whether a request may be sent; asks only, see ``sending``."""
@@ -79,9 +76,11 @@ class Health:
         self._outcomes = self._outcomes << 1 & _MASK
         if not self._outcomes:
             self._opened = 0
+            self.spotless = True
 
     def failure(self, now: float, jitter: float = 0.0) -> None:
         """A request failed by the replica's fault, or a probe did."""
+        self.spotless = False
         self._failures += 1
         self._outcomes = (self._outcomes << 1 | 1) & _MASK
         if self.state is Circuit.OPEN:
