@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 
+import balancing_real
 import harness
 from pierhead.routing.balance import CacheAware, Job, LeastTokens, Policy, PowerOfTwo, RoundRobin
 
@@ -215,7 +216,13 @@ def variants(trace: list[Request]) -> dict[str, tuple[list[Request], int, float]
 def main() -> None:
     parser = harness.parser(__doc__ or "")
     parser.add_argument("--trace", type=Path, default=TRACE, help="Mooncake's synthetic_trace.jsonl")
+    parser.add_argument("--real", action="store_true", help="two real llama.cpp replicas behind the gateway instead")
     options = parser.parse_args()
+    if options.real:
+        rows, figures = balancing_real.measure(options.quick)
+        head = ("policy", "TTFT mean s", "median s", "of the prompts from cache")
+        harness.report("Two llama.cpp replicas, six conversations", rows, head, figures, options.json)
+        return
     trace = load(options.trace)
     results = {name: replay(trace, make()) for name, make in POLICIES.items()}
     ours, turn = results["cache (default)"], results["round-robin"]
