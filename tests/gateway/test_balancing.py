@@ -34,6 +34,8 @@ class Replicas:
         self.engines: dict[str, Any] = {}
         self.hold = asyncio.Event()
         self.hold.set()
+        self.slow = ""
+        self.stuck = asyncio.Event()
         self.came: asyncio.Queue[str] = asyncio.Queue()
 
     async def add(self, name: str) -> Any:
@@ -43,17 +45,13 @@ class Replicas:
                 await call.json({}, 503 if way else 200)
             elif not call.body:
                 await call.json({})
-            elif way == "reset":
-                call.reset()
-            elif way == "half":
-                await call.send(b"HTTP/1.1 200 OK\r\nContent-Le")
-                call.reset()
-            elif way.isdigit():
-                await call.json({"error": {"message": "no"}}, int(way))
-            elif way == "midway":
-                await call.sse()
-                await call.event({"n": 1})
-                call.reset()
+            elif name == self.slow:
+                self.came.put_nowait(name)
+                await self.stuck.wait()
+                await call.json({"by": name})
+            elif way:
+                self.came.put_nowait(name)
+                await self.fail(call, way)
             else:
                 self.came.put_nowait(name)
                 await self.hold.wait()
@@ -61,6 +59,19 @@ class Replicas:
 
         self.engines[name] = await self._new(answer, name)
         return self.engines[name]
+
+    async def fail(self, call: Any, way: str) -> None:
+        if way == "reset":
+            call.reset()
+        elif way == "half":
+            await call.send(b"HTTP/1.1 200 OK\r\nContent-Le")
+            call.reset()
+        elif way.isdigit():
+            await call.json({"error": {"message": "no"}}, int(way))
+        elif way == "midway":
+            await call.sse()
+            await call.event({"n": 1})
+            call.reset()
 
     def asked(self, name: str) -> int:
         return sum(1 for call in self.engines[name].calls if call.body)
@@ -266,3 +277,83 @@ async def test_what_cannot_be_read_as_a_prompt_is_balanced_all_the_same(gate, re
     for messages in (None, [], "text", [None], {"a": 1}, [[[[]]]] * 300):
         got = await ask(gate, {"model": "m", "messages": messages, "lora": json.dumps([{"id": 0}])})
         assert got.status == 200
+
+
+async def hedged(new_gate: Any, replicas: Replicas, after: float = 0.05) -> Any:
+    gate = await new_gate(traffic={"m": {"hedge_after": after}})
+    await gate.serve(route(*replicas.engines.values(), slots=1))
+    return gate
+
+
+async def free(gate: Any) -> None:
+    """Return once no slot is in use."""
+    async with asyncio.timeout(20):
+        while True:
+            text = (await gate.ask("GET", "/metrics", unix=True)).body.decode()
+            if all(f'pierhead_slots_busy{{model="m",replica="{n}"}} 0\n' in text for n in "abc"):
+                return
+
+
+async def test_a_hedged_request_has_the_answer_of_whoever_begins_first_and_the_other_is_cut(new_gate, replicas):
+    gate = await hedged(new_gate, replicas)
+    replicas.slow = await by(gate, chat("x"))
+    got = await by(gate, chat("x"))
+    assert got != replicas.slow
+    async with asyncio.timeout(20):
+        assert await replicas.engines[replicas.slow].gone.get()
+    replicas.stuck.set()
+    await free(gate)
+    assert sum(map(replicas.asked, "abc")) == 3
+
+
+async def test_the_first_replica_wins_a_race_that_it_was_only_late_for(new_gate, replicas):
+    gate = await hedged(new_gate, replicas)
+    replicas.hold.clear()
+    task = asyncio.create_task(by(gate, chat("x")))
+    async with asyncio.timeout(20):
+        assert await replicas.came.get() != await replicas.came.get()
+    replicas.hold.set()
+    assert await task in "abc"
+    await free(gate)
+
+
+@pytest.mark.parametrize("way", ["reset", "503"])
+async def test_who_fails_leaves_the_race_to_the_other(new_gate, replicas, way):
+    gate = await hedged(new_gate, replicas)
+    replicas.slow = await by(gate, chat("x"))
+    for name in "abc":
+        if name != replicas.slow:
+            replicas.ill[name] = way
+    task = asyncio.create_task(by(gate, chat("x")))
+    async with asyncio.timeout(20):
+        while sum(map(replicas.asked, "abc")) < 3:
+            await replicas.came.get()
+    replicas.stuck.set()
+    assert await task == replicas.slow
+    await free(gate)
+
+
+async def test_a_client_that_leaves_ends_both_runners(new_gate, replicas, http):
+    gate = await hedged(new_gate, replicas)
+    replicas.hold.clear()
+    wire = await gate.wire()
+    await wire.send(http("POST", "/v1/chat/completions", chat("x", stream=True)))
+    async with asyncio.timeout(20):
+        await replicas.came.get()
+        await replicas.came.get()
+    wire.close()
+    await free(gate)
+    replicas.hold.set()
+    assert await by(gate, chat("x")) in "abc"
+
+
+async def test_without_the_setting_nothing_is_asked_twice(gate, replicas):
+    await gate.serve(route(*replicas.engines.values(), slots=1))
+    replicas.hold.clear()
+    task = asyncio.create_task(by(gate, chat("x")))
+    await replicas.came.get()
+    for _ in range(20):
+        await gate.ask("GET", "/health")
+    replicas.hold.set()
+    await task
+    assert sum(map(replicas.asked, "abc")) == 1

@@ -175,6 +175,16 @@ class Lane:
         left = tuple(t for t in self.targets if t.replica not in ticket.tried and t.health.allows(now))
         return self._assign(ticket, left, _free(left) or left, now) if left else None
 
+    def rival(self, ticket: Ticket, beside: Target, job: Job | None) -> Target | None:
+        """A free slot of another replica than ``beside``, for a second try at a time; None when there is none."""
+        now = time.monotonic()
+        free = [t for t in _free(self.targets) if t is not beside and t.health.allows(now)]
+        if not free:
+            return None
+        second = Ticket(ticket.key, ticket.cost, ticket.deadline)
+        second.job = job
+        return self._assign(second, free, free, now)
+
     def _assign(self, ticket: Ticket, healthy: Sequence[Target], free: Sequence[Target], now: float) -> Target:
         target = free[0]
         if self._policy is not None and len(self.targets) > 1:

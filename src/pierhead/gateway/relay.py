@@ -10,14 +10,14 @@ from pierhead.gateway import outgoing, peer, translate
 from pierhead.gateway.ask import Ask, read_ask
 from pierhead.gateway.dialects.base import Reply
 from pierhead.gateway.faults import Fault, engine_failed
+from pierhead.gateway.hedge import Hedged
 from pierhead.gateway.holder import Hold
 from pierhead.gateway.outgoing import Given, Outgoing
-from pierhead.gateway.planned import Planned
 from pierhead.gateway.skeleton import INLINE
-from pierhead.gateway.upstream import Target, UpstreamConnection
+from pierhead.gateway.upstream import Receiver, Target, UpstreamConnection
 
 
-class Relay(Planned):
+class Relay(Hedged):
     """Answers one request for a model, or one for the control API."""
 
     # --- beginning ------------------------------------------------------------------------------------------------
@@ -184,7 +184,7 @@ class Relay(Planned):
 
     async def _prepare(self, target: Target) -> bool:
         """Make what ``target`` gets; False when the client has its answer already."""
-        made = await outgoing.make(self._services, self._given(), target)
+        made = await self._make(target)
         if isinstance(made, Reply):
             self._reply(made)
             return False
@@ -194,14 +194,20 @@ class Relay(Planned):
     def _send(self, conn: UpstreamConnection) -> None:
         self._conn = conn
         self._asked = True
-        request, made = self._request, self._outgoing
+        made = self._outgoing
         assert made is not None
         if self._copy:
             self._mirror(self._given())
-        body = made.body
+        self._begin(conn, made, self if self._ticket is None else self._receiver(conn))
+
+    async def _make(self, target: Target) -> Outgoing | Reply:
+        return await outgoing.make(self._services, self._given(), target)
+
+    def _begin(self, conn: UpstreamConnection, made: Outgoing, receiver: Receiver) -> None:
+        request, body = self._request, made.body
         size = len(body[0]) if len(body) == 1 else sum(map(len, body))
         framing = b"content-length: %d\r\n" % size if size or request.sends_body else b""
         head = b"%bx-request-id: %b\r\n%b\r\n" % (made.head, self.id, framing)
-        conn.begin(self, head, body or (b"",), request.method == "HEAD")
+        conn.begin(receiver, head, body or (b"",), request.method == "HEAD")
         if self._client.writing_paused:
             conn.pause()
