@@ -28,6 +28,7 @@ _PRIVATE = HOP_BY_HOP | {
     b"x-request-id",
     b"x-api-key",
 }
+_GIVEN = ("/metrics", "/openapi.json", "/v1/models", "/models")
 _ID_BYTES = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.:/+=")
 
 
@@ -229,7 +230,7 @@ class Doorkeeper:
             return _only(request, ("POST",), forward=forward, operation=operation, named=named)
         if path.startswith(("/v1/responses/", "/v1/conversations")) and (known := methods(path)):
             return _only(request, known, local=path)
-        if path == "/metrics" or path in ("/v1/models", "/models") or path.startswith(("/v1/models/", "/models/")):
+        if path in _GIVEN or path.startswith(("/v1/models/", "/models/")):
             return _only(request, ("GET", "HEAD"), local=path)
         shown = request.path[:200]
         raise Fault(404, "unknown_url", f"there is nothing at {method} {shown}.", hint="The API begins at /v1.")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
+
+import msgspec
 
 from pierhead.gateway import plans
 from pierhead.gateway.admission import Admitted
@@ -31,6 +34,21 @@ _PREFLIGHT = (
 )
 
 
+_FIXED: dict[str, Response] = {
+    "preflight": (204, JSON, b"", _PREFLIGHT),
+    "health": (200, JSON, b'{"status":"ok"}', ()),
+    # What Ollama's clients ask to see whether anybody is there.
+    "root": (200, b"text/plain; charset=utf-8", b"Pierhead is running", ()),
+}
+
+
+@functools.cache
+def _openapi() -> bytes:
+    from pierhead.gateway.openapi import document  # made when it is first asked for
+
+    return msgspec.json.encode(document())
+
+
 class Locals:
     """Knows every local path; ``answer`` gives a response at once or a coroutine for one."""
 
@@ -41,16 +59,14 @@ class Locals:
     def answer(self, request: Admitted, body: list[bytes]) -> Response | Coroutine[None, None, Response]:
         """The response to an admitted request whose ``local`` is set; Fault as its result when there is none."""
         name = request.local
-        if name == "preflight":
-            return 204, JSON, b"", _PREFLIGHT
-        if name == "health":
-            return 200, JSON, b'{"status":"ok"}', ()
-        if name == "root":  # what Ollama's clients ask to see whether anybody is there
-            return 200, b"text/plain; charset=utf-8", b"Pierhead is running", ()
+        if name in _FIXED:
+            return _FIXED[name]
         if name == "ready":
             return self._ready()
         if name == "/metrics":
             return self._metrics()
+        if name == "/openapi.json":
+            return 200, JSON, _openapi(), ()
         if name.startswith(("/v1/responses/", "/v1/conversations")):
             return self._kept(request, b"".join(body))
         if request.dialect == "anthropic":
