@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import shutil
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import anthropic
+import ollama as ollama_lib
 import openai
 import pytest
 
@@ -49,6 +51,7 @@ class Pair:
         self.cloud = cloud
         self.key = key
         self.address = ""
+        self.stack = contextlib.ExitStack()  # closes the clients
 
     def pier(self, *args: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
         run = [sys.executable, "-m", "pierhead.cli.main", *args]
@@ -88,6 +91,7 @@ def pair(house: Any) -> Iterator[Pair]:
         made.address = edge.start()["listeners"][0]
         yield made
     finally:
+        made.stack.close()
         edge.clear()
         shutil.rmtree(home, ignore_errors=True)
 
@@ -95,6 +99,7 @@ def pair(house: Any) -> Iterator[Pair]:
 @pytest.mark.model
 def test_official_clients_reach_the_clouds_model_through_the_edge(pair: Pair) -> None:
     client = openai.OpenAI(base_url=f"http://{pair.address}/v1", api_key="a-key-of-nobody", max_retries=0, timeout=60)
+    pair.stack.enter_context(client)
     listed = {model.id: model.owned_by for model in client.models.list()}
     assert listed["cloud/smollm2"] == "cloud"
     assert {"assistant", "claude/smollm2"} <= listed.keys()
@@ -130,9 +135,9 @@ def test_official_clients_reach_the_clouds_model_through_the_edge(pair: Pair) ->
     assert chunks[-1].usage.completion_tokens > 0
 
     # messages → messages, and messages → chat
-    claude = anthropic.Anthropic(
-        base_url=f"http://{pair.address}", api_key="a-key-of-nobody", max_retries=0, timeout=60
-    )
+    address = f"http://{pair.address}"
+    claude = anthropic.Anthropic(base_url=address, api_key="a-key-of-nobody", max_retries=0, timeout=60)
+    pair.stack.enter_context(claude)
     for model in ("claude/smollm2", "cloud/smollm2"):
         message = claude.messages.create(model=model, messages=QUESTION, max_tokens=8)
         assert message.content[0].type == "text"
@@ -141,6 +146,20 @@ def test_official_clients_reach_the_clouds_model_through_the_edge(pair: Pair) ->
             assert events.get_final_text()
     counted = claude.messages.count_tokens(model="claude/smollm2", messages=QUESTION)
     assert counted.input_tokens > 0
+
+    # other dialects on Anthropic's, by way of chat
+    said = client.responses.create(model="claude/smollm2", input="Count from one to ten.", max_output_tokens=8)
+    assert said.output_text
+    with client.responses.stream(model="claude/smollm2", input="Count.", max_output_tokens=8) as typed:
+        kinds = [event.type for event in typed]
+    assert "response.output_text.delta" in kinds
+    assert kinds[-1] in ("response.completed", "response.incomplete")
+    for model in ("claude/smollm2", "cloud/smollm2"):
+        ollama = pair.stack.enter_context(ollama_lib.Client(address, timeout=60))
+        told = list(ollama.chat(model, QUESTION, stream=True, options={"num_predict": 8}))
+        assert "".join(part.message.content or "" for part in told)
+        assert told[-1].done
+        assert told[-1].eval_count
 
     metrics = http_get(pair.address, "/metrics")
     line = next(x for x in metrics.splitlines() if x.startswith('pierhead_prompt_tokens_total{model="claude/smollm2"}'))

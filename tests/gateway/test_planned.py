@@ -385,3 +385,15 @@ async def test_a_destination_that_keeps_failing_is_left_alone_for_a_while(town: 
         while (await town.ask()).headers["x-pierhead-model"] != "a":
             pass
     assert (await town.ask()).headers["x-pierhead-model"] == "a", "it is well again"
+
+
+async def test_a_fallback_gives_back_what_the_first_attempt_was_granted(new_gate: New, new_engine: New) -> None:
+    town = Town(await new_gate(require_key=True), new_engine)
+    grants = link.Grants(concurrent=1, tpm=100_000, budgets=(link.Budget(5000),))
+    held = link.Key(id="key_1", mac=key("text", "key_1").mac, grants=grants)
+    await town.open(Plan(to=(Share("a"),), fallbacks=(Fallback("b"),)), (held,), a=fails(500), b=says("b"))
+    for _ in range(6):  # more than the budget would hold, if each attempt were charged for its whole grant
+        answer = await town.ask(headers={"authorization": "Bearer text"}, max_tokens=1000)
+        assert answer.status == 200, answer.body
+    assert (await town.metric("pierhead_gateway_holds_open"))["pierhead_gateway_holds_open"] == 0
+    assert (await town.metric("pierhead_gateway_relays_open")).get("pierhead_gateway_relays_open", 0) == 0

@@ -122,6 +122,8 @@ async def _translated(services: Services, given: Given, target: Target) -> Outgo
 
 def _as_wanted(body: bytes, target: Target) -> list[bytes]:
     """A translated request in the words of its engine: its own name of the model, its way to require a call."""
-    if MARK in body and target.outside is None:
+    if target.outside is not None:
+        body = passthrough.without(body, "chat_template_kwargs")  # a word for engines here, which providers refuse
+    elif MARK in body:
         body = adapt(body, target.call_prefix)
     return passthrough.apply([body], b"", {"model": target.model}) if target.model else [body]

@@ -87,3 +87,12 @@ def completed(body: bytes) -> bytes:
     if b'"logprobs":' not in body:
         body = body.replace(b'{"finish_reason":', b'{"logprobs":null,"finish_reason":')
     return body
+
+
+def without(body: bytes, name: str) -> bytes:
+    """A JSON object without one of its members."""
+    if name.encode() not in body:
+        return body
+    members = _members(body)
+    members.pop(name, None)
+    return msgspec.json.encode(members)

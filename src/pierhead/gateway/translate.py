@@ -34,6 +34,7 @@ EARLY: dict[str, str] = {
     "ollama-chat": "pierhead.gateway.dialects.ollama_text:unload",
     "ollama-generate": "pierhead.gateway.dialects.ollama_text:unload",
 }
+_CHAINED = "pierhead.gateway.dialects.chain:through_chat"
 _CALL_TIMEOUT = 120.0
 _CALL_MAX = 64 << 20
 _TAIL = 4096
@@ -86,6 +87,8 @@ async def prepare(
     """The translation of this request, what to do last, and what was used up for it; Fault 501 when there is none."""
     make = cast("Make | None", _made(TRANSLATIONS.get(facts.operation.name)))
     translation = make(facts) if make is not None else None
+    if translation is None and make is not None:
+        translation = cast("Translation | None", _made(_CHAINED)(make, facts))
     if translation is None:
         raise Fault(
             501,

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pierhead.gateway.dialects import anthropic, to_anthropic
+from pierhead.gateway.dialects import anthropic, ollama_text, responses, to_anthropic
+from pierhead.gateway.dialects.chain import through_chat
 from pierhead.gateway.faults import Fault
 from pierhead.gateway.usage import Usage, merged
 
@@ -330,3 +331,44 @@ def test_the_usage_of_a_stream_is_told_in_two_parts() -> None:
     assert merged(Usage(8, 1, 3, True), Usage(0, 4, 0, True)) == Usage(8, 4, 3, True)
     assert merged(Usage(8, 1, 3, True), Usage(9, 4, 2, True)) == Usage(9, 4, 2, True)
     assert merged(Usage(8, 1, 3, True), Usage()) == Usage(8, 1, 3, True)
+
+
+# --- by way of chat ---------------------------------------------------------------------------------------------------
+
+
+def test_ollamas_chat_is_made_of_messages_and_its_stream_of_their_events(played: Any) -> None:
+    facts = played.facts("ollama-chat", serves=SERVES)
+    translation = through_chat(ollama_text.make, facts)
+    assert translation is not None
+    body = {
+        "model": "m",
+        "messages": ASK["messages"],
+        "options": {"num_predict": 7, "temperature": 0.5},
+        "think": False,
+    }
+    sent = played.run(translation, body, played.unasked)
+    made = json.loads(sent.body)
+    assert (sent.operation, sent.stream) == ("messages", True)
+    assert (made["max_tokens"], made["temperature"], made["stream"]) == (7, 0.5, True)
+    lines = (translation.events(stream()) + translation.end(Usage(8, 4, 3, True))).splitlines()
+    records = [json.loads(line) for line in lines]
+    assert "".join(r["message"]["content"] for r in records) == "It is high."
+    assert (records[-1]["done"], records[-1]["prompt_eval_count"], records[-1]["eval_count"]) == (True, 8, 4)
+
+
+def test_a_response_is_made_of_a_message(played: Any) -> None:
+    facts = played.facts("responses", serves=SERVES)
+    translation = through_chat(responses.make, facts)
+    assert translation is not None
+    sent = played.run(translation, {"model": "m", "input": "hi", "store": False}, played.unasked)
+    assert sent.operation == "messages"
+    body = json.dumps(
+        {"content": [{"type": "text", "text": "yes"}], "stop_reason": "end_turn", "usage": USAGE}
+    ).encode()
+    made = json.loads(translation.answer(body, Usage(8, 4, 3, True)))
+    assert made["output"][-1]["content"][0]["text"] == "yes"
+
+
+def test_what_is_not_made_of_chat_stays_refused(played: Any) -> None:
+    assert through_chat(to_anthropic.make, played.facts("chat", serves=SERVES)) is None
+    assert through_chat(ollama_text.make, played.facts("ollama-chat", serves=frozenset({"embeddings"}))) is None

@@ -68,6 +68,9 @@ def messages_request(request: Members, facts: Facts) -> dict[str, Any]:
     _sampling(request, made)
     _tools(request, made)
     _output(request, made)
+    words = request.inner("chat_template_kwargs")  # which translations of other dialects add
+    if words is not None and words.flag("enable_thinking") is False:
+        made["thinking"] = {"type": "disabled"}
     user = request.text("user") or request.text("safety_identifier")
     if user:
         made["metadata"] = {"user_id": user}
