@@ -135,7 +135,7 @@ def round_of(socket: Path, salt: str) -> list[Answered]:
     talks: list[list[dict[str, str]]] = []
     for number in range(CONVERSATIONS):
         words = random.Random(f"{salt}{number}")
-        system = f"{salt} {number}. " + " ".join(words.choice(WORDS) for _ in range(150))
+        system = f"{salt} {number}. " + " ".join(words.choice(WORDS) for _ in range(120))
         talks.append([{"role": "system", "content": system}])
     order = [number for number in range(CONVERSATIONS) for _ in range(TURNS)]
     dice.shuffle(order)
@@ -167,7 +167,7 @@ def measure(quick: bool) -> tuple[list[tuple[str, ...]], dict[str, float]]:
             stack.enter_context(engine(found[0], socket))
         for socket in sockets:
             harness.until(lambda s=socket: answers(s), 120)
-        for number in range(1 if quick else 3):
+        for number in range(1 if quick else 2):
             for policy in got if number % 2 == 0 else reversed(got):
                 with gateway(folder, policy, sockets) as data:
                     got[policy] += round_of(data, f"round {number} of {policy}")
