@@ -31,13 +31,13 @@ class Hold:
     ``headers`` tell the client its limits.
     """
 
-    __slots__ = ("_claims", "_holder", "_plan", "_taken", "cap", "headers")
+    __slots__ = ("_holder", "_plan", "cap", "claims", "headers", "taken")
 
     def __init__(self, holder: Holder, granted: Plan | None) -> None:
         self._holder = holder
         self._plan = granted
-        self._claims: list[tuple[Account, int, int]] = []
-        self._taken = 0
+        self.claims: list[tuple[Account, int, int]] | tuple[()] = ()
+        self.taken = 0
         self.cap = 0
         self.headers = b""
 
@@ -55,9 +55,9 @@ class Hold:
                 holder.room.learn(granted.model, granted.margin + usage.prompt - granted.prompt)
         else:
             tokens, spent = granted.tokens, granted.usage
-        if self._taken and holder.tokens is not None:
-            holder.tokens.level += self._taken - tokens
-        for account, epoch, reserved in self._claims:
+        if self.taken and holder.tokens is not None:
+            holder.tokens.level += self.taken - tokens
+        for account, epoch, reserved in self.claims:
             account.settle(epoch, reserved, _spent(account.unit, tokens, spent, granted.price))
 
 
@@ -78,6 +78,7 @@ class Holder:
     __slots__ = (
         "_counts",
         "_free",
+        "_priced",
         "_verdicts",
         "accounts",
         "grants",
@@ -104,6 +105,7 @@ class Holder:
         self.requests = sized(self.requests, grants.rpm, now)
         self.tokens = sized(self.tokens, grants.tpm, now)
         self.accounts = self.room.accounts(key.id, grants.budgets)
+        self._priced = any(account.unit == "usd" for account in self.accounts)
         self._counts = bool(grants.tpm or self.accounts)
         self._free = not (grants.rpm or grants.concurrent or self._counts)
         self._verdicts: dict[str, bool] = {}
@@ -199,9 +201,8 @@ class Holder:
     def _planned(self, ask: Ask, entry: Entry, size: int, operation: Operation) -> Plan | None:
         if not self._counts:
             return None
-        priced = any(account.unit == "usd" for account in self.accounts)
-        price = self.room.prices.of(entry) if priced else None
-        if priced and price is None:
+        price = self.room.prices.of(entry) if self._priced else None
+        if self._priced and price is None:
             raise Fault(
                 402,
                 "unknown_price",
@@ -223,11 +224,10 @@ class Holder:
 
     def _check(self, planned: Plan | None) -> None:
         """Fault 429 when a limit is reached; takes nothing yet."""
-        grants = self.grants
-        if grants.concurrent and self.open >= grants.concurrent:
+        most, requests, tokens = self.grants.concurrent, self.requests, self.tokens
+        if most and self.open >= most:
             raise _limited("too_many_requests", f"{self.open} requests of this API key are under way, its limit.", 1)
-        now = time.monotonic()
-        requests, tokens = self.requests, self.tokens
+        now = time.monotonic() if requests is not None or tokens is not None else 0.0
         if requests is not None and requests.refill(now) < 1:
             raise _limited(
                 "requests_per_minute",
@@ -244,21 +244,19 @@ class Holder:
     def _grant(self, planned: Plan | None, operation: Operation) -> Hold:
         hold = Hold(self, planned)
         self.open += 1
-        requests = self.requests
+        requests, tokens = self.requests, self.tokens
         if requests is not None:
             requests.level -= 1
         if planned is not None:
             hold.cap = planned.cap
-            if self.tokens is not None:
-                hold._taken = planned.tokens  # pyright: ignore[reportPrivateUsage]
-                self.tokens.level -= planned.tokens
+            if tokens is not None:
+                hold.taken = planned.tokens
+                tokens.level -= planned.tokens
             if self.accounts:
                 answer = planned.answer
-                hold._claims = [  # pyright: ignore[reportPrivateUsage]
-                    a.reserve(amount(a.unit, planned, answer)) for a in self.accounts
-                ]
-        if requests is not None or self.tokens is not None:
-            hold.headers = told(requests, self.tokens, operation.dialect)
+                hold.claims = [a.reserve(amount(a.unit, planned, answer)) for a in self.accounts]
+        if requests is not None or tokens is not None:
+            hold.headers = told(requests, tokens, operation.dialect)
         return hold
 
 

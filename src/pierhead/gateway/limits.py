@@ -56,23 +56,29 @@ def sized(bucket: Bucket | None, capacity: int, now: float) -> Bucket | None:
 
 def told(requests: Bucket | None, tokens: Bucket | None, dialect: Dialect) -> bytes:
     """Header lines that tell a client where it stands, in the words of its dialect."""
-    style = _anthropic if dialect == "anthropic" else _openai
+    if dialect == "anthropic":
+        lines = [_anthropic(n, b) for n, b in ((b"requests", requests), (b"tokens", tokens)) if b is not None]
+        return b"".join(lines)
     lines = b""
-    for name, bucket in ((b"requests", requests), (b"tokens", tokens)):
-        if bucket is not None:
-            lines += style(name, bucket)
+    if requests is not None:
+        level, capacity = requests.level, requests.capacity
+        lines = _REQUESTS % (capacity, level if level > 0 else 0, (capacity - level) / requests.rate * 1000)
+    if tokens is not None:
+        level, capacity = tokens.level, tokens.capacity
+        lines += _TOKENS % (capacity, level if level > 0 else 0, (capacity - level) / tokens.rate * 1000)
     return lines
 
 
-def _openai(name: bytes, bucket: Bucket) -> bytes:
-    return b"x-ratelimit-limit-%b: %d\r\nx-ratelimit-remaining-%b: %d\r\nx-ratelimit-reset-%b: %dms\r\n" % (
+def _openai(name: bytes) -> bytes:
+    """The lines with room for a limit, what remains and the milliseconds until nothing counts any more."""
+    return b"x-ratelimit-limit-%b: %%d\r\nx-ratelimit-remaining-%b: %%d\r\nx-ratelimit-reset-%b: %%dms\r\n" % (
         name,
-        bucket.capacity,
         name,
-        max(0, bucket.level),
         name,
-        bucket.full_in * 1000,
     )
+
+
+_REQUESTS, _TOKENS = _openai(b"requests"), _openai(b"tokens")
 
 
 def _anthropic(name: bytes, bucket: Bucket) -> bytes:

@@ -6,7 +6,7 @@ text stands for at least one byte of it, and JSON around a message is longer tha
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -26,25 +26,26 @@ _AUDIO = 32  # bytes of a form's file that make a token at most
 _list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 
-class Plan(NamedTuple):
-    """``answer`` is the bound on all ``answers`` together, ``least`` what they are clamped to at most."""
+class Plan:
+    """``answer`` is the bound on all ``answers`` together, ``least`` what they are clamped to at most.
 
-    model: str
-    prompt: int
-    answers: int
-    answer: int
-    least: int
-    margin: int
-    price: Price | None
+    ``tokens`` is all that counts, ``cap`` the most tokens of one answer (0 where none is made).
+    """
 
-    @property
-    def tokens(self) -> int:
-        return self.prompt + self.answer
+    __slots__ = ("answer", "answers", "cap", "least", "margin", "model", "price", "prompt", "tokens")
 
-    @property
-    def cap(self) -> int:
-        """The most tokens of one answer; 0 where none is made."""
-        return self.answer // self.answers if self.answers else 0
+    def __init__(
+        self, model: str, prompt: int, answers: int, answer: int, least: int, margin: int, price: Price | None
+    ) -> None:
+        self.model = model
+        self.prompt = prompt
+        self.answers = answers
+        self.answer = answer
+        self.least = least
+        self.margin = margin
+        self.price = price
+        self.tokens = prompt + answer
+        self.cap = answer // answers if answers else 0
 
     @property
     def usage(self) -> Usage:
@@ -55,20 +56,24 @@ class Plan(NamedTuple):
         """The same with answers of at most so many tokens, each of them equally long."""
         if answer >= self.answer or not self.answers:
             return self
-        return self._replace(answer=answer // self.answers * self.answers)
+        answer = answer // self.answers * self.answers
+        return Plan(self.model, self.prompt, self.answers, answer, self.least, self.margin, self.price)
 
 
 def plan(room: Budgets, ask: Ask, entry: Entry, size: int, operation: Operation, price: Price | None) -> Plan:
     """What a request of ``size`` bytes can take."""
-    context = max((target.context for target in entry.targets), default=0)
+    targets = entry.targets
+    context = targets[0].context if len(targets) == 1 else max((target.context for target in targets), default=0)
     margin = room.margins.get(entry.name, MARGIN)
     prompt = (size // _AUDIO if operation.where == "form" else size) + margin
-    prompts = _prompts(ask)
+    prompts = _prompts(ask) if operation.name == "completions" else 1
     if context and prompt > context * prompts:
         prompt = context * prompts
     if not operation.generates:
         return Plan(entry.name, prompt, 0, 0, 0, margin, price)
-    answers = prompts * max(ask.n or 1, ask.n_cmpl or 1, ask.best_of or 1, 1)
+    answers = prompts
+    if ask.n is not None or ask.n_cmpl is not None or ask.best_of is not None:
+        answers *= max(ask.n or 1, ask.n_cmpl or 1, ask.best_of or 1, 1)
     limit = ask.bound if operation.dialect != "ollama" else _predicted(ask)
     each = room.answer if limit is None else limit
     if context and each > context:
