@@ -63,6 +63,9 @@ class GatewaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     max_connections: int = 10000
     answer_tokens: int = 4096  # the most of an answer that says no limit, for keys with tokens or money to count
     access_log: bool = False
+    cache_size: int = 64 * 1024 * 1024  # bytes of answers kept for keys that use the response cache
+    cache_ttl: float = 3600.0  # seconds for which an answer is kept
+    cache_shared: bool = False  # whether keys share cached answers
     oidc_issuer: str = ""  # https address of an OpenID provider whose tokens are accepted like keys
     oidc_audience: str = ""  # the name by which its tokens mean this gateway
     oidc_claims: dict[str, str] = {}  # where a token says models, admin, rpm …: a claim, a.b, or claim=word

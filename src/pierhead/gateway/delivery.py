@@ -390,7 +390,7 @@ class Delivery(Translated):
             peer=self._client.peer,
             method=request.method,
             path=request.path,
-            cost=self._services.room.cost(entry, self.usage),
+            cost=self._services.room.cost(entry, self.usage) if self._asked else 0,
         )
 
     # --- the client -----------------------------------------------------------------------------------------------

@@ -179,6 +179,11 @@ class Holder:
                     return None
         return self._grant(planned, operation)
 
+    def begin_free(self, operation: Operation) -> Hold:
+        """The same for a request that no engine will work for: it takes no tokens and nothing of a budget."""
+        self._check(None)
+        return self._grant(None, operation)
+
     async def wait(self, ask: Ask, entry: Entry, size: int, operation: Operation) -> Hold:
         """The slow way of ``begin``: when a budget's slice is used up and the next one must be leased durably."""
         planned = self._planned(ask, entry, size, operation)

@@ -11,6 +11,7 @@ from pierhead.gateway.incoming import Incoming
 from pierhead.gateway.liveness import peer_state
 from pierhead.gateway.local import LocalAnswer, Locals
 from pierhead.gateway.relay import Relay
+from pierhead.gateway.remembered import Remembered
 from pierhead.gateway.services import BUFFERED_MAX, Services
 from pierhead.gateway.skeleton import INLINE, Skeleton
 from pierhead.gateway.upload import MOST, Upload
@@ -361,7 +362,8 @@ class ClientConnection(asyncio.Protocol):
         else:
             if skeleton is None and len(body) > 1:
                 body = [b"".join(body)]
-            relay = Relay(self._services, self, request, body, request_id)
+            cached = request.holder is not None and request.holder.grants.cache and not request.control
+            relay = (Remembered if cached else Relay)(self._services, self, request, body, request_id)
             self._work = relay
             relay.start(skeleton.result() if skeleton is not None else None)
 

@@ -15,6 +15,7 @@ from pierhead.gateway.admission import Admitted, Doorkeeper
 from pierhead.gateway.answers import Answers
 from pierhead.gateway.auth import Keys
 from pierhead.gateway.budgets import Budgets
+from pierhead.gateway.cache import Cache
 from pierhead.gateway.dialects.base import Save
 from pierhead.gateway.faults import Fault
 from pierhead.gateway.ledger import MemoryLedger
@@ -53,6 +54,7 @@ class Services:
         self.settings = settings
         self.doorkeeper = doorkeeper
         self.room = room or Budgets(MemoryLedger(), settings.answer_tokens)
+        self.cache = Cache(settings.cache_size, settings.cache_ttl)
         if settings.oidc_issuer:
             doorkeeper.tokens = Tokens(settings, self.room)
         self.routes = RouteTable(settings.traffic)
