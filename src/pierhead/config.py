@@ -62,7 +62,6 @@ class GatewaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     start_timeout: float = 600.0
     max_connections: int = 10000
     answer_tokens: int = 4096  # the most of an answer that says no limit, for keys with tokens or money to count
-    access_log: bool = False
     cache_size: int = 64 * 1024 * 1024  # bytes of answers kept for keys that use the response cache
     cache_ttl: float = 3600.0  # seconds for which an answer is kept
     cache_shared: bool = False  # whether keys share cached answers
@@ -74,6 +73,16 @@ class GatewaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     tls_key: str = ""  # PEM without a password; "": in the same file
     tls_client_ca: str = ""  # PEM; clients must then show a certificate of these authorities
     tls_loopback: bool = False  # TLS on loopback addresses, too
+    access_log: bool | str = False  # true: on stderr; a path: in that file, which is rotated
+    access_log_bytes: int = 64 * 1024 * 1024
+    otel_endpoint: str = ""  # OTLP over HTTP, as http://localhost:4318
+    otel_sample: float = 1.0  # share of the traces that no client began
+    record: Literal["off", "errors", "sampled", "all"] = "off"
+    record_sample: float = 0.01
+    record_max_bytes: int = 256 * 1024  # of a request, and of an answer
+    record_keep_bytes: int = 256 * 1024 * 1024  # of all records
+    record_except: tuple[str, ...] = ()  # keys, by id or name
+    record_redact: tuple[str, ...] = ()  # further patterns (Python's regular expressions) to take out
     traffic: dict[str, TrafficSettings] = {}
     stored_answers: int = 100_000
     stored_bytes: int = 1024 * 1024 * 1024
@@ -239,11 +248,11 @@ def _section(section: str, keys: dict[str, Any], origins: dict[str, str]) -> Any
 
 def _convert(value: Any, kind: Any) -> Any:
     if isinstance(value, str) and kind is not str:
-        if kind is bool:
+        if kind in (bool, bool | str):
             value = {"1": True, "true": True, "0": False, "false": False}.get(value.lower(), value)
         elif getattr(kind, "__origin__", None) is tuple:
             listed = value.strip() == "[]" or (value.strip().startswith("[") and '"' in value)  # [::1]:80 is an address
             value = msgspec.json.decode(value) if listed else [p.strip() for p in value.split(",") if p.strip()]
         elif getattr(kind, "__origin__", None) is dict:
             value = msgspec.json.decode(value)
-    return msgspec.convert(value, kind, strict=not isinstance(value, str))
+    return msgspec.convert(value, kind, strict=not isinstance(value, str) or kind == bool | str)

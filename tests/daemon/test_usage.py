@@ -203,7 +203,7 @@ def test_usage_is_printed_as_a_table_as_json_and_for_spreadsheets(house, tmp_pat
     for number in range(3):
         book.put(outcome(number, key="key_a" if number else "", model="=cmd()"))
     table = pier().stdout.splitlines()
-    assert table[0].split() == ["KEY", "MODEL", "REQUESTS", "ERRORS", "PROMPT", "CACHED", "COMPLETION", "COST", "TIME"]
+    assert table[0].split() == ["KEY", "MODEL", "REQUESTS", "ERRORS", "PROMPT", "CACHED", "OUTPUT", "COST", "TIME"]
     assert table[-1].split()[:2] == ["all", "3"]
     assert json.loads(pier("--json", "--by", "").stdout)["total"]["requests"] == 3
     rows = list(csv.DictReader(io.StringIO(pier("--csv", "--by", "key,model").stdout)))

@@ -58,6 +58,8 @@ VERBS: dict[str, dict[str, tuple[str, str]]] = {
         "key": ("pierhead.cli.key:key", "Create, list, limit, rotate and revoke API keys."),
         "route": ("pierhead.cli.route:route", "Split names among models, with fallbacks and mirrors."),
         "secret": ("pierhead.cli.secret:secret", "Keep providers' keys for the gateway."),
+        "requests": ("pierhead.cli.requests:requests", "Look at recorded requests."),
+        "replay": ("pierhead.cli.replay:replay", "Send recorded requests to another model and compare."),
         "usage": ("pierhead.cli.usage:usage", "Show who used how much."),
         "prices": ("pierhead.cli.prices:prices", "Show what models cost."),
         "service": ("pierhead.cli.service:service", "Start Pierhead with the machine (systemd)."),

@@ -13,7 +13,7 @@ from pierhead.cli.help import Verb, json_option, option
 from pierhead.cli.output import duration, here, number, print_json, say, table
 
 _FIELDS = ("requests", "errors", "prompt_tokens", "cached_tokens", "completion_tokens", "cost", "seconds")
-_HEAD = ("REQUESTS", "ERRORS", "PROMPT", "CACHED", "COMPLETION", "COST", "TIME")
+_HEAD = ("REQUESTS", "ERRORS", "PROMPT", "CACHED", "OUTPUT", "COST", "TIME")
 
 
 @click.command(
@@ -76,7 +76,7 @@ def _print_table(groups: list[str], found: dict[str, Any]) -> None:
         rows,
         right=range(wide, wide + len(_HEAD)),
         fold=[i for i, g in enumerate(groups) if g == "model"],
-        spare=(wide + 6, wide + 3, wide + 1),
+        spare=[wide + i for i in (6, 3, 1, 5, 2, 4)],
     )
     if not found["rows"]:
         say("Nobody has used anything yet." if not found["since"] else f"Nothing since {found['since']}.")

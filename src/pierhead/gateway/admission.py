@@ -70,6 +70,7 @@ class Admitted(NamedTuple):
     cors: bytes = b""
     query: str = ""
     timeout: float = 0.0
+    traceparent: str = ""  # where the gateway traces
 
     @property
     def key_id(self) -> str:
@@ -110,6 +111,7 @@ class Doorkeeper:
         self._settings = settings
         self.keys = Keys()
         self.tokens: Tokens | None = None
+        self.tracing = False  # then a trace's header is ours to pass on
         self._hosts = {h.lower() for h in settings.allowed_hosts} | set(addresses)
         self._origins = set(settings.allowed_origins)
 
@@ -163,6 +165,7 @@ class Doorkeeper:
             fault=fault,
             query=query,
             timeout=timeout,
+            traceparent=(head.get(b"traceparent") or b"").decode("latin-1") if self.tracing else "",
         )
 
     def _who(self, head: Head) -> Holder:
@@ -223,10 +226,10 @@ class Doorkeeper:
             if request.holder is not None and managed != "read":
                 request.holder.require_admin()
             own = managed == "change" and door.tcp and request.holder is None
-            return request._replace(control=True, own=own, forward=_forward(head, head.target))
+            return request._replace(control=True, own=own, forward=self._forward(head, head.target))
         if found is not None:
             operation, named = found
-            forward = _forward(head, operation.path.encode())
+            forward = self._forward(head, operation.path.encode())
             return _only(request, ("POST",), forward=forward, operation=operation, named=named)
         if path.startswith(("/v1/responses/", "/v1/conversations")) and (known := methods(path)):
             return _only(request, known, local=path)
@@ -234,6 +237,17 @@ class Doorkeeper:
             return _only(request, ("GET", "HEAD"), local=path)
         shown = request.path[:200]
         raise Fault(404, "unknown_url", f"there is nothing at {method} {shown}.", hint="The API begins at /v1.")
+
+    def _forward(self, head: Head, target: bytes) -> bytes:
+        """The head as the engine sees it: no keys, no cookies, no hop-by-hop headers; framing and id come later."""
+        lines = [b"%b %b HTTP/1.1\r\nhost: localhost\r\n" % (head.method.encode(), target)]
+        for name, value in head.headers:
+            # Some servers take Content_Length for Content-Length: what is kept back is kept back in this spelling too.
+            if name.replace(b"_", b"-") in _PRIVATE or name in head.dropped:
+                continue
+            if not (self.tracing and name == b"traceparent"):
+                lines.append(name + b": " + value + b"\r\n")
+        return b"".join(lines)
 
 
 def _seconds(raw: bytes) -> float:
@@ -253,16 +267,6 @@ def _only(request: Admitted, methods: tuple[str, ...], **changes: Any) -> Admitt
             headers=((b"allow", allow.encode()),),
         )
     return request._replace(**changes)
-
-
-def _forward(head: Head, target: bytes) -> bytes:
-    """The head as the engine sees it: no keys, no cookies, no hop-by-hop headers; framing and id come later."""
-    lines = [b"%b %b HTTP/1.1\r\nhost: localhost\r\n" % (head.method.encode(), target)]
-    for name, value in head.headers:
-        # Some servers take Content_Length for Content-Length: what is kept back is kept back in this spelling too.
-        if name.replace(b"_", b"-") not in _PRIVATE and name not in head.dropped:
-            lines.append(name + b": " + value + b"\r\n")
-    return b"".join(lines)
 
 
 def host_of(text: str) -> str:

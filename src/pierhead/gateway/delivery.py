@@ -6,79 +6,42 @@ What became of the request is booked before its last byte leaves, so that nobody
 from __future__ import annotations
 
 import asyncio
-import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pierhead.gateway.ask import Ask
+from pierhead.gateway.booking import Booked
 from pierhead.gateway.dialects.base import SSE, Translation
 from pierhead.gateway.faults import Fault, engine_failed, from_engine
-from pierhead.gateway.outcome import Outcome
-from pierhead.gateway.outgoing import Outgoing
 from pierhead.gateway.passthrough import BARE, completed
 from pierhead.gateway.stream import Stream
 from pierhead.gateway.translated import Translated
-from pierhead.gateway.upstream import Answer, Target, UpstreamConnection
-from pierhead.gateway.usage import NOTHING, Usage, plus, tokens
+from pierhead.gateway.upstream import Answer, UpstreamConnection
+from pierhead.gateway.usage import tokens
 
 if TYPE_CHECKING:
-    from pierhead.gateway.admission import Admitted
-    from pierhead.gateway.holder import Hold
     from pierhead.gateway.link import Trouble
-    from pierhead.gateway.metrics import ModelStats
-    from pierhead.gateway.plans import Live
-    from pierhead.gateway.protocol import ClientConnection
-    from pierhead.gateway.routes import Entry
-    from pierhead.gateway.services import Services
 
 _ERROR_MAX = 65536
 _TAIL = 4096
 
 
-class Delivery(Translated):
+class Delivery(Booked, Translated):
     """A ``Receiver`` of an engine's answer and the ``Work`` of a client's connection, where it is about the answer."""
 
     # Defaults live on the class: a request that takes the usual way sets few of them.
-    status = 0
-    sent = 0
-    usage = NOTHING
-    queued = 0.0  # seconds that it waited for a slot
     early = False  # a head went out while the request waited, and comments since
     _faulty = False  # it failed by the replica's fault
     _extra = b""  # headers of ours
-    _plan: Live | None = None  # of a configured route
     _then: tuple[str, ...] = ()  # who may be asked after this one
     _held = False  # the head waits for the first bytes
-    _attempts = 1
     _trouble: Trouble | None = None
-    _body: list[bytes]
-    _ask: Ask | None = None
-    _entry: Entry | None = None
-    _hold: Hold | None = None
-    _stats: ModelStats | None = None
-    _target: Target | None = None
     _conn: UpstreamConnection | None = None
     _task: asyncio.Task[None] | None = None
     _answer: Answer | None = None
-    _stream: Stream | None = None
     _collected: list[bytes] | None = None
-    _outgoing: Outgoing | None = None  # what the engine gets; None until that is made for the target
     _skeleton: bytes | None = None
     _chunked = False
     _pooled = False
-    _retried = False
-    _asked = False  # whether an engine has begun to work for it
     _revived = False
-
-    def __init__(
-        self, services: Services, client: ClientConnection, request: Admitted, body: list[bytes], request_id: bytes
-    ) -> None:
-        self._services = services
-        self._client = client
-        self._request = request
-        self._body = body
-        self.id = request_id
-        self.started = time.monotonic()
-        services.metrics.relays += 1
 
     # --- the answer (Receiver) ------------------------------------------------------------------------------------
 
@@ -98,7 +61,8 @@ class Delivery(Translated):
             return
         self.status = status
         if self._stats is not None:
-            self.usage = tokens(body[-_TAIL:])
+            self._tail = body[-_TAIL:]
+            self.usage = tokens(self._tail)
         if made.translation is not None:
             self._translated(made.translation, body)
             return
@@ -259,9 +223,6 @@ class Delivery(Translated):
         """Send the head that was held back for ``piece``; False when that tells of a failure."""
         raise NotImplementedError
 
-    def _counted(self, ok: bool) -> None:
-        """A request for a configured route has ended."""
-
     def _deliver(self, piece: bytes) -> None:
         if self._held and not self._first(piece):
             return
@@ -276,12 +237,14 @@ class Delivery(Translated):
             self._broken(fault)
             return
         self.status = fault.status
+        self.code = fault.code
         self._settle(fault.status < 500)
         self._client.send_fault(fault, self.id)
         self._client.relay_done()
 
     def _broken(self, fault: Fault) -> None:
         """Part of the answer is out: an event stream gets a last event that says so, anything else is cut off."""
+        self.code = fault.code
         self._drop()
         stream = self._stream
         if stream is not None:
@@ -308,90 +271,6 @@ class Delivery(Translated):
         if self._conn is not None:
             self._conn.close()
             self._conn = None
-
-    def _settle(self, ok: bool) -> None:
-        """Book what became of the request, once, before the client sees the end of it."""
-        self._services.metrics.relays -= 1
-        if self._plan is not None:
-            self._counted(ok)
-        self._body = []
-        made, self._outgoing = self._outgoing, None
-        if made is not None and made.spent.known:
-            self.usage = plus(self.usage, made.spent)
-        stats, target, usage = self._stats, self._target, self.usage
-        now = time.monotonic()
-        if stats is not None:
-            stats.prompt_tokens += usage.prompt
-            stats.completion_tokens += usage.completion
-            if ok or self.status >= 400:
-                stats.finished(self.status, now - self.started)
-            else:
-                stats.aborted += 1
-        if self._hold is not None:
-            self._hold.settle(usage, self._asked and (self.status < 400 or self.status in (499, 504)))
-            self._hold = None
-            self._services.metrics.holds -= 1
-        if target is not None:
-            self._release(target, ok, usage)
-        self._services.settled(self._outcome(ok, now) if self._entry is not None else None, self)
-
-    def _release(self, target: Target, ok: bool, usage: Usage) -> None:
-        target.prompt_tokens += usage.prompt
-        target.completion_tokens += usage.completion
-        target.open -= 1
-        target.changed = True
-        target.last_used = time.time()
-        if ok:
-            target.finished += 1
-        else:
-            target.failed += 1
-        if not target.open:
-            self._services.replica_idle()
-
-    def facts(self) -> dict[str, Any]:
-        """The access log's line for a request of the control API."""
-        request = self._request
-        return {
-            "id": self.id.decode("latin-1"),
-            "peer": self._client.peer,
-            "method": request.method,
-            "path": request.path,
-            "status": self.status,
-            "key": request.key_id,
-            "bytes": self.sent,
-            "seconds": round(time.monotonic() - self.started, 6),
-        }
-
-    def _outcome(self, ok: bool, now: float) -> Outcome:
-        request, ask, entry, stream = self._request, self._ask, self._entry, self._stream
-        assert request.operation is not None
-        assert ask is not None
-        assert entry is not None
-        return Outcome(
-            id=self.id.decode("latin-1"),
-            time=time.time(),
-            key=request.key_id,
-            operation=request.operation.name,
-            dialect=request.dialect,
-            asked=ask.model or "",
-            model=entry.name,
-            replica=self._target.replica if self._target is not None else "",
-            status=self.status,
-            ok=ok,
-            stream=stream is not None,
-            usage=self.usage,
-            ttft=stream.first - self.started if stream is not None and stream.first else 0.0,
-            seconds=now - self.started,
-            queued=self.queued,
-            route=self._plan.name if self._plan is not None else "",
-            fallback=entry.name if self._attempts > 1 else "",
-            retries=self._attempts - 1,
-            sent=self.sent,
-            peer=self._client.peer,
-            method=request.method,
-            path=request.path,
-            cost=self._services.room.cost(entry, self.usage) if self._asked else 0,
-        )
 
     # --- the client -----------------------------------------------------------------------------------------------
 

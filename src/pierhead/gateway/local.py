@@ -140,6 +140,9 @@ class Locals:
         own = self._services.metrics.render((model, t.replica, t.open) for model, t in routes)
         held = vitals(self._services)
         own += lane_metrics(self._services.routes.lanes.values()) + plans.render(self._services.routes.plans())
+        for family in self._services.metrics.families():
+            own += family
+            await asyncio.sleep(0)  # there may be many keys
         engines = await scrape([(model, t) for model, t in routes if t.outside is None])
         return 200, b"text/plain; version=0.0.4; charset=utf-8", (own + held + engines).encode(), ()
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pierhead.gateway.tally import Tally
 
 _TTFT = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 _GAP = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
@@ -37,12 +41,16 @@ class Histogram:
 
     def lines(self, name: str, model: str) -> Iterable[str]:
         """Samples of one model."""
-        label, seen = escape(model), 0
+        return self.sampled(name, labels(model=model))
+
+    def sampled(self, name: str, at: str) -> Iterable[str]:
+        """Samples with the labels ``at``."""
+        seen = 0
         for bound, count in zip((*map(str, self.bounds), "+Inf"), self.counts, strict=True):
             seen += count
-            yield f'{name}_bucket{{model="{label}",le="{bound}"}} {seen}'
-        yield f'{name}_sum{{model="{label}"}} {self.total:.6f}'
-        yield f'{name}_count{{model="{label}"}} {seen}'
+            yield f'{name}_bucket{at[:-1]},le="{bound}"}} {seen}'
+        yield f"{name}_sum{at} {self.total:.6f}"
+        yield f"{name}_count{at} {seen}"
 
 
 class ModelStats:
@@ -77,6 +85,8 @@ class Metrics:
         self.open = 0
         self.relays = 0  # requests that an answer is being made for
         self.holds = 0
+        self.dropped: Callable[[], int] = int  # log lines, spans and recordings that were given up
+        self.tally: Tally | None = None
         self.lost: Callable[[], int] = int  # requests that the usage journal does not have
 
     def model(self, name: str) -> ModelStats:
@@ -100,12 +110,19 @@ class Metrics:
         _family(out, "pierhead_gateway_connections_refused_total", "counter", "Connections over the limit.", refused)
         lost = [f" {self.lost()}"]
         _family(out, "pierhead_usage_lost_total", "counter", "Requests that the usage journal had no room for.", lost)
+        dropped = [f" {self.dropped()}"]
+        text = "Log lines, spans and recordings that were given up."
+        _family(out, "pierhead_telemetry_dropped_total", "counter", text, dropped)
         local = [f'{{code="{c}"}} {n}' for c, n in sorted(self.local.items())]
         _family(out, "pierhead_gateway_answers_total", "counter", "Answers the gateway gave by itself.", local)
         busy = [f"{labels(model=m, replica=r)} {n}" for m, r, n in replicas]
         _family(out, "pierhead_replica_requests_open", "gauge", "Requests that run on a replica now.", busy)
         self._per_model(out)
         return "\n".join(out) + "\n"
+
+    def families(self) -> Iterator[str]:
+        """What is counted per key and operation, family by family."""
+        return self.tally.render() if self.tally is not None else iter(())
 
     def _per_model(self, out: list[str]) -> None:
         models = sorted(self.models.items())

@@ -7,7 +7,7 @@ import msgspec
 from pierhead.gateway.usage import NOTHING, Usage
 
 
-class Outcome(msgspec.Struct, kw_only=True):
+class Outcome(msgspec.Struct, kw_only=True, array_like=True):
     """One request for a model. Times in seconds: ``time`` is Unix time of its end, ``ttft`` 0 where nothing streamed.
 
     ``asked`` is the model's name as the client spelt it, ``model`` the name of what answered, to which the configured

@@ -362,8 +362,10 @@ class ClientConnection(asyncio.Protocol):
         else:
             if skeleton is None and len(body) > 1:
                 body = [b"".join(body)]
+            recorder = self._services.recorder
+            client = self if recorder is None else recorder.client(self, request, body)
             cached = request.holder is not None and request.holder.grants.cache and not request.control
-            relay = (Remembered if cached else Relay)(self._services, self, request, body, request_id)
+            relay = (Remembered if cached else Relay)(self._services, client, request, body, request_id)
             self._work = relay
             relay.start(skeleton.result() if skeleton is not None else None)
 

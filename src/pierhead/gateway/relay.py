@@ -207,7 +207,7 @@ class Relay(Hedged):
         request, body = self._request, made.body
         size = len(body[0]) if len(body) == 1 else sum(map(len, body))
         framing = b"content-length: %d\r\n" % size if size or request.sends_body else b""
-        head = b"%bx-request-id: %b\r\n%b\r\n" % (made.head, self.id, framing)
+        head = b"%bx-request-id: %b\r\n%b%b\r\n" % (made.head, self.id, self._traced(), framing)
         conn.begin(receiver, head, body or (b"",), request.method == "HEAD")
         if self._client.writing_paused:
             conn.pause()

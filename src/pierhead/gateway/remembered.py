@@ -98,6 +98,7 @@ class Remembered(Relay):
         self._granted(hold := holder.begin_free(operation))
         self._client.extra = hold.headers + b"x-pierhead-cache: hit\r\n"
         self.status = 200
+        self.hit = True
         self.usage = Usage(kept.usage.prompt, kept.usage.completion, kept.usage.prompt, kept.usage.known)
         self._whole(b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\n" % kept.kind, kept.body)
         return True

@@ -14,11 +14,9 @@ import msgspec
 
 import pierhead
 from pierhead.config import GatewaySettings
-from pierhead.gateway.accesslog import AccessLog
 from pierhead.gateway.admin import LinkServer
 from pierhead.gateway.admission import Doorkeeper, host_of
 from pierhead.gateway.budgets import Budgets
-from pierhead.gateway.journal import Journal
 from pierhead.gateway.ledger import Ledger, MemoryLedger, SqliteLedger
 from pierhead.gateway.link import Hello, Report, Snapshot
 from pierhead.gateway.listeners import Listening, bind_tcp, bind_unix, check_exposure, inherit
@@ -26,6 +24,7 @@ from pierhead.gateway.local import Locals
 from pierhead.gateway.ports import Ports
 from pierhead.gateway.probes import probe
 from pierhead.gateway.protocol import ClientConnection
+from pierhead.gateway.seeing import Seeing
 from pierhead.gateway.services import Services
 from pierhead.gateway.tls import Certificate
 from pierhead.gateway.tokens import check_settings
@@ -69,7 +68,6 @@ class Gateway:
         self._drain_by = 0.0
         self._reported: tuple[object, ...] = (0, -1, ())  # connections, snapshot version, problems
         settings = config.settings
-        self._log = AccessLog() if settings.access_log else None
         self._link = LinkServer(
             self._hello, self._report, lambda: self._listening, self._apply, self.drain, settings.start_timeout
         )
@@ -79,16 +77,11 @@ class Gateway:
             self._link.ensure_ready,
             self._link.poke,
             self._drained.set,
-            self._log,
             Budgets(_ledger(config.state), settings.answer_tokens),
             Path(config.state) if config.state else None,
         )
         self._services.progress = self._link.progress
-        self._journal = Journal(Path(config.state) / "usage") if config.state else None
-        if self._journal is not None:
-            self._services.sinks.append(self._journal.put)
-            self._services.metrics.lost = lambda journal=self._journal: journal.lost
-
+        self._seeing = Seeing(self._services, config.state)
         self._services.tell = self._link.say
 
         locals_ = Locals(self._services)
@@ -133,6 +126,7 @@ class Gateway:
             loop.add_signal_handler(number, self.drain, self._config.settings.request_timeout)
         loop.add_signal_handler(signal.SIGHUP, self._renew_soon)
         services = self._services
+        await self._seeing.open()
         await self._ports.open(self._listening)
         gc.collect()
         gc.freeze()
@@ -148,6 +142,7 @@ class Gateway:
                     await task
             await self._services.room.close()
             self._close()
+            await self._seeing.close()
 
     def _renew_soon(self) -> None:
         """SIGHUP: the certificate is read again even if its files look the same."""
@@ -194,10 +189,6 @@ class Gateway:
                 self._admin_path.unlink()
         self._admin.sock.close()
         self._services.answers.close()
-        if self._journal is not None:
-            self._journal.close()
-        if self._log is not None:
-            self._log.close()
 
     # --- the link -------------------------------------------------------------------------------------------------
 

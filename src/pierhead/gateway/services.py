@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pierhead.config import GatewaySettings
-from pierhead.gateway.accesslog import AccessLog
 from pierhead.gateway.admission import Admitted, Doorkeeper
 from pierhead.gateway.answers import Answers
 from pierhead.gateway.auth import Keys
@@ -23,13 +22,16 @@ from pierhead.gateway.link import Endpoint, KeepLoaded, Snapshot, ToDaemon
 from pierhead.gateway.metrics import Metrics
 from pierhead.gateway.outcome import Outcome
 from pierhead.gateway.prices import Prices
+from pierhead.gateway.recorder import Recorder, Tee
 from pierhead.gateway.routes import RouteTable
 from pierhead.gateway.tokens import Tokens
+from pierhead.gateway.trace import Tracer
 from pierhead.gateway.upstream import Target
 from pierhead.gateway.vitals import Lag
 
 if TYPE_CHECKING:
-    from pierhead.gateway.delivery import Delivery
+    from pierhead.gateway.booking import Booked
+    from pierhead.gateway.observer import Observer
     from pierhead.gateway.protocol import ClientConnection
 
 BUFFERED_MAX = 1 << 30  # bytes of request bodies held at once, all connections together
@@ -47,7 +49,6 @@ class Services:
         ensure: Callable[[str, str], Awaitable[Endpoint]],
         idle: Callable[[], None],
         emptied: Callable[[], None],
-        access_log: AccessLog | None = None,
         room: Budgets | None = None,
         state: Path | None = None,
     ) -> None:
@@ -72,13 +73,15 @@ class Services:
         self.progress: Callable[[str], str] = lambda model: ""  # how the start of a model gets on
         self.sinks: list[Callable[[Outcome], None]] = []
         self._tasks: set[asyncio.Task[None]] = set()
-        self._access_log = access_log
         self.answers = Answers(
             state / "answers.db" if state is not None else None,
             most=settings.stored_answers,
             most_bytes=settings.stored_bytes,
             age=settings.stored_age,
         )
+        self.observer: Observer | None = None
+        self.recorder: Recorder | None = None
+        self.tracer: Tracer | None = None
         self._id_prefix = f"req_{os.urandom(6).hex()}".encode()
         self._ids = 0
 
@@ -126,13 +129,15 @@ class Services:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def settled(self, outcome: Outcome | None, relay: Delivery) -> None:
+    def settled(self, outcome: Outcome | None, relay: Booked) -> None:
         """Hear what became of a request, before its last byte leaves; None for one of the control API."""
         if outcome is not None:
             for sink in self.sinks:
                 sink(outcome)
-        if self._access_log is not None:
-            self._access_log.put(relay.facts() if outcome is None else _line(outcome))
+            if self.recorder is not None and isinstance(relay.client, Tee):
+                relay.client.settled(outcome)
+        elif self.observer is not None:
+            self.observer.put_local(relay.facts())
 
     async def load(self, key: str, name: str) -> bytes | None:
         """What an earlier answer stored under ``name`` for the same API key."""
@@ -145,9 +150,10 @@ class Services:
     def log_local(self, client: ClientConnection, request: Admitted | None, status: int, request_id: bytes) -> None:
         """One line for an answer of the gateway itself."""
         self.metrics.answered(status)
-        if self._access_log is not None:
-            self._access_log.put(
+        if self.observer is not None:
+            self.observer.put_local(
                 {
+                    "time": round(time.time(), 3),
                     "id": request_id.decode("latin-1"),
                     "peer": client.peer,
                     "method": request.method if request else "",
@@ -156,19 +162,3 @@ class Services:
                     "key": request.key_id if request else "",
                 }
             )
-
-
-def _line(outcome: Outcome) -> dict[str, Any]:
-    """The access log's line; ``bytes`` are the body's."""
-    return {
-        "id": outcome.id,
-        "peer": outcome.peer,
-        "method": outcome.method,
-        "path": outcome.path,
-        "status": outcome.status,
-        "model": outcome.model,
-        "replica": outcome.replica,
-        "key": outcome.key,
-        "bytes": outcome.sent,
-        "seconds": round(outcome.seconds, 6),
-    }

@@ -109,6 +109,11 @@ class Stream:
         return self._translation.failed(fault) if isinstance(self._translation, Failing) else b""
 
     @property
+    def tail(self) -> bytes:
+        """The last of what the engine sent."""
+        return self._tail
+
+    @property
     def usage(self) -> Usage:
         """What the engine said that it used, as far as it came."""
         usage = tokens(self._tail) if self._tail else NOTHING

@@ -96,3 +96,15 @@ def merged(began: Usage, ended: Usage) -> Usage:
     if not ended.known:
         return began
     return ended if ended.prompt else Usage(began.prompt, ended.completion, began.cached, True)
+
+
+def finish(tail: bytes) -> str:
+    """Why an answer ended, as its engine says, out of its last kilobytes; "" when it does not."""
+    for member in (b'"finish_reason":', b'"stop_reason":', b'"done_reason":'):
+        end = len(tail)
+        while (start := tail.rfind(member, 0, end)) >= 0:
+            before, quote, word = tail[start + len(member) : start + len(member) + 42].partition(b'"')
+            if quote and not before.strip():
+                return word.partition(b'"')[0].decode("latin-1")
+            end = start
+    return ""

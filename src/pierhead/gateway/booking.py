@@ -1,0 +1,173 @@
+"""What is booked when a request has ended: metrics, the key's hold, the replica, the outcome; sends nothing."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from pierhead.gateway.outcome import Outcome
+from pierhead.gateway.trace import onward
+from pierhead.gateway.usage import NOTHING, Usage, finish, plus
+
+if TYPE_CHECKING:
+    from pierhead.gateway.admission import Admitted
+    from pierhead.gateway.ask import Ask
+    from pierhead.gateway.holder import Hold
+    from pierhead.gateway.metrics import ModelStats
+    from pierhead.gateway.outgoing import Outgoing
+    from pierhead.gateway.plans import Live
+    from pierhead.gateway.protocol import ClientConnection
+    from pierhead.gateway.routes import Entry
+    from pierhead.gateway.services import Services
+    from pierhead.gateway.stream import Stream
+    from pierhead.gateway.upstream import Target
+
+
+class Booked:
+    """A request that is counted at its end, once. Defaults live on the class: the usual way sets few of them."""
+
+    status = 0
+    sent = 0
+    code = ""  # of the error that the client was told
+    queued = 0.0  # seconds that it waited for a slot
+    trace = ""
+    span = ""
+    hit = False  # the answer came out of the response cache
+    usage = NOTHING
+    _tail = b""  # the end of a whole answer
+    _ask: Ask | None = None
+    _entry: Entry | None = None
+    _hold: Hold | None = None
+    _stats: ModelStats | None = None
+    _target: Target | None = None
+    _stream: Stream | None = None
+    _outgoing: Outgoing | None = None  # what the engine gets; None until that is made for the target
+    _asked = False  # whether an engine has begun to work for it
+    _plan: Live | None = None  # of a configured route
+    _attempts = 1
+    _retried = False
+
+    def __init__(
+        self, services: Services, client: ClientConnection, request: Admitted, body: list[bytes], request_id: bytes
+    ) -> None:
+        self._services = services
+        self._client = self._first = client
+        self._request = request
+        self._body: list[bytes] = body
+        self.id = request_id
+        self.started = time.monotonic()
+        services.metrics.relays += 1
+
+    @property
+    def client(self) -> ClientConnection:
+        """Where the answer is written to in the end."""
+        return self._first
+
+    def _settle(self, ok: bool) -> None:
+        """Book what became of the request, once, before the client sees the end of it."""
+        self._services.metrics.relays -= 1
+        if self._plan is not None:
+            self._counted(ok)
+        self._body = []
+        made, self._outgoing = self._outgoing, None
+        if made is not None and made.spent.known:
+            self.usage = plus(self.usage, made.spent)
+        stats, target, usage = self._stats, self._target, self.usage
+        now = time.monotonic()
+        if stats is not None:
+            stats.prompt_tokens += usage.prompt
+            stats.completion_tokens += usage.completion
+            if ok or self.status >= 400:
+                stats.finished(self.status, now - self.started)
+            else:
+                stats.aborted += 1
+        if self._hold is not None:
+            self._hold.settle(usage, self._asked and (self.status < 400 or self.status in (499, 504)))
+            self._hold = None
+            self._services.metrics.holds -= 1
+        if target is not None:
+            self._release(target, ok, usage)
+        self._services.settled(self._outcome(ok, now) if self._entry is not None else None, self)
+
+    def _counted(self, ok: bool) -> None:
+        """A request for a configured route has ended."""
+
+    def _release(self, target: Target, ok: bool, usage: Usage) -> None:
+        target.prompt_tokens += usage.prompt
+        target.completion_tokens += usage.completion
+        target.open -= 1
+        target.changed = True
+        target.last_used = time.time()
+        if ok:
+            target.finished += 1
+        else:
+            target.failed += 1
+        if not target.open:
+            self._services.replica_idle()
+
+    def _traced(self) -> bytes:
+        """The header by which the engine's work is part of the client's trace; b"" without tracing."""
+        tracer = self._services.tracer
+        if tracer is None or self._request.control:
+            return b""
+        if not self.span:
+            self.trace, self.span = tracer.begin(self._request.traceparent)
+        return onward(self.trace, self.span)
+
+    def facts(self) -> dict[str, Any]:
+        """The access log's line for a request of the control API, or one that no route was found for."""
+        request = self._request
+        return {
+            "time": round(time.time(), 3),
+            "id": self.id.decode("latin-1"),
+            "peer": self._client.peer,
+            "method": request.method,
+            "path": request.path,
+            "status": self.status,
+            "key": request.key_id,
+            "bytes": self.sent,
+            "seconds": round(time.monotonic() - self.started, 6),
+        } | ({"code": self.code} if self.code else {})
+
+    def _outcome(self, ok: bool, now: float) -> Outcome:
+        request, ask, entry, stream = self._request, self._ask, self._entry, self._stream
+        assert request.operation is not None
+        assert ask is not None
+        assert entry is not None
+        outcome = Outcome(
+            id=self.id.decode("latin-1"),
+            time=time.time(),
+            key=request.key_id,
+            operation=request.operation.name,
+            dialect=request.dialect,
+            asked=ask.model or "",
+            model=entry.name,
+            replica=self._target.replica if self._target is not None else "",
+            status=self.status,
+            ok=ok,
+            stream=stream is not None,
+            usage=self.usage,
+            queued=self.queued,
+            route=self._plan.name if self._plan is not None else "",
+            fallback=entry.name if self._attempts > 1 else "",
+            retries=self._attempts - 1,
+            ttft=stream.first - self.started if stream is not None and stream.first else 0.0,
+            seconds=now - self.started,
+            sent=self.sent,
+            peer=self._client.peer,
+            method=request.method,
+            path=request.path,
+            code=self.code,
+            hit=self.hit,
+            cost=self._services.room.cost(entry, self.usage) if self._asked else 0,
+        )
+        if self._services.observer is not None:
+            self._more(outcome, ask)
+        return outcome
+
+    def _more(self, outcome: Outcome, ask: Ask) -> None:
+        """What only logs, traces and recordings want."""
+        self._traced()
+        outcome.trace, outcome.span = self.trace, self.span
+        outcome.finish = finish(self._stream.tail if self._stream is not None else self._tail)
+        outcome.n = ask.n or 1
