@@ -85,6 +85,8 @@ class Remembered(Relay):
         ask = read_ask(body)
         entry = services.routes.find(ask.model or "")
         holder.allow(operation, entry.name, entry.aliases)
+        if entry.plan is not None:  # which model answers is decided anew each time
+            return False
         who = "" if services.settings.cache_shared else holder.id
         self._name = name(who, operation.name, entry, body, wish == "on")
         if self._name is None:
