@@ -230,7 +230,7 @@ async def test_a_thousand_at_once_spend_what_a_hundred_may() -> None:
 class Spending(RuleBasedStateMachine):
     """Two gateways over one file; ``spent`` is the truth, in which a crash spends all that was reserved."""
 
-    LIMIT = 500
+    LIMIT = 100
 
     @initialize()
     def begin(self) -> None:
@@ -250,7 +250,7 @@ class Spending(RuleBasedStateMachine):
         room = Budgets(SqliteLedger(Path(self.folder.name) / "b.db"))
         return room, room.accounts("k", (Budget(self.LIMIT), Budget(self.LIMIT * 3, "tokens", "month")))
 
-    @rule(which=st.integers(0, 1), least=st.integers(1, 50), more=st.integers(0, 150))
+    @rule(which=st.integers(0, 1), least=st.integers(1, 20), more=st.integers(0, 60))
     def ask(self, which: int, least: int, more: int) -> None:
         _, accounts = self.rooms[which]
         most = least + more
