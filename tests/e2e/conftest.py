@@ -79,6 +79,57 @@ def ollama_home(smollm2: Path) -> Iterator[Installation]:
 
 
 @pytest.fixture(scope="session")
+def sight(process_home: Installation, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """SmolLM2 with eyes that see nothing, and a seed that lets it answer briefly; served by ``process_home``."""
+    eyes = tmp_path_factory.mktemp("eyes") / "mmproj.gguf"
+    write_eyes(eyes)
+    made = process_home.pier(
+        "package", "--from", "smollm2", "--mmproj", str(eyes), "--option", "sampling.seed=5", "sight"
+    )
+    assert made.returncode == 0, made.stderr
+    return "sight"
+
+
+def write_eyes(path: Path, width: int = 576, hidden: int = 32, size: int = 56, patch: int = 14) -> None:
+    """A vision tower of two layers with random weights: pictures take the real way and mean nothing."""
+    import gguf
+    import numpy
+
+    random = numpy.random.default_rng(7)
+    writer = gguf.GGUFWriter(str(path), "clip")
+    writer.add_bool("clip.has_vision_encoder", True)
+    writer.add_bool("clip.use_gelu", True)
+    writer.add_string("clip.projector_type", "mlp")
+    sizes = {"image_size": size, "patch_size": patch, "embedding_length": hidden, "feed_forward_length": 2 * hidden}
+    for name, value in (sizes | {"block_count": 2, "projection_dim": width, "attention.head_count": 2}).items():
+        writer.add_uint32(f"clip.vision.{name}", value)
+    writer.add_float32("clip.vision.attention.layer_norm_epsilon", 1e-5)
+    writer.add_array("clip.vision.image_mean", [0.5] * 3)
+    writer.add_array("clip.vision.image_std", [0.5] * 3)
+
+    def add(name: str, *shape: int) -> None:
+        parts = {"weight": shape, "bias": shape[:1]} if name.startswith(("v.blk", "mm.")) else {"weight": shape}
+        for part, size in parts.items():
+            writer.add_tensor(f"{name}.{part}", (random.standard_normal(size) * 0.02).astype(numpy.float32))
+
+    add("v.patch_embd", hidden, 3, patch, patch)
+    add("v.position_embd", (size // patch) ** 2, hidden)
+    for block in ("v.blk.0", "v.blk.1"):
+        for name in ("attn_q", "attn_k", "attn_v", "attn_out"):
+            add(f"{block}.{name}", hidden, hidden)
+        for name in ("ln1", "ln2"):
+            add(f"{block}.{name}", hidden)
+        add(f"{block}.ffn_up", 2 * hidden, hidden)
+        add(f"{block}.ffn_down", hidden, 2 * hidden)
+    add("mm.0", width, hidden)
+    add("mm.2", width, width)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.fixture(scope="session")
 def docker_home(smollm2: Path) -> Iterator[Installation]:
     """SmolLM2 behind the gateway, each replica a container of a real Docker Engine."""
     host = os.environ.get("PIERHEAD_TEST_DOCKER")
