@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hmac
 import json
 import os
 import signal
@@ -348,3 +349,20 @@ async def test_long_bodies_are_cut_and_the_whole_has_a_bound(start, folder, chat
     assert not found["r19"].cut
     assert "r0" not in found
     assert 3 < len(found) < 10
+
+
+async def test_some_keys_are_never_recorded(start, folder, chat):
+    gate, engine = await start(record="all", record_except=("payroll", "key_c"), require_key=True)
+    pepper = b"p" * 32
+    keys = tuple(
+        link.Key(f"key_{i}", hmac.digest(pepper, f"text-{i}".encode(), "sha256").hex(), name=name)
+        for i, name in (("a", "laptop"), ("b", "payroll"), ("c", "other"))
+    )
+    route = link.Route(name="m", endpoints=(engine.endpoint,))
+    await gate.serve(route, keys=keys, pepper=pepper.hex())
+    for name in ("a", "b", "c"):
+        headers = {"authorization": f"Bearer text-{name}", "x-request-id": f"by-{name}"}
+        assert (await gate.ask("POST", "/v1/chat/completions", chat, headers=headers)).status == 200
+    await gate.stop()
+    assert set(by_id(folder)) == {"by-a"}
+    assert by_id(folder)["by-a"].key == "key_a"
