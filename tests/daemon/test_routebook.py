@@ -92,6 +92,15 @@ def test_a_providers_models_are_offered_under_its_name_and_others_only_to_routes
     assert (endpoint.remote.credential.header, endpoint.remote.credential.value) == ("authorization", "Bearer sk-1")
 
 
+def test_providers_trust_the_authorities_that_all_else_trusts(tmp_path: Path) -> None:
+    book = Book(tmp_path, PROVIDER.replace('secret = "p"\n', ""))
+    ours = RouteBook(book.file, book.secrets, "/etc/ours.pem")
+    ours.refresh()
+    remote = next(r for r in ours.routes(MODELS, KEYS) if r.name == "p/m").endpoints[0].remote
+    assert remote is not None
+    assert remote.ca_file == "/etc/ours.pem"
+
+
 def test_no_listing_and_no_repr_has_the_key(tmp_path: Path) -> None:
     book = Book(tmp_path, PROVIDER)
     book.secrets.set("p", "sk-secret-text")

@@ -258,6 +258,20 @@ async def test_a_stream_that_begins_with_an_error_is_replaced_or_told_with_its_s
     assert (answer.status, answer.json()["error"]["message"]) == (503, "busy")
 
 
+async def test_a_stream_of_one_piece_that_tells_an_error_is_replaced_too(town: Town) -> None:
+    async def overloaded(call: Any) -> None:
+        raw = b'data: {"error":{"type":"overloaded_error","message":"busy"}}\n\n'
+        head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: %d\r\n\r\n"
+        await call.send(head % len(raw) + raw)
+
+    plan = Plan(to=(Share("a"),), fallbacks=(Fallback("b", ("overload",)),))
+    await town.open(plan, a=overloaded, b=says("b"))
+    assert (await town.ask(stream=True)).headers["x-pierhead-model"] == "b"
+    models = [link.Route(name=n, endpoints=(e.endpoint,)) for n, e in town.engines.items()]
+    await town.gate.serve(link.Route(name="r", plan=Plan(to=(Share("a"),))), *models)
+    assert (await town.ask(stream=True)).status == 503
+
+
 async def test_after_the_first_byte_nobody_else_is_asked(town: Town) -> None:
     async def breaks(call: Any) -> None:
         await call.sse()

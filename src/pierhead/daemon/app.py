@@ -65,7 +65,9 @@ class Daemon:
         self.started = time.time()
         self.store = Store.open(paths.store)
         self.keys = Keys(paths.database, paths.state / "pepper")
-        self.book = RouteBook(paths.config / "routes.toml", Secrets(paths.state / "secrets"))
+        self.book = RouteBook(
+            paths.config / "routes.toml", Secrets(paths.state / "secrets"), loaded.settings.sources.ca_file
+        )
         self.usage = Usage(paths.state / "usage.db", paths.state / "gateway" / "usage", self.keys.names)
         self._docker = LazyDocker(paths.replicas, loaded.settings.runtime)
         self.gate = Gate(paths.config)

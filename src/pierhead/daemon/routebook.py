@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
+from msgspec.structs import replace
 
 from pierhead.daemon import routefile
 from pierhead.daemon.providers import make
@@ -28,8 +29,9 @@ _MAX = 4 << 20
 class RouteBook:
     """The routes of one installation. ``error`` says what is wrong with a file that is not in force."""
 
-    def __init__(self, file: Path, secrets: Secrets) -> None:
+    def __init__(self, file: Path, secrets: Secrets, ca_file: str = "") -> None:
         self.file = file
+        self._ca_file = ca_file  # of providers that name none
         self.secrets = secrets
         self.error: PierError | None = None
         self.current = RouteFile()
@@ -41,7 +43,9 @@ class RouteBook:
     def refresh(self) -> None:
         """Read file and secrets again; a file that is broken changes nothing but ``error``. Blocking."""
         try:
-            self.current = routefile.read(self._text(), str(self.file))
+            read = routefile.read(self._text(), str(self.file))
+            providers = {n: replace(p, ca_file=p.ca_file or self._ca_file) for n, p in read.providers.items()}
+            self.current = replace(read, providers=providers)
             self.error = None
         except PierError as exc:
             if self.error is None or self.error.message != exc.message:
@@ -82,7 +86,7 @@ class RouteBook:
         """All routes: the configured ones first, so that theirs are the names, then the models'."""
         made = make(self.current, models, keys, self._read).routes
         taken = {route.name for route in made if not route.hidden}
-        return (*made, *(msgspec.structs.replace(m, hidden=True) if m.name in taken else m for m in models))
+        return (*made, *(replace(m, hidden=True) if m.name in taken else m for m in models))
 
     def list(self, models: tuple[Route, ...], keys: Mapping[str, str]) -> RouteList:
         """What is offered, by whom it is answered, and what does not work as it is written."""

@@ -57,7 +57,8 @@ class Delivery(Booked, Translated):
         if answer.sse and (made.translation is not None or made.strip or self.early):
             self.on_head(answer)
             self.on_piece(body)
-            self.on_end()
+            if self._answer is not None:  # else it is another's turn, or the client was told why not
+                self.on_end()
             return
         self.status = status
         if self._stats is not None:
@@ -143,6 +144,7 @@ class Delivery(Booked, Translated):
         except Fault as fault:
             self._drop()
             self._fail(fault)
+            self._answer = None
             return
         if piece:
             self._deliver(piece)

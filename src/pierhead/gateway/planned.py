@@ -174,6 +174,7 @@ class Planned(Seated):
         fault = stream_error(piece)
         if fault is not None:
             self._drop()
+            self._answer = None
             self._fail(fault)
             return False
         self._held, self._then = False, ()
