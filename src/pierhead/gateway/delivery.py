@@ -180,7 +180,7 @@ class Delivery(Booked, Translated):
         if rest is None:
             self._fail(engine_failed("the engine's stream ended without its [DONE]"))
             return
-        if self._held and not self._first(rest):
+        if self._held and not self._unheld(rest):
             return
         self.usage = stream.usage
         made = self._outgoing
@@ -221,12 +221,12 @@ class Delivery(Booked, Translated):
     def _begun(self) -> None:
         """The first event of the answer is here."""
 
-    def _first(self, piece: bytes) -> bool:
+    def _unheld(self, piece: bytes) -> bool:
         """Send the head that was held back for ``piece``; False when that tells of a failure."""
         raise NotImplementedError
 
     def _deliver(self, piece: bytes) -> None:
-        if self._held and not self._first(piece):
+        if self._held and not self._unheld(piece):
             return
         self.sent += len(piece)
         self._client.write(b"%x\r\n%b\r\n" % (len(piece), piece) if self._chunked else piece)

@@ -169,7 +169,7 @@ class Planned(Seated):
         self._disarm()
         super()._open(answer, translation, strips)
 
-    def _first(self, piece: bytes) -> bool:
+    def _unheld(self, piece: bytes) -> bool:
         """The first bytes are here: send the head that was held back; False when they tell of an error."""
         fault = stream_error(piece)
         if fault is not None:
