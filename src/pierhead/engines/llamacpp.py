@@ -150,7 +150,7 @@ class LlamaCpp:
 def _work(mode: dict[str, Any], request: PlanRequest) -> tuple[str, ...]:
     """The operations that the model is for: a reranker only ranks, an encoder only embeds, all others write."""
     if mode.get("pooling_type") == "LLAMA_POOLING_TYPE_RANK":
-        return ("rerank",)
+        return ("llamacpp-rerank",)
     embeds = ("embeddings",) if mode.get("embedding") else ()
     return embeds if embeds and request.metadata.get("pooling") else ("chat", "completions", *embeds)
 

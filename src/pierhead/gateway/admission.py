@@ -28,7 +28,7 @@ _PRIVATE = HOP_BY_HOP | {
     b"x-request-id",
     b"x-api-key",
 }
-_GIVEN = ("/metrics", "/openapi.json", "/v1/models", "/models")
+_GIVEN = ("/metrics", "/openapi.json", "/v1/models", "/models", "/v2", "/v2/health/live", "/v2/health/ready")
 _ID_BYTES = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.:/+=")
 
 
@@ -229,12 +229,11 @@ class Doorkeeper:
             return request._replace(control=True, own=own, forward=self._forward(head, head.target))
         if found is not None:
             operation, named = found
-            forward = self._forward(head, operation.path.encode())
+            forward = self._forward(head, operation.path.encode() if not named else head.target)
             return _only(request, ("POST",), forward=forward, operation=operation, named=named)
-        if path.startswith(("/v1/responses/", "/v1/conversations")) and (known := methods(path)):
+        known = _local(path)
+        if known:
             return _only(request, known, local=path)
-        if path in _GIVEN or path.startswith(("/v1/models/", "/models/")):
-            return _only(request, ("GET", "HEAD"), local=path)
         shown = request.path[:200]
         raise Fault(404, "unknown_url", f"there is nothing at {method} {shown}.", hint="The API begins at /v1.")
 
@@ -248,6 +247,13 @@ class Doorkeeper:
             if not (self.tracing and name == b"traceparent"):
                 lines.append(name + b": " + value + b"\r\n")
         return b"".join(lines)
+
+
+def _local(path: str) -> tuple[str, ...]:
+    """The methods of a path that the gateway answers by itself; none for other paths."""
+    if path.startswith(("/v1/responses/", "/v1/conversations")):
+        return methods(path)
+    return ("GET", "HEAD") if path in _GIVEN or path.startswith(("/v1/models/", "/models/", "/v2/models/")) else ()
 
 
 def _seconds(raw: bytes) -> float:

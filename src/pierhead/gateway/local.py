@@ -13,7 +13,7 @@ import msgspec
 
 from pierhead.gateway import plans
 from pierhead.gateway.admission import Admitted
-from pierhead.gateway.dialects import anthropic_models
+from pierhead.gateway.dialects import anthropic_models, kserve_models
 from pierhead.gateway.faults import Fault
 from pierhead.gateway.lane_metrics import lane_metrics
 from pierhead.gateway.routes import Entry
@@ -71,10 +71,10 @@ class Locals:
             return self._kept(request, b"".join(body))
         if request.dialect == "anthropic":
             return self._anthropic(request)
-        if name == "/v1/models":
-            return 200, JSON, self._listed(request), ()
-        if name == "/models":
-            return 200, JSON, self._listed(request, docker=True), ()
+        if request.dialect == "kserve":
+            return self._kserve(request)
+        if name in ("/v1/models", "/models"):
+            return 200, JSON, self._listed(request, docker=name == "/models"), ()
         return self._model(name, request)
 
     def _ready(self) -> Response:
@@ -126,6 +126,26 @@ class Locals:
             return 200, JSON, anthropic_models.card(entry.facts), ()
         except Fault as fault:
             return fault.status_in("anthropic"), JSON, fault.body("anthropic", request.request_id), ()
+
+    def _kserve(self, request: Admitted) -> Response:
+        """The Open Inference Protocol's questions; a model is ready when a request for it will be answered."""
+        path = request.local
+        if path == "/v2":
+            return 200, JSON, msgspec.json.encode(kserve_models.server()), ()
+        if path == "/v2/health/live":
+            return 200, JSON, b'{"live":true}', ()
+        if path == "/v2/health/ready":
+            status, kind, body, headers = self._ready()
+            return status, kind, b'{"live":true,"ready":true}' if status == 200 else body, headers
+        rest = path.removeprefix("/v2/models/")
+        name = rest.removesuffix("/ready")
+        try:
+            entry = self._entry(name.partition("/versions/")[0], request)
+        except Fault as fault:
+            return fault.status, JSON, fault.body("kserve"), ()
+        if name != rest:
+            return 200, JSON, msgspec.json.encode({"name": entry.name, "ready": True}), ()
+        return 200, JSON, msgspec.json.encode(kserve_models.metadata(entry.facts)), ()
 
     def _model(self, path: str, request: Admitted) -> Response:
         _, _, name = path.removeprefix("/v1").partition("/models/")

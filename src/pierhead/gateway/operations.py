@@ -52,6 +52,7 @@ _ALL = (
     Operation("llamacpp-template", "openai", "/apply-template", False),
     Operation("llamacpp-props", "openai", "/props", False),
     Operation("llamacpp-infill", "openai", "/infill"),
+    Operation("llamacpp-rerank", "openai", "/v1/rerank", False),
 )
 OPERATIONS: dict[str, Operation] = {operation.name: operation for operation in _ALL}
 

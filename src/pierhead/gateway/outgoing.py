@@ -6,8 +6,9 @@ import asyncio
 import os
 import time
 from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import quote
 
-from pierhead.gateway import passthrough, translate
+from pierhead.gateway import forms, passthrough, translate
 from pierhead.gateway.ask import Ask
 from pierhead.gateway.dialects.base import Facts, Reply, Translation
 from pierhead.gateway.skeleton import INLINE
@@ -51,7 +52,7 @@ def native(request: Admitted, ask: Ask, body: list[bytes], target: Target, cap: 
     """What ``target`` gets of a small body, at once; None when it does not speak the client's dialect."""
     operation = request.operation
     assert operation is not None
-    if operation.name not in target.serves:
+    if operation.name not in target.serves or (target.model and operation.where != "body"):
         return None
     strip = passthrough.wants_usage(operation.name, ask)
     if strip or cap or target.model:
@@ -69,6 +70,8 @@ async def make(services: Services, given: Given, target: Target) -> Outgoing | R
     assert operation is not None
     if operation.name not in target.serves:
         return await _translated(services, given, target)
+    if target.model and operation.where != "body":
+        return await asyncio.to_thread(_named_elsewhere, given.request, body, target)
     if given.skeleton is None and sum(map(len, body)) <= INLINE:
         made = native(given.request, given.ask, body, target, given.cap)
         assert made is not None
@@ -84,6 +87,17 @@ async def make(services: Services, given: Given, target: Target) -> Outgoing | R
         body = [await asyncio.to_thread(adapt, b"".join(body), target.call_prefix)]
     head = given.request.forward if outside is None else outside.head(operation, given.request.forward)
     return Outgoing(head, body, passthrough.wants_usage(operation.name, given.ask))
+
+
+def _named_elsewhere(request: Admitted, body: list[bytes], target: Target) -> Outgoing:
+    """A form, or a request whose path names the model, with the engine's own name for it."""
+    assert request.operation is not None
+    head = request.forward
+    if request.named:
+        head = head.replace(request.named.encode(), quote(target.model, safe="").encode(), 1)
+    else:
+        body = [forms.renamed(b"".join(body), translate.headers(head).get("content-type", ""), target.model)]
+    return Outgoing(target.outside.head(request.operation, head) if target.outside is not None else head, body)
 
 
 async def early(services: Services, given: Given) -> Reply | None:

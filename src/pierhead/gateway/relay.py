@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine
 from typing import Any
+from urllib.parse import unquote
 
-from pierhead.gateway import outgoing, peer, translate
-from pierhead.gateway.ask import Ask, read_ask
+from pierhead.gateway import forms, outgoing, peer, translate
+from pierhead.gateway.ask import Ask, form_ask, read_ask
 from pierhead.gateway.dialects.base import Reply
 from pierhead.gateway.faults import Fault, engine_failed
 from pierhead.gateway.hedge import Hedged
@@ -120,9 +121,9 @@ class Relay(Hedged):
         """What the body, the form or the path says."""
         request = self._request
         if request.named:
-            return Ask(model=request.named)
+            return Ask(model=unquote(request.named))
         if not request.reads_json:
-            raise Fault(501, "not_supported", "forms are not read yet.")
+            return form_ask(forms.fields(text, translate.headers(request.forward).get("content-type", "")))
         return read_ask(text)
 
     def _granted(self, hold: Hold) -> None:
