@@ -195,6 +195,16 @@ def test_models_are_listed_shown_and_seen_running(client: ollama.Client) -> None
     assert 500 < running.expires_at.timestamp() - time.time() < 700
 
 
+def test_a_keys_scopes_hold_for_what_is_listed_and_shown(ollama_home: Installation) -> None:
+    base = f"http://{ollama_home.address}/api"
+    for scope, seen in (("smol*", True), ("ai%2F%2A", False)):
+        headers = {"x-pierhead-models": scope}  # as the gateway tells the daemon; here a client narrows its own view
+        names = [m["name"] for m in httpx.get(f"{base}/tags", headers=headers).json()["models"]]
+        assert ("smollm2:latest" in names) is seen
+        shown = httpx.post(f"{base}/show", headers=headers, json={"model": "smollm2"})
+        assert shown.status_code == (200 if seen else 404)
+
+
 def test_a_model_that_is_not_here_is_a_404_in_ollamas_words(client: ollama.Client) -> None:
     for ask in (
         lambda: client.generate("nope", "x"),

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
+import hmac
 import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -124,6 +127,26 @@ async def test_a_listener_that_needs_a_key_needs_it_for_reading_too(
         answer = await gate.ask(method, path, b"{}" if method == "POST" else None)
         assert answer.status == 401, path
         assert isinstance(answer.json()["error"], str)
+
+
+async def test_a_key_needs_admin_to_change_and_sees_its_own_models_only(gate: Gate, control: Engine) -> None:
+    def key(name: str, **grants: Any) -> link.Key:
+        mac = hmac.new(b"p" * 32, name.encode(), hashlib.sha256).hexdigest()
+        return link.Key(id=name, mac=mac, grants=link.Grants(**grants))
+
+    keys = (key("admin", admin=True), key("plain", models=("ai/*",)), key("other", dialects=("openai",)))
+    await gate.serve(control_socket=str(control.path), keys=keys, pepper=(b"p" * 32).hex())
+
+    async def ask(name: str, method: str, path: str) -> int:
+        headers = {"authorization": f"Bearer {name}"}
+        return (await gate.ask(method, path, b"{}" if method == "POST" else None, headers=headers)).status
+
+    assert await ask("admin", "POST", "/api/pull") == 200
+    assert await ask("plain", "POST", "/api/pull") == 403
+    assert await ask("plain", "POST", f"/api/blobs/{DIGEST}") == 403
+    assert await ask("other", "GET", "/api/tags") == 403
+    assert await ask("plain", "GET", "/api/tags") == 200
+    assert control.calls[-1].headers["x-pierhead-models"] == "ai/%2A"
 
 
 async def test_pages_and_rebound_names_change_nothing(gate: Gate, control: Engine) -> None:

@@ -6,10 +6,12 @@ Errors are ``{"error": text}``; a model that is not here is a 404, as Ollama's c
 from __future__ import annotations
 
 import asyncio
+import fnmatch
 import functools
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
+from urllib.parse import unquote
 
 import msgspec
 from starlette.requests import Request
@@ -26,6 +28,7 @@ from pierhead.daemon.streams import happenings
 from pierhead.errors import BadReference, CorruptData, NotFound, PierError, UsageError
 from pierhead.events import AnyEvent, Listener, PullDone, PullPlanned
 from pierhead.formats.gguf import read_file
+from pierhead.gateway.managing import SCOPE
 from pierhead.refs import parse
 from pierhead.sources.catalog import Catalog
 from pierhead.store.model import ModelRecord
@@ -88,22 +91,25 @@ class Ollama:
     async def version(self, _: Request) -> Response:
         return answer({"version": SPOKEN, "pierhead": __version__})
 
-    async def tags(self, _: Request) -> Response:
+    async def tags(self, request: Request) -> Response:
         models = await asyncio.to_thread(self.parts.store.models)
-        entries = [entry for model in models if not model.damaged for entry in shapes.listed(model)]
+        seen = [model for model in models if not model.damaged and _sees(request, model)]
+        entries = [entry for model in seen for entry in shapes.listed(model)]
         return answer({"models": sorted(entries, key=lambda e: e["modified_at"], reverse=True)})
 
-    async def ps(self, _: Request) -> Response:
+    async def ps(self, request: Request) -> Response:
         fleet = self.parts.fleet
-        ready = [r for r in fleet.all() if r.state.value == "ready"]
+        ready = [r for r in fleet.all() if r.state.value == "ready" and _sees(request, r.life.model)]
         return answer({"models": [shapes.running(fleet.info(r), r.life.model) for r in ready]})
 
     async def show(self, request: Request) -> Response:
         body = await _body(request, _Named)
-        return answer(await asyncio.to_thread(self._shown, body.wanted, body.verbose))
+        model = await asyncio.to_thread(self.find, body.wanted)
+        if not _sees(request, model):
+            raise _unknown(body.wanted)
+        return answer(await asyncio.to_thread(self._shown, model, body.verbose))
 
-    def _shown(self, name: str, verbose: bool) -> dict[str, Any]:
-        model = self.find(name)
+    def _shown(self, model: ModelRecord, verbose: bool) -> dict[str, Any]:
         store = self.parts.store
         weights = sorted((f.name, f.digest) for f in model.files if f.role == "weights" and f.format == "gguf")
         header = None
@@ -137,7 +143,7 @@ class Ollama:
             for model in store.models():
                 if any(shapes.folded(known) == wanted for known in model.names) and not model.damaged:
                     return model
-        raise NotFound(f"model '{name[:200]}' not found", hint=f"Type: pier pull {name[:200]}")
+        raise _unknown(name)
 
     # --- changing -------------------------------------------------------------------------------------------------
 
@@ -239,6 +245,16 @@ class Ollama:
         await asyncio.to_thread(self.parts.store.remove, name)
         await self.parts.models_refreshed()
         return Response(b"", 200)
+
+
+def _unknown(name: str) -> NotFound:
+    return NotFound(f"model '{name[:200]}' not found", hint=f"Type: pier pull {name[:200]}")
+
+
+def _sees(request: Request, model: ModelRecord) -> bool:
+    """Whether the key that the gateway let in may use the model, by any of its names."""
+    scopes = [[unquote(p) for p in line.split(",")] for line in request.headers.getlist(SCOPE.decode())]
+    return all(any(fnmatch.fnmatchcase(name, p) for p in patterns for name in model.names) for patterns in scopes)
 
 
 def _without_plan(listener: Listener) -> Listener:

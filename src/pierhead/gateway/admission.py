@@ -223,10 +223,10 @@ class Doorkeeper:
         if request.fault is not None:
             return request
         if control:
-            if request.holder is not None and managed != "read":
-                request.holder.require_admin()
+            scope = managing.scope(request.holder, managed) if request.holder is not None else b""
             own = managed == "change" and door.tcp and request.holder is None
-            return request._replace(control=True, own=own, forward=self._forward(head, head.target))
+            forward = self._forward(head, head.target) + scope
+            return request._replace(control=True, own=own, forward=forward)
         if found is not None:
             operation, named = found
             forward = self._forward(head, operation.path.encode() if not named else head.target)

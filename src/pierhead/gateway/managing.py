@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+from urllib.parse import quote
 
 from pierhead.gateway.faults import Fault
+
+if TYPE_CHECKING:
+    from pierhead.gateway.holder import Holder
+
+SCOPE = b"x-pierhead-models"  # patterns, as of a shell; of several such headers all hold
 
 _READS = frozenset(
     {("GET", "/api/tags"), ("GET", "/api/ps"), ("GET", "/api/version"), ("POST", "/api/show")}
@@ -35,6 +41,18 @@ def allowed(path: str) -> tuple[str, ...]:
     if path.startswith(_BLOBS):
         return ("HEAD", "POST")
     return tuple(sorted(method for method, known in _READS | _CHANGES if known == path)) if path in _PATHS else ()
+
+
+def scope(holder: Holder, what: str) -> bytes:
+    """The header line that tells the daemon which models the key may see; Fault 403 when it may not do this."""
+    if what != "read":
+        holder.require_admin()
+        return b""
+    grants = holder.grants
+    if grants.dialects and "ollama" not in grants.dialects:
+        raise Fault(403, "dialect_not_allowed", "the API key may not use Ollama's API.")
+    patterns = ",".join(quote(pattern) for pattern in grants.models)
+    return b"%b: %b\r\n" % (SCOPE, patterns.encode()) if patterns else b""
 
 
 def pours(method: str, path: str) -> bool:
