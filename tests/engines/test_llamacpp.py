@@ -291,4 +291,5 @@ def test_a_plan_says_what_the_model_is_for(ask: Any) -> None:
 
     assert work() == {"chat", "completions", "embeddings"}
     assert work(embedding=False) == {"chat", "completions"}
-    assert work(rerank=True) == {"llamacpp-rerank"}
+    assert work(rerank=True) == set()
+    assert "llamacpp-rerank" in ENGINE.plan(ask({"rerank": True})).spec.serves
