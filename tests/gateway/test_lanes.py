@@ -401,3 +401,68 @@ async def test_a_thousand_requests_one_after_another_leave_every_slot_free(gate,
     await waiting(gate, 0)
     text = (await gate.ask("GET", "/metrics", unix=True)).body.decode()
     assert 'pierhead_slots_busy{model="m",replica="e0"} 0\n' in text
+
+
+def planned(engine: Any, other: Any, *fallbacks: str) -> tuple[link.Route, ...]:
+    plan = link.Plan(to=(link.Share("m"),), fallbacks=tuple(link.Fallback(name) for name in fallbacks), timeout=0.8)
+    return route(engine), route(other, name="other", slots=0), link.Route(name="r", plan=plan)
+
+
+async def test_a_route_with_a_fallback_waits_in_silence_and_moves_on_when_its_time_is_over(new_gate, new_engine, http):
+    script = Script()
+    gate = await new_gate(traffic={"*": {"notice": 0.05}})
+
+    async def other(call: Any) -> None:
+        await call.sse()
+        await call.event({"choices": [{"delta": {"content": "other"}}]})
+        await call.event(b"[DONE]")
+        await call.end()
+
+    await gate.serve(*planned(await new_engine(script), await new_engine(other), "other"))
+    first = ask(gate, "first")
+    await script.next()
+    wire = await gate.wire()
+    await wire.send(http("POST", "/v1/chat/completions", {"model": "r", "messages": HELLO, "stream": True}))
+    got = await wire.answer()
+    assert b"other" in got.body
+    assert got.headers["x-pierhead-model"] == "other"
+    assert not got.body.startswith(b":")
+    script.go.release()
+    assert (await first).status == 200
+
+
+async def test_a_stream_that_was_told_how_it_stands_is_not_cut_once_it_has_begun(new_gate, new_engine, http):
+    script, rest = Script(), asyncio.Event()
+
+    async def answer(call: Any) -> None:
+        if not call.body or not json.loads(call.body).get("stream"):
+            await script(call)
+            return
+        await call.sse()
+        await call.event({"n": 1})
+        await rest.wait()
+        await call.event(b"[DONE]")
+        await call.end()
+
+    gate = await new_gate(traffic={"*": {"notice": 0.05}})
+    await gate.serve(*planned(await new_engine(answer), await new_engine(script)))
+    first = ask(gate, "first")
+    await script.next()
+    wire = await gate.wire()
+    await wire.send(http("POST", "/v1/chat/completions", {"model": "r", "messages": HELLO, "stream": True}))
+    head = await wire.head()
+    assert head.headers["x-pierhead-model"] == "m"
+    script.go.release()
+    assert (await first).status == 200
+    assert (await ask(gate, "late", headers={"x-request-timeout": "1"})).status == 504  # longer than the route allows
+    rest.set()
+    assert b"".join([c async for c in wire.chunks()]).endswith(b'data: {"n": 1}\n\ndata: [DONE]\n\n')
+
+
+async def test_metrics_name_each_lane_once(gate, new_engine):
+    script = Script()
+    plan = link.Plan(to=(link.Share("m"),))
+    engine = await new_engine(script)
+    await gate.serve(msgspec.structs.replace(route(engine), hidden=True), link.Route(name="m", plan=plan))
+    text = (await gate.ask("GET", "/metrics", unix=True)).body.decode()
+    assert text.count('pierhead_queue_waiting{model="m"}') == 1

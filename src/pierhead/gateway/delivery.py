@@ -30,7 +30,7 @@ class Delivery(Booked, Translated):
     # Defaults live on the class: a request that takes the usual way sets few of them.
     early = False  # a head went out while the request waited, and comments since
     _faulty = False  # it failed by the replica's fault
-    _extra = b""  # headers of ours
+    _extra: bytes = b""  # headers of ours
     _then: tuple[str, ...] = ()  # who may be asked after this one
     _held = False  # the head waits for the first bytes
     _trouble: Trouble | None = None
@@ -115,11 +115,12 @@ class Delivery(Booked, Translated):
         sse = answer.sse and self._stats is not None
         self._stream = Stream(self._stats, self.started, sse=sse, strip=made.strip, translation=translation)
         self._stream.begun = self._begun
-        if not self.early:
-            self._open(answer, translation, sse and made.strip)
+        self._open(answer, translation, sse and made.strip)
 
     def _open(self, answer: Answer, translation: Translation | None, strips: bool) -> None:
-        """The client's head."""
+        """The client's head, unless it has one."""
+        if self.early:
+            return
         framing = b""
         prefix = answer.prefix
         if translation is not None:

@@ -159,7 +159,8 @@ class Locals:
         routes = list(self._services.routes.targets())
         own = self._services.metrics.render((model, t.replica, t.open) for model, t in routes)
         held = vitals(self._services)
-        own += lane_metrics(self._services.routes.lanes.values()) + plans.render(self._services.routes.plans())
+        own += lane_metrics(lane for (_, real), lane in self._services.routes.lanes.items() if real)
+        own += plans.render(self._services.routes.plans())
         for family in self._services.metrics.families():
             own += family
             await asyncio.sleep(0)  # there may be many keys

@@ -163,7 +163,7 @@ class Planned(Seated):
     # --- the first byte -----------------------------------------------------------------------------------------------
 
     def _open(self, answer: Answer, translation: Translation | None, strips: bool) -> None:
-        if self._plan is not None and answer.sse:
+        if self._plan is not None and answer.sse and not self.early:
             self._held, self._head = True, (answer, translation, strips)
             return
         self._disarm()

@@ -116,7 +116,7 @@ class Seated(Delivery):
             self._client.write(
                 b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\ncache-control: no-cache\r\n%b"
                 b"transfer-encoding: chunked\r\nx-request-id: %b\r\n%b\r\n"
-                % (SSE, _lines(place), self.id, self._client.connection_line())
+                % (SSE, self._extra + _lines(place), self.id, self._client.connection_line())
             )
         if not self._client.writing_paused:
             expected = "" if place.expected is None else f" expected={place.expected:.1f}s"
