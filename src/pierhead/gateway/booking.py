@@ -51,7 +51,7 @@ class Booked:
         self, services: Services, client: ClientConnection, request: Admitted, body: list[bytes], request_id: bytes
     ) -> None:
         self._services = services
-        self._client = self._first = client
+        self._client = self._asker = client
         self._request = request
         self._body: list[bytes] = body
         self.id = request_id
@@ -61,7 +61,7 @@ class Booked:
     @property
     def client(self) -> ClientConnection:
         """Where the answer is written to in the end."""
-        return self._first
+        return self._asker
 
     def _settle(self, ok: bool) -> None:
         """Book what became of the request, once, before the client sees the end of it."""
