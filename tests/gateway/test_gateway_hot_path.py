@@ -20,7 +20,7 @@ from pierhead.config import GatewaySettings
 from pierhead.gateway import link
 from pierhead.gateway.server import Gateway, GatewayConfig
 
-CALLS_MAX = 200  # Python functions and built-ins together, with all that a request can meet on
+CALLS_MAX = 175  # Python functions and built-ins together, with all that a request can meet on
 KEY, PEPPER = b"sk-hot", "11" * 32
 BODY = json.dumps({"messages": [{"role": "user", "content": "x" * 2000}], "max_tokens": 64, "model": "m"}).encode()
 REQUEST = (

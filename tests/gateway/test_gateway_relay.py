@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -416,7 +417,6 @@ async def test_a_20_mb_image_delays_other_streams_little(gate, new_engine, chat,
 
     engine = await new_engine(answer)
     await gate.serve(route(engine))
-    loop = asyncio.get_running_loop()
     wire = await gate.wire()
     await wire.send(http("POST", "/v1/chat/completions", chat))
     await wire.head()
@@ -430,17 +430,15 @@ async def test_a_20_mb_image_delays_other_streams_little(gate, new_engine, chat,
     )  # fmt: skip
     big.close()
     process = await upload
-    # The scripted engine shares this test's loop, so its own reading of 20 MB counts here too: a loose bound.
-    worst, last = 0.0, loop.time()
     done = asyncio.create_task(process.communicate(body))
     async for _ in wire.chunks():
-        now = loop.time()
-        worst, last = max(worst, now - last), now
         if done.done():
             break
+    # The scripted engine shares this test's loop, and the machine has other work: the gateway's own part counts.
+    text = (await gate.ask("GET", "/metrics", unix=True)).body.decode()
     stop.set()
     assert b"200" in (await done)[0]
-    assert worst < 0.25
+    assert 0 < float(re.search(r"^pierhead_gateway_loop_busy_lag_seconds (\S+)", text, re.MULTILINE)[1]) < 0.01
 
 
 async def test_an_engine_behind_a_loopback_port_is_reached_and_reconnected_to(gate, new_engine):

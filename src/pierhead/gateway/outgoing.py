@@ -55,7 +55,7 @@ def native(request: Admitted, ask: Ask, body: list[bytes], target: Target, cap: 
     if operation.name not in target.serves or (target.model and operation.where != "body"):
         return None
     strip = passthrough.wants_usage(operation.name, ask)
-    if strip or cap or target.model:
+    if strip or target.model or (cap and not passthrough.within(operation.name, ask, cap)):
         body = passthrough.apply(body, *passthrough.changes(operation.name, ask, target.model, cap))
     if target.outside is not None:
         return Outgoing(target.outside.head(operation, request.forward), body, strip)

@@ -46,6 +46,16 @@ def changes(operation: str, ask: Ask, model: str, cap: int) -> tuple[bytes, dict
     return front, changed
 
 
+def within(operation: str, ask: Ask, cap: int) -> bool:
+    """Whether the client bounds its answer by ``cap`` or less in the usual words, so that nothing need change."""
+    if operation not in _BOUNDED:
+        return True
+    tokens = ask.max_tokens
+    if tokens is None or not 0 <= tokens <= cap or operation == "responses":
+        return False
+    return ask.max_completion_tokens is None and ask.max_output_tokens is None and ask.n_predict is None
+
+
 _BOUNDED = ("chat", "completions", "responses", "messages")
 _LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens", "n_predict")
 

@@ -35,6 +35,7 @@ def _lines(services: Services) -> Iterator[str]:
         ("body_bytes", "Bytes of request bodies held now.", services.buffered),
         ("upstream_connections", "Connections to engines, busy or idle.", services.routes.connected()),
         ("loop_lag_seconds", "The longest that the loop was late in the last seconds.", round(services.lag.worst, 6)),
+        ("loop_busy_lag_seconds", "The same, as far as it was the gateway's own work.", round(services.lag.own, 6)),
     ):
         yield from _gauge(f"pierhead_gateway_{name}", text, value)
     usage = resource.getrusage(resource.RUSAGE_SELF)
@@ -59,12 +60,14 @@ def _resident() -> int:
 class Lag:
     """How late the loop's own timer comes while it has work; ``worst`` covers the last ten to twenty seconds.
 
-    A timer that is late by x means that everything which became due at that moment waited for x.
+    A timer that is late by x means that everything which became due at that moment waited for x. ``own`` leaves out
+    what others on the machine took: the loop's thread must have used as much of the processor.
     """
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
-        self._now = self._before = 0.0
+        self._now = self._before = self._now_own = self._before_own = 0.0
+        self._used = 0.0
         self._until = 0.0
         self._due = 0.0
 
@@ -73,16 +76,25 @@ class Lag:
         """Seconds."""
         return max(self._now, self._before)
 
+    @property
+    def own(self) -> float:
+        """Seconds."""
+        return max(self._now_own, self._before_own)
+
     def watch(self) -> None:
         """Begin to look when there is work; called now and then. It ends by itself, so an idle gateway sleeps."""
         if self._metrics.relays and not self._due:
             self._due = time.monotonic() + _LOOK
+            self._used = time.thread_time()
             asyncio.get_running_loop().call_later(_LOOK, self._look)
 
     def _look(self) -> None:
         now = time.monotonic()
         if now >= self._until:
             self._before, self._now, self._until = self._now, 0.0, now + _WINDOW
-        self._now = max(self._now, now - self._due)
+            self._before_own, self._now_own = self._now_own, 0.0
+        late = now - self._due
+        self._now = max(self._now, late)
+        self._now_own = max(self._now_own, min(late, time.thread_time() - self._used))
         self._due = 0.0
         self.watch()
