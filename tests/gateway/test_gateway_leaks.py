@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
+import hmac
 import json
 import os
 import socket
@@ -19,6 +21,7 @@ COUNTS = ("gateway_connections_open", "gateway_relays_open", "gateway_holds_open
           "gateway_body_bytes", "replica_requests_open")  # fmt: skip
 KEY = "sk-leaks"
 PEPPER = "00" * 32
+MAC = hmac.digest(bytes.fromhex(PEPPER), KEY.encode(), hashlib.sha256).hex()
 SSE = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 EVENT = b'data: {"id":"c","object":"chat.completion.chunk","created":1,"model":"m","choices":[{"index":0,"delta":{"role":"assistant","content":"hi"},"finish_reason":null}]}\n\n'  # noqa: E501
 LAST = b'data: {"id":"c","object":"chat.completion.chunk","created":1,"model":"m","choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'  # noqa: E501
@@ -178,6 +181,46 @@ async def test_an_engine_that_resets_at_any_byte_of_its_answer_leaves_nothing(le
         assert last.startswith((b"502", b"200", b"400")) or not last
         if last.startswith(b"200") and last.endswith(b"0\r\n\r\n"):
             assert b"[DONE]" in last or b'"error"' in last
+
+
+async def test_what_a_key_was_granted_comes_back_however_its_requests_end(new_gate, new_engine, http):
+    async def answer(call):
+        raw = ANSWERS[call.headers.get("x-kind", "whole")]
+        cut = call.headers.get("x-cut")
+        await call.send(raw if cut is None else raw[: int(cut)])
+        if cut is not None:
+            call.reset()
+            raise ConnectionResetError
+
+    gate = await new_gate(require_key=True)
+    engine = await new_engine(answer)
+    route = link.Route(name="m", endpoints=(engine.endpoint,))
+
+    async def allow(concurrent: int) -> None:
+        grants = link.Grants(rpm=10**6, tpm=10**9, concurrent=concurrent, budgets=(link.Budget(10**9),))
+        await gate.serve(route, keys=(link.Key("k", MAC, grants=grants),), pepper=PEPPER)
+
+    await allow(64)
+    before = await counts(gate)
+    given = {"authorization": f"Bearer {KEY}"}
+    kinds = list(ANSWERS)
+
+    def one(number: int) -> None:
+        kind = kinds[number % 4]
+        cut = {"x-cut": str(number * 7 % len(ANSWERS[kind]))} if number % 3 else {}
+        sock = dial(gate)
+        sock.settimeout(0.02)
+        sock.sendall(http("POST", "/v1/chat/completions", BODY, given | {"x-kind": kind} | cut))
+        if number % 5:
+            with contextlib.suppress(TimeoutError, ConnectionResetError):
+                sock.recv(65536)
+        reset(sock) if number % 2 else sock.close()
+
+    await all_at_once([lambda number=number: one(number) for number in range(600)])
+    await settles(gate, before)
+    await allow(1)  # one more than are under way
+    assert (await gate.ask("POST", "/v1/chat/completions", json.loads(BODY), headers=given)).status == 200
+    await settles(gate, before)
 
 
 def receive(sock: socket.socket) -> bytes:
