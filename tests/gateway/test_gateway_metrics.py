@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pierhead.gateway import link
+from pierhead.gateway.metrics import Metrics
 from pierhead.gateway.scrape import relabel
 
 ENGINE = b"""# HELP llamacpp:tokens_total Tokens.
@@ -65,3 +66,13 @@ async def test_an_engine_that_answers_without_end_costs_bounded_memory(gate, new
 def test_relabelling_escapes_and_drops_what_is_no_sample():
     lines = list(relabel('x 1\nx{a="b"} NaN 123\nx{a="\n"} 1\nx 1 2 3\n# EOF\n{} 1\n', 'm"', "r"))
     assert lines == [("x", 'x{model="m\\"",replica="r"} 1'), ("x", 'x{model="m\\"",replica="r",a="b"} NaN')]
+
+
+def test_models_that_are_gone_are_forgotten_once_they_are_many():
+    metrics = Metrics()
+    for number in range(1500):
+        metrics.model(f"m{number}").finished(200, 0.1)
+        metrics.keep([f"m{number}", "m0"])
+    assert len(metrics.models) <= 1001
+    assert "m0" in metrics.models
+    assert "m1499" in metrics.models

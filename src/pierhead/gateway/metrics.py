@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pierhead.gateway.tally import Tally
 
+_MODELS = 1000
 _TTFT = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 _GAP = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 _DURATION = (0.001, 0.005, 0.025, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0)
@@ -75,7 +76,7 @@ class ModelStats:
 
 
 class Metrics:
-    """All that the gateway itself counts; ``models`` is bounded by the routes that ever were."""
+    """All that the gateway itself counts; ``models`` has every route that is, and some that were."""
 
     def __init__(self) -> None:
         self.models: dict[str, ModelStats] = {}
@@ -95,6 +96,12 @@ class Metrics:
         if stats is None:
             stats = self.models[name] = ModelStats()
         return stats
+
+    def keep(self, names: Iterable[str]) -> None:
+        """Forget models that are none any more, once there are many of them."""
+        if len(self.models) > _MODELS:
+            routed = frozenset(names)
+            self.models = {name: stats for name, stats in self.models.items() if name in routed}
 
     def answered(self, status: int) -> None:
         """The gateway answered by itself."""

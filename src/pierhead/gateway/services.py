@@ -90,6 +90,7 @@ class Services:
         self.room.prices = Prices(snapshot.prices)
         self.doorkeeper.keys = Keys(snapshot.keys, snapshot.pepper, self.doorkeeper.keys, self.room)
         self.routes.apply(snapshot)
+        self.metrics.keep(route.name for route in snapshot.routes)
         self.generation += 1
 
     def sweep(self, now: float) -> None:
