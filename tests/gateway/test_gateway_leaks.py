@@ -8,6 +8,7 @@ import hashlib
 import hmac
 import json
 import os
+import re
 import socket
 import struct
 from collections.abc import Callable
@@ -96,8 +97,10 @@ async def leaky(gate, new_engine):
     """
 
     async def answer(call):
-        raw = ANSWERS[call.headers.get("x-kind", "whole")]
-        cut, hold = call.headers.get("x-cut"), call.headers.get("x-hold")
+        told = re.search(rb"kind=(\w+) cut=(\d+)", call.body)  # where a translation keeps headers back
+        kind, cut = told.groups() if told else (None, None)
+        raw = ANSWERS[kind.decode() if kind else call.headers.get("x-kind", "whole")]
+        cut, hold = cut or call.headers.get("x-cut"), call.headers.get("x-hold")
         if cut is not None:
             await call.send(raw[: int(cut)])
             call.reset()
@@ -158,29 +161,43 @@ async def test_a_client_that_breaks_off_at_any_byte_of_its_request_leaves_nothin
     assert fds(leaky.pid) <= files + 16  # idle connections to the engine, as many as there were clients
 
 
+# What is asked, and what a stream of it ends with; all but the first are translated to chat.
+ASKED: dict[str, tuple[dict[str, Any], bytes]] = {
+    "/v1/chat/completions": ({"messages": [{"role": "user", "content": "TELL"}]}, b"[DONE]"),
+    "/v1/messages": ({"messages": [{"role": "user", "content": "TELL"}], "max_tokens": 9}, b"message_stop"),
+    "/v1/responses": ({"input": "TELL", "store": False}, b"response.completed"),
+    "/api/chat": ({"messages": [{"role": "user", "content": "TELL"}]}, b'"done":true'),
+}
+
+
+@pytest.mark.parametrize("path", ASKED)
 @pytest.mark.parametrize("kind", ANSWERS)
-async def test_an_engine_that_resets_at_any_byte_of_its_answer_leaves_nothing(leaky, http, kind):
+async def test_an_engine_that_resets_at_any_byte_of_its_answer_leaves_nothing(leaky, http, kind, path):
     before = await counts(leaky)
     raw = ANSWERS[kind]
+    body = json.dumps(ASKED[path][0] | {"model": "m", "stream": kind == "events"}).encode()
     ended: list[bytes] = []
 
     def one(size: int) -> None:
         with dial(leaky) as sock:
-            sock.sendall(http("POST", "/v1/chat/completions", BODY, {"x-kind": kind, "x-cut": str(size)}))
+            sock.sendall(http("POST", path, body.replace(b"TELL", b"kind=%b cut=%d" % (kind.encode(), size))))
             sock.shutdown(socket.SHUT_WR)
             data = b""
             while got := receive(sock):
                 data += got
             ended.append(data)
 
-    await all_at_once([lambda size=size: one(size) for size in range(len(raw))])
+    steps = [*range(0, len(raw), 1 if path == "/v1/chat/completions" else 7), len(raw)]
+    await all_at_once([lambda size=size: one(size) for size in steps])
     await settles(leaky, before)
-    assert len(ended) == len(raw)
+    assert len(ended) == len(steps)
+    assert kind != "events" or any(ASKED[path][1] in data for data in ended)  # the last one came whole
     for data in ended:  # nobody may take a part for the whole
         last = data.rpartition(b"HTTP/1.1 ")[2]
         assert last.startswith((b"502", b"200", b"400")) or not last
         if last.startswith(b"200") and last.endswith(b"0\r\n\r\n"):
-            assert b"[DONE]" in last or b'"error"' in last
+            told = (ASKED[path][1], b'"error"', b"response.failed") if kind == "events" else (WHOLE[-20:],)
+            assert any(word in last for word in told)
 
 
 async def test_what_a_key_was_granted_comes_back_however_its_requests_end(new_gate, new_engine, http):
