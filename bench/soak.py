@@ -3,10 +3,11 @@
 A real gateway process with keys (limits, budgets in tokens and money), slots, queues, the usage journal and metrics; a
 scripted engine in a process of its own; clients here. Most requests are whole answers, the others stream, fail in the
 engine, are cut off by it, are left by the client, name no model or are no JSON. Connections are renewed, prompts never
-repeat, and every few thousand requests a new snapshot takes models and keys away and brings others.
+repeat, and now and then a new snapshot takes a model and keys away and brings others.
 
-The first tenth is warm-up: until then pools, memos, the prefix index and the allocator's arenas fill up. After it the
-resident memory is read, and again at the end, both times after the load has stopped. ``--quick``: 30,000 requests.
+Warm-up is the first tenth, and 20,000 requests at least (half of a shorter run): until then pools, memos and the
+allocator's arenas fill up, and the index of prompts, which holds at most 8,192 blocks of 256 bytes a replica. After it
+the resident memory is read, and again at the end, both times after the load has stopped. ``--quick``: 40,000 requests.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from harness import machine
 from pierhead.gateway import link
 
 PEPPER = "22" * 32
-MODELS, KEYS = 20, 50
+MODELS, KEYS = 4, 50
 KINDS = ("whole",) * 80 + ("stream",) * 10 + ("error",) * 3 + ("cut",) * 2 + ("leave",) * 3 + ("unknown", "broken")
 USAGE = {"prompt_tokens": 31, "completion_tokens": 4, "total_tokens": 35}
 WHOLE = json.dumps(
@@ -105,8 +106,8 @@ class World:
         return f"{what}-{self.made}"
 
     def change(self) -> None:
-        del self.models[:2], self.keys[:5]
-        self.models += [self.new("model") for _ in range(2)]
+        del self.models[:1], self.keys[:5]
+        self.models.append(self.new("model"))
         self.keys += [self.new("key") for _ in range(5)]
 
     def endpoints(self, model: str) -> tuple[link.Endpoint, ...]:
@@ -251,10 +252,11 @@ async def soak(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
         await daemon.open(folder / "admin.sock", world)
         curve: list[float] = []
         begun = time.monotonic()
-        await load(port, world, daemon, args.requests // 10, seen, args)
+        first = max(args.requests // 10, min(20_000, args.requests // 2))
+        await load(port, world, daemon, first, seen, args)
         warm = resident(gateway.pid)
         for _ in range(9):
-            await load(port, world, daemon, args.requests // 10, seen, args)
+            await load(port, world, daemon, (args.requests - first) // 9, seen, args)
             curve.append(round(resident(gateway.pid) / 2**20, 2))
             if args.verbose:
                 print(curve[-1], file=sys.stderr)
@@ -276,8 +278,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--requests", type=int, default=1_000_000)
     parser.add_argument("--clients", type=int, default=48)
-    parser.add_argument("--change", type=int, default=5000, help="requests between two snapshots")
-    parser.add_argument("--quick", action="store_true", help="30,000 requests, under a minute")
+    parser.add_argument("--change", type=int, default=25_000, help="requests between two snapshots")
+    parser.add_argument("--quick", action="store_true", help="40,000 requests, under a minute on an idle machine")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     parser.add_argument("--verbose", action="store_true")
     parser.add_argument("--engine", help=argparse.SUPPRESS)
@@ -286,7 +288,7 @@ def main() -> None:
         uvloop.run(serve_engine(args.engine))
         return
     if args.quick:
-        args.requests = 30_000
+        args.requests, args.change = 40_000, 5_000
     with tempfile.TemporaryDirectory(prefix="soak-", dir="/tmp") as name:
         out = uvloop.run(soak(Path(name), args))
     if args.json:
