@@ -29,8 +29,9 @@ HI = [{"role": "user", "content": "Say hello."}]
 
 
 @pytest.fixture(scope="module")
-def client(ollama_home: Installation) -> ollama.Client:
-    return ollama.Client(host=f"http://{ollama_home.address}")
+def client(ollama_home: Installation) -> Iterator[ollama.Client]:
+    with ollama.Client(host=f"http://{ollama_home.address}") as client:
+        yield client
 
 
 @pytest.fixture(scope="module")

@@ -11,12 +11,12 @@ from pierhead.gateway.usage import NOTHING, Usage, finish, plus
 
 if TYPE_CHECKING:
     from pierhead.gateway.admission import Admitted
+    from pierhead.gateway.answering import Answering
     from pierhead.gateway.ask import Ask
     from pierhead.gateway.holder import Hold
     from pierhead.gateway.metrics import ModelStats
     from pierhead.gateway.outgoing import Outgoing
     from pierhead.gateway.plans import Live
-    from pierhead.gateway.protocol import ClientConnection
     from pierhead.gateway.routes import Entry
     from pierhead.gateway.services import Services
     from pierhead.gateway.stream import Stream
@@ -46,9 +46,10 @@ class Booked:
     _plan: Live | None = None  # of a configured route
     _attempts = 1
     _retried = False
+    _booked = False
 
     def __init__(
-        self, services: Services, client: ClientConnection, request: Admitted, body: list[bytes], request_id: bytes
+        self, services: Services, client: Answering, request: Admitted, body: list[bytes], request_id: bytes
     ) -> None:
         self._services = services
         self._client = self._asker = client
@@ -59,12 +60,15 @@ class Booked:
         services.metrics.relays += 1
 
     @property
-    def client(self) -> ClientConnection:
+    def client(self) -> Answering:
         """Where the answer is written to in the end."""
         return self._asker
 
     def _settle(self, ok: bool) -> None:
         """Book what became of the request, once, before the client sees the end of it."""
+        if self._booked:
+            return
+        self._booked = True
         self._services.metrics.relays -= 1
         if self._plan is not None:
             self._counted(ok)

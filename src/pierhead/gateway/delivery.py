@@ -40,6 +40,7 @@ class Delivery(Booked, Translated):
     _collected: list[bytes] | None = None
     _skeleton: bytes | None = None
     _chunked = False
+    _measured = False  # whether the client was told the length of the answer
     _pooled = False
     _revived = False
 
@@ -127,6 +128,7 @@ class Delivery(Booked, Translated):
             prefix = self._prefix(200, translation.kind) + b"cache-control: no-cache\r\n"
         if answer.head.length is not None and translation is None and not strips:
             framing = b"content-length: %d\r\n" % answer.head.length
+            self._measured = True
         elif self._request.http10:
             self._client.close_after()
         else:
@@ -255,7 +257,7 @@ class Delivery(Booked, Translated):
         if stream is None and self.early:
             self.status = fault.status
         can_say = stream.can_say_why if stream is not None else self.early
-        if can_say and (self._chunked or self._client.closes):
+        if can_say and (self._chunked or (self._client.closes and not self._measured)):
             self._settle(False)
             self._client.close_after()
             told = stream.failure(fault) if stream is not None else b""

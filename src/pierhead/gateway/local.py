@@ -23,7 +23,7 @@ from pierhead.gateway.stored import Stored
 from pierhead.gateway.vitals import vitals
 
 if TYPE_CHECKING:
-    from pierhead.gateway.protocol import ClientConnection
+    from pierhead.gateway.answering import Answering
 
 JSON = b"application/json"
 Response = tuple[int, bytes, bytes, tuple[tuple[bytes, bytes], ...]]
@@ -173,7 +173,7 @@ class LocalAnswer:
 
     __slots__ = ("_client", "_id", "_task", "started", "status")
 
-    def __init__(self, client: ClientConnection, request_id: bytes) -> None:
+    def __init__(self, client: Answering, request_id: bytes) -> None:
         self._client = client
         self._id = request_id
         self._task: asyncio.Task[None] | None = None
@@ -186,6 +186,12 @@ class LocalAnswer:
             self._send(response)
         else:
             self._task = asyncio.get_running_loop().create_task(self._wait(response))
+            self._task.add_done_callback(self._waited)
+
+    def _waited(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and task.exception() is not None:  # a bug of ours: say so, leave nobody waiting
+            asyncio.get_running_loop().call_exception_handler({"message": "a local answer broke", "task": task})
+            self.expire(Fault(500, "internal", "the gateway failed on this request; this is a bug."))
 
     async def _wait(self, response: Coroutine[None, None, Response]) -> None:
         self._send(await response)

@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pierhead.gateway.admission import Admitted
-    from pierhead.gateway.protocol import ClientConnection
+    from pierhead.gateway.answering import Answering
 
 
 class Tee:
     """Stands for a connection while one request is answered; ``settled`` is told what became of it."""
 
-    def __init__(self, client: ClientConnection, request: Admitted, body: list[bytes], recorder: Recorder) -> None:
+    def __init__(self, client: Answering, request: Admitted, body: list[bytes], recorder: Recorder) -> None:
         self._client = client
         self._dialect = request.dialect
         self._recorder = recorder
@@ -99,7 +99,7 @@ class Recorder:
         self._share = settings.record_sample if settings.record == "sampled" else 1.0
         self._except = frozenset(settings.record_except)
 
-    def client(self, client: ClientConnection, request: Admitted, body: list[bytes]) -> ClientConnection:
+    def client(self, client: Answering, request: Admitted, body: list[bytes]) -> Answering:
         """What a request's answer is written to: the connection, or what keeps a copy."""
         if request.operation is None or not request.reads_json or self._spared(request):
             return client

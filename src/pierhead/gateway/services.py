@@ -30,9 +30,9 @@ from pierhead.gateway.upstream import Target
 from pierhead.gateway.vitals import Lag
 
 if TYPE_CHECKING:
+    from pierhead.gateway.answering import Answering
     from pierhead.gateway.booking import Booked
     from pierhead.gateway.observer import Observer
-    from pierhead.gateway.protocol import ClientConnection
 
 BUFFERED_MAX = 1 << 30  # bytes of request bodies held at once, all connections together
 
@@ -61,7 +61,7 @@ class Services:
         self.routes = RouteTable(settings.traffic)
         self.metrics = Metrics()
         self.lag = Lag(self.metrics)
-        self.connections: set[ClientConnection] = set()
+        self.connections: set[Answering] = set()
         self.draining = False
         self.now = time.monotonic()  # coarse: renewed by the sweep
         self.buffered = 0
@@ -148,7 +148,7 @@ class Services:
         """Store what answers want to find again."""
         await self.answers.keep(key, saves)
 
-    def log_local(self, client: ClientConnection, request: Admitted | None, status: int, request_id: bytes) -> None:
+    def log_local(self, client: Answering, request: Admitted | None, status: int, request_id: bytes) -> None:
         """One line for an answer of the gateway itself."""
         self.metrics.answered(status)
         if self.observer is not None:

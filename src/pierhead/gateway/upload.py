@@ -14,7 +14,7 @@ from pierhead.sockets import open_unix
 
 if TYPE_CHECKING:
     from pierhead.gateway.admission import Admitted
-    from pierhead.gateway.protocol import ClientConnection
+    from pierhead.gateway.answering import Answering
     from pierhead.gateway.services import Services
 
 MOST = 4 << 40  # bytes of one body: more than any model's file
@@ -26,7 +26,7 @@ _CONNECT = 10.0
 class Upload:
     """The ``Work`` of one such request; ``take`` and ``finish`` come from the connection while it reads."""
 
-    def __init__(self, services: Services, client: ClientConnection, request: Admitted, request_id: bytes) -> None:
+    def __init__(self, services: Services, client: Answering, request: Admitted, request_id: bytes) -> None:
         self._services = services
         self._client = client
         self._request = request
