@@ -140,13 +140,13 @@ def test_embeddings_come_for_one_text_and_for_many(client: ollama.Client) -> Non
 
 
 async def test_the_async_client_does_the_same(ollama_home: Installation) -> None:
-    client = ollama.AsyncClient(host=f"http://{ollama_home.address}")
-    whole = await client.chat("smollm2", HI, options=SHORT)
-    parts = [p async for p in await client.generate("smollm2", "Say hello.", options=SHORT, stream=True)]
-    assert whole.message.content
-    assert parts[-1].done
-    assert (await client.embed("smollm2", "x")).embeddings
-    assert (await client.list()).models
+    async with ollama.AsyncClient(host=f"http://{ollama_home.address}") as client:
+        whole = await client.chat("smollm2", HI, options=SHORT)
+        parts = [p async for p in await client.generate("smollm2", "Say hello.", options=SHORT, stream=True)]
+        assert whole.message.content
+        assert parts[-1].done
+        assert (await client.embed("smollm2", "x")).embeddings
+        assert (await client.list()).models
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
