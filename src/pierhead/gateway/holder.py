@@ -162,12 +162,15 @@ class Holder:
 
     # --- limits and budgets ---------------------------------------------------------------------------------------
 
-    def begin(self, ask: Ask, entry: Entry, size: int, operation: Operation) -> Hold | None:
-        """Count a request of ``size`` body bytes in; Fault 429 or 402 beyond a limit; None: ``wait`` must decide."""
+    def begin(self, ask: Ask, entry: Entry, size: int, operation: Operation, text: bytes = b"") -> Hold | None:
+        """Count a request of ``size`` body bytes in; Fault 429 or 402 beyond a limit; None: ``wait`` must decide.
+
+        ``text`` is the body or its skeleton.
+        """
         if self._free:
             self.open += 1
             return Hold(self, None)
-        planned = self._planned(ask, entry, size, operation)
+        planned = self._planned(ask, entry, size, operation, text)
         self._check(planned)
         if planned is not None and self.accounts:
             now = time.time()
@@ -184,9 +187,9 @@ class Holder:
         self._check(None)
         return self._grant(None, operation)
 
-    async def wait(self, ask: Ask, entry: Entry, size: int, operation: Operation) -> Hold:
+    async def wait(self, ask: Ask, entry: Entry, size: int, operation: Operation, text: bytes = b"") -> Hold:
         """The slow way of ``begin``: when a budget's slice is used up and the next one must be leased durably."""
-        planned = self._planned(ask, entry, size, operation)
+        planned = self._planned(ask, entry, size, operation, text)
         assert planned is not None
         deadline = time.monotonic() + PATIENCE
         while True:
@@ -203,7 +206,7 @@ class Holder:
                         account.wake(False)
                 return hold
 
-    def _planned(self, ask: Ask, entry: Entry, size: int, operation: Operation) -> Plan | None:
+    def _planned(self, ask: Ask, entry: Entry, size: int, operation: Operation, text: bytes) -> Plan | None:
         if not self._counts:
             return None
         price = self.room.prices.of(entry) if self._priced else None
@@ -214,7 +217,7 @@ class Holder:
                 f"nobody has said what the model '{entry.name}' costs, and this API key's budget is in money.",
                 hint="Set its price in prices.toml (0 for a free one); `pier prices` shows where.",
             )
-        planned = plan(self.room, ask, entry, size, operation, price)
+        planned = plan(self.room, ask, entry, size, operation, price, text)
         bucket = self.tokens
         if bucket is not None and planned.tokens > bucket.capacity:
             planned = planned.clamped(bucket.capacity - planned.prompt)

@@ -56,7 +56,9 @@ def native(request: Admitted, ask: Ask, body: list[bytes], target: Target, cap: 
         return None
     strip = passthrough.wants_usage(operation.name, ask)
     if strip or target.model or (cap and not passthrough.within(operation.name, ask, cap)):
-        body = passthrough.apply(body, *passthrough.changes(operation.name, ask, target.model, cap))
+        body = passthrough.apply(
+            body, *passthrough.changes(operation.name, ask, target.model, cap, body[0] if body else b"")
+        )
     if target.outside is not None:
         return Outgoing(target.outside.head(operation, request.forward), body, strip)
     if body and MARK in body[0]:
@@ -76,9 +78,10 @@ async def make(services: Services, given: Given, target: Target) -> Outgoing | R
         made = native(given.request, given.ask, body, target, given.cap)
         assert made is not None
         return made
-    front, changed = passthrough.changes(operation.name, given.ask, target.model, given.cap)
+    text = given.skeleton if given.skeleton is not None else body[0]
+    front, changed = passthrough.changes(operation.name, given.ask, target.model, given.cap, text)
     outside = target.outside
-    chooses = outside is None and MARK in (given.skeleton if given.skeleton is not None else body[0])
+    chooses = outside is None and MARK in text
     if changed:
         body = await asyncio.to_thread(passthrough.apply, body, front, changed)
     elif front:

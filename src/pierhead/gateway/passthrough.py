@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from pierhead.gateway.ask import Ask
+from pierhead.gateway.unseen import ESCAPED
 
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _USAGE = b'"stream_options":{"include_usage":true},'
@@ -24,22 +25,29 @@ def wants_usage(operation: str, ask: Ask) -> bool:
     return ask.stream_options is None or not ask.stream_options.include_usage
 
 
-def changes(operation: str, ask: Ask, model: str, cap: int) -> tuple[bytes, dict[str, Any]]:
+def _names(text: bytes, name: str) -> bool:
+    """Whether a body may have a member of this name, as null: of two engines take the last."""
+    return b'"%b"' % name.encode() in text or any(escape in text for escape in ESCAPED)
+
+
+def changes(operation: str, ask: Ask, model: str, cap: int, text: bytes = b"") -> tuple[bytes, dict[str, Any]]:
     """(members to put in front, members to replace): for the engine's ``model`` name, ``cap`` tokens at most, usage.
 
-    ``model`` "" leaves the name; ``cap`` 0 sets no bound.
+    ``model`` "" leaves the name; ``cap`` 0 sets no bound; ``text`` is the body or its skeleton.
     """
     front, changed = b"", dict[str, Any]()
     if wants_usage(operation, ask):
-        if ask.stream_options is None:
+        if ask.stream_options is None and not _names(text, "stream_options"):
             front = _USAGE
         else:
             changed["stream_options"] = {"include_usage": True}
     if cap and operation in _BOUNDED:
         given = {name: value for name in _LIMITS if (value := getattr(ask, name)) is not None}
         name = _limit(operation, ask)
-        if name not in given:
+        if name not in given and not _names(text, name):
             front += b'"%b":%d,' % (name.encode(), cap)
+        elif name not in given:
+            changed[name] = cap
         changed |= {name: cap for name, value in given.items() if not 0 <= value <= cap}  # whichever an engine minds
     if model and model != ask.model:
         changed["model"] = model

@@ -2,6 +2,7 @@
 
 A prompt has no more tokens than its request has bytes, plus what the model's template adds: each token of the client's
 text stands for at least one byte of it, and JSON around a message is longer than the marks that a template makes of it.
+What its bytes do not bound (see ``unseen``) comes on top. Nothing has more than the model's context, if that is known.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pierhead.gateway.ask import Ask
 from pierhead.gateway.link import Price
 from pierhead.gateway.operations import Operation
 from pierhead.gateway.prices import affordable, bound
+from pierhead.gateway.unseen import unseen
 from pierhead.gateway.usage import Usage
 
 if TYPE_CHECKING:
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 MARGIN = 256  # tokens that a template may add on its own, until more are seen
 _LEAST = 16  # an answer is not clamped to less than this
 _AUDIO = 32  # bytes of a form's file that make a token at most
+_ENDLESS = 1 << 60  # more than any budget can be
+_ONE = frozenset(("chat", "responses", "messages", "ollama-chat", "ollama-generate", "generate", "generate-stream"))
 _list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 
@@ -60,14 +64,17 @@ class Plan:
         return Plan(self.model, self.prompt, self.answers, answer, self.least, self.margin, self.price)
 
 
-def plan(room: Budgets, ask: Ask, entry: Entry, size: int, operation: Operation, price: Price | None) -> Plan:
-    """What a request of ``size`` bytes can take."""
+def plan(
+    room: Budgets, ask: Ask, entry: Entry, size: int, operation: Operation, price: Price | None, text: bytes = b""
+) -> Plan:
+    """What a request of ``size`` bytes can take; ``text`` is its body or the skeleton of that."""
     targets = entry.targets
     context = targets[0].context if len(targets) == 1 else max((target.context for target in targets), default=0)
     margin = room.margins.get(entry.name, MARGIN)
-    prompt = (size // _AUDIO if operation.where == "form" else size) + margin
-    prompts = _prompts(ask) if operation.name == "completions" else 1
-    if context and prompt > context * prompts:
+    name = operation.name
+    prompt = (size // _AUDIO if operation.where == "form" else size + unseen(name, text, size)) + margin
+    prompts = _prompts(ask) if name == "completions" else 1
+    if context and prompt > context * prompts and (name in _ONE or name == "completions"):
         prompt = context * prompts
     if not operation.generates:
         return Plan(entry.name, prompt, 0, 0, 0, margin, price)
@@ -78,7 +85,7 @@ def plan(room: Budgets, ask: Ask, entry: Entry, size: int, operation: Operation,
     each = room.answer if limit is None else limit
     if context and each > context:
         each = context
-    each = max(each, 1)
+    each, answers = min(max(each, 1), _ENDLESS), min(answers, _ENDLESS)
     return Plan(entry.name, prompt, answers, each * answers, min(each, _LEAST) * answers, margin, price)
 
 
@@ -103,7 +110,7 @@ def _prompts(ask: Ask) -> int:
     if not bytes(ask.prompt).startswith(b"["):
         return 1
     items = _list(ask.prompt)
-    return max(1, len(items)) if items and bytes(items[0])[:1] in (b'"', b"[") else 1
+    return max(1, len(items)) if items and bytes(items[0])[:1] in (b'"', b"[", b"{") else 1
 
 
 def amount(unit: str, planned: Plan, answer: int) -> int:

@@ -41,9 +41,8 @@ class Planned(Seated):
         """The destination of this request; Fault when there is none."""
         plan, request = route.plan, self._request
         assert plan is not None
-        text = self._skeleton if self._skeleton is not None else self._body[0] if self._body else b""
         named = headers(request.forward) if plan.reads_headers else None
-        decision = plan.decide(request.key_id, named, text)
+        decision = plan.decide(request.key_id, named, self._text)
         self._plan, self._then, self._copy = plan, decision.then, decision.mirror
         entry, now = self._services.routes.destination(decision.first), time.monotonic()
         while self._then and (entry is None or entry.ill(now)):
@@ -110,7 +109,7 @@ class Planned(Seated):
         self._hold = None
         self._services.metrics.holds -= 1
         try:
-            granted = holder.begin(ask, entry, self._size, operation)
+            granted = holder.begin(ask, entry, self._size, operation, self._text)
         except Fault:
             self._then = ()
             return False

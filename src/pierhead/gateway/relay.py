@@ -66,7 +66,7 @@ class Relay(Hedged):
         if entry.plan is not None:
             entry = self._decided(entry, ask)
         if holder is not None:
-            hold = holder.begin(ask, entry, self._size, operation)
+            hold = holder.begin(ask, entry, self._size, operation, self._text)
             if hold is None:
                 return False
             self._granted(hold)
@@ -136,7 +136,7 @@ class Relay(Hedged):
         if holder is not None and self._hold is None and operation is not None:
             assert ask is not None
             assert entry is not None
-            self._granted(await holder.wait(ask, entry, self._size, operation))
+            self._granted(await holder.wait(ask, entry, self._size, operation, self._text))
 
     def _given(self) -> Given:
         ask, entry = self._ask, self._entry

@@ -105,6 +105,11 @@ class Seated(Delivery):
         return f"{self._request.key_id}:{found}" if found else ""
 
     @property
+    def _text(self) -> bytes:
+        """The body, or the skeleton of a large one."""
+        return self._skeleton if self._skeleton is not None else self._body[0] if self._body else b""
+
+    @property
     def _size(self) -> int:
         return len(self._body[0]) if len(self._body) == 1 else sum(map(len, self._body))
 
