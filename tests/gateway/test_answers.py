@@ -100,6 +100,19 @@ async def test_an_edit_that_refuses_changes_nothing(opened, file) -> None:
     assert await answers.load("k", "a") == b"x"
 
 
+async def test_what_is_added_by_changes_stays_within_the_bounds_too(opened, file) -> None:
+    answers = store(opened, file, most_bytes=1000)
+    await answers.keep("k", tuple(Save(f"conv_{n}", b"x" * 150) for n in range(6)))
+    with pytest.raises(Fault) as caught:
+        await answers.change("k", "conv_0", lambda body: body * 2)
+    assert caught.value.status == 413
+    for n in range(6):
+        await answers.change("k", f"conv_{n}", lambda body: body + b"x" * 100)
+    left = [await answers.load("k", f"conv_{n}") for n in range(6)]
+    assert sum(len(body) for body in left if body is not None) <= 1000
+    assert left[5] is not None
+
+
 async def test_two_gateways_use_one_file(opened, tmp_path) -> None:
     old, new = (store(opened, tmp_path / "answers.db") for _ in range(2))
     saves = [a.keep("k", (Save(f"{name}{n}", b"x"),)) for n in range(40) for name, a in (("o", old), ("n", new))]

@@ -19,6 +19,8 @@ from pierhead.gateway.plan import MARGIN, Plan, plan
 from pierhead.gateway.routes import Entry
 from pierhead.gateway.unseen import PICTURE, WHOLE
 from pierhead.gateway.upstream import Target
+from pierhead.gateway.usage import tokens
+from pierhead.routing.balance import Sessions
 
 
 def planned(operation: str, body: dict[str, Any] | bytes, context: int = 0) -> Plan:
@@ -113,3 +115,21 @@ def test_a_limit_given_as_null_does_not_undo_the_gateways_own(name: str) -> None
     pairs = json.loads(made, object_pairs_hook=list)
     assert [value for member, value in pairs if member == "max_tokens"] == [10]
     assert [dict(value) for member, value in pairs if member == "stream_options"] == [{"include_usage": True}]
+
+
+def test_an_engine_that_lies_about_its_usage_breaks_no_account() -> None:
+    for text in (
+        b'{"usage":{"prompt_tokens":%b,"completion_tokens":%b}}',
+        b'{"timings":{"prompt_n":%b,"predicted_n":%b}}',
+    ):
+        told = tokens(text % (b"9" * 300, b"9" * 300))
+        assert 0 <= told.prompt + told.completion < 1 << 40
+        told = tokens(text % (b"-5", b"-7"))
+        assert told.prompt == told.completion == 0
+
+
+def test_what_a_client_is_recognised_by_takes_little_memory() -> None:
+    sessions = Sessions()
+    long = "x" * 60000
+    assert sessions.place(long, ["a", "b"]) == sessions.place(long, ["a", "b"])
+    assert all(len(name) < 300 for name in sessions._kept)

@@ -247,3 +247,32 @@ async def test_a_rotated_key_holds_under_both_texts_until_its_grace_ends(new_gat
     await gate.serve(keys=(past,), pepper=PEPPER.hex())
     for text, status in (("old", 401), ("new", 200)):
         assert (await gate.ask("GET", "/v1/models", headers={"authorization": f"Bearer {text}"})).status == status
+
+
+async def test_scopes_hold_for_what_the_gateway_answers_by_itself(gate):
+    async def got(path: str) -> tuple[int, str]:
+        answer = await gate.ask("GET", path, headers=AUTH)
+        error = answer.json().get("error", {}) if answer.status == 403 else {}
+        return answer.status, error.get("code", "") if isinstance(error, dict) else error
+
+    await gate.serve(link.Route(name="m"), keys=(key(models=("m",)),), pepper=PEPPER.hex())
+    assert await got("/metrics") == (403, "metrics_not_allowed")  # it names all models and keys
+    await gate.serve(link.Route(name="m"), keys=(key(models=("m",), admin=True),), pepper=PEPPER.hex())
+    assert await got("/metrics") == (200, "")
+    await gate.serve(link.Route(name="m"), keys=(key(dialects=("anthropic",)),), pepper=PEPPER.hex())
+    assert await got("/v1/conversations/conv_1") == (403, "dialect_not_allowed")
+    assert await got("/v1/responses/resp_1") == (403, "dialect_not_allowed")
+    assert (await got("/v2/models/m"))[0] == 403
+    assert await got("/metrics") == (200, "")
+
+
+@pytest.mark.parametrize("header", ["x-forwarded-for", "forwarded", "via", "x-real-ip"])
+async def test_what_came_through_a_proxy_is_not_from_a_program_of_this_user(gate, new_engine, header):
+    async def answer(call):
+        await call.json({})
+
+    control = await new_engine(answer, "control")
+    await gate.serve(control_socket=str(control.path))
+    body = {"source": "a", "destination": "b"}
+    assert (await gate.ask("POST", "/api/copy", body)).status == 200
+    assert (await gate.ask("POST", "/api/copy", body, headers={header: "192.0.2.1"})).status == 401

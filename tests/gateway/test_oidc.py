@@ -176,6 +176,8 @@ async def test_claims_say_what_a_token_may_do_and_settings_what_they_do_not(new_
     assert await ask(narrow) == (200, "")
     assert await ask(narrow, "big") == (403, "model_not_allowed")
     assert await ask(provider.token(pier={"models": "smol big"})) == (200, "")
+    for nothing in ([], "", " "):
+        assert await ask(provider.token(pier={"models": nothing})) == (403, "unusable_claims")
     assert await ask(provider.token(jti="another")) == (200, "")
     assert await ask(provider.token(jti="fourth")) == (402, "budget_exceeded")  # one subject, one budget
     assert await ask(provider.token(sub="bob", **{"https://example.com/rpm": 1})) == (200, "")

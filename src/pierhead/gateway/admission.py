@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from pierhead.config import GatewaySettings
-from pierhead.gateway import managing
+from pierhead.gateway import managing, peer
 from pierhead.gateway.auth import Keys, given
 from pierhead.gateway.faults import Fault
 from pierhead.gateway.holder import Holder
@@ -28,6 +28,7 @@ _PRIVATE = HOP_BY_HOP | {
     b"x-request-id",
     b"x-api-key",
 }
+_VIA = (b"forwarded", b"via", b"x-forwarded-for", b"x-forwarded-host", b"x-real-ip")  # set by proxies
 _GIVEN = ("/metrics", "/openapi.json", "/v1/models", "/models", "/v2", "/v2/health/live", "/v2/health/ready")
 _ID_BYTES = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.:/+=")
 
@@ -225,6 +226,8 @@ class Doorkeeper:
         if control:
             scope = managing.scope(request.holder, managed) if request.holder is not None else b""
             own = managed == "change" and door.tcp and request.holder is None
+            if own and any(head.get(name) is not None for name in _VIA):
+                raise peer.refused()
             forward = self._forward(head, head.target) + scope
             return request._replace(control=True, own=own, forward=forward)
         if found is not None:
@@ -233,6 +236,8 @@ class Doorkeeper:
             return _only(request, ("POST",), forward=forward, operation=operation, named=named)
         known = _local(path)
         if known:
+            if request.holder is not None:
+                _may_read(request.holder, path)
             return _only(request, known, local=path)
         shown = request.path[:200]
         raise Fault(404, "unknown_url", f"there is nothing at {method} {shown}.", hint="The API begins at /v1.")
@@ -254,6 +259,16 @@ def _local(path: str) -> tuple[str, ...]:
     if path.startswith(("/v1/responses/", "/v1/conversations")):
         return methods(path)
     return ("GET", "HEAD") if path in _GIVEN or path.startswith(("/v1/models/", "/models/", "/v2/models/")) else ()
+
+
+def _may_read(holder: Holder, path: str) -> None:
+    """Fault 403 when the key's scopes do not cover what the gateway answers at a path."""
+    if path == "/metrics":
+        holder.require_all()
+    elif path.startswith(("/v1/responses/", "/v1/conversations")):
+        holder.require_dialect("openai")
+    elif path.startswith("/v2/models/"):
+        holder.require_dialect("kserve")
 
 
 def _seconds(raw: bytes) -> float:

@@ -42,6 +42,7 @@ _DROP = "DELETE FROM answers WHERE key = ? AND name = ?"
 _OLDEST = "DELETE FROM answers WHERE rowid IN (SELECT rowid FROM answers ORDER BY stored LIMIT ?)"
 _BUSY = 10.0  # seconds to wait for another gateway that writes
 _IN_MEMORY = 64 << 20  # bytes that may be held without a file
+_LARGEST = 32 << 20  # bytes that clients may make one conversation of by adding to it
 _AT_ONCE = 100  # answers thrown out in one go when the store is full
 
 
@@ -52,6 +53,7 @@ class Answers:
         self._file = file
         self._most = most
         self._most_bytes = most_bytes if file is not None else min(most_bytes, _IN_MEMORY)
+        self._largest = min(self._most_bytes // 4, _LARGEST)
         self._age = age
         self._thread = ThreadPoolExecutor(1, "answers")
         self._open: sqlite3.Connection | None = None
@@ -80,7 +82,10 @@ class Answers:
         await self._run(work)
 
     async def change(self, key: str, name: str, edit: Callable[[bytes], bytes | None]) -> bytes | None:
-        """Replace what is stored by what ``edit`` makes of it (None: remove it); returns what was there."""
+        """Replace what is stored by what ``edit`` makes of it (None: remove it); returns what was there.
+
+        Fault 413 when that is too much for one.
+        """
 
         def work(db: sqlite3.Connection) -> bytes | None:
             row = db.execute(_GET, (key, name, self._eldest())).fetchone()
@@ -89,8 +94,12 @@ class Answers:
             made = edit(row[0])
             if made is None:
                 db.execute(_DROP, (key, name))
+            elif len(made) > max(len(row[0]), self._largest):
+                raise Fault(413, "too_much_stored", f"one conversation may have {self._largest} bytes.")
             else:
-                db.execute(_PUT, (key, name, time.time(), made))
+                now = time.time()
+                db.execute(_PUT, (key, name, now, made))
+                self._shrink(db, now)
             return row[0]
 
         return await self._run(work)

@@ -13,7 +13,7 @@ from pierhead.gateway.faults import Fault
 from pierhead.gateway.ledger import MemoryLedger
 from pierhead.gateway.limits import sized, told
 from pierhead.gateway.link import Key, Price
-from pierhead.gateway.operations import Operation
+from pierhead.gateway.operations import Dialect, Operation
 from pierhead.gateway.plan import Plan, amount, answer_within, plan
 from pierhead.gateway.prices import cost
 from pierhead.gateway.usage import Usage
@@ -136,16 +136,32 @@ class Holder:
                 hint="Make one that may with: pier key create NAME --admin",
             )
 
-    def allow(self, operation: Operation, model: str, aliases: Sequence[str] = ()) -> None:
-        """Fault 403 when the key's scopes do not cover this."""
-        grants = self.grants
-        if grants.dialects and operation.dialect not in grants.dialects:
+    def require_dialect(self, dialect: Dialect) -> None:
+        """Fault 403 when the key's scopes do not cover this dialect."""
+        dialects = self.grants.dialects
+        if dialects and dialect not in dialects:
             raise Fault(
                 403,
                 "dialect_not_allowed",
-                f"this API key may not use the {operation.dialect} API.",
-                hint=f"It may use: {', '.join(grants.dialects)}.",
+                f"this API key may not use the {dialect} API.",
+                hint=f"It may use: {', '.join(dialects)}.",
             )
+
+    def require_all(self) -> None:
+        """Fault 403 when the key's scopes cover some models only, so that it may not see figures of all."""
+        if self.grants.models and not self.grants.admin:
+            raise Fault(
+                403,
+                "metrics_not_allowed",
+                "this API key is for some models only, and these figures are those of all models and keys.",
+                hint="Make a key for Prometheus with: pier key create prometheus",
+            )
+
+    def allow(self, operation: Operation, model: str, aliases: Sequence[str] = ()) -> None:
+        """Fault 403 when the key's scopes do not cover this."""
+        grants = self.grants
+        if grants.dialects:
+            self.require_dialect(operation.dialect)
         if grants.models:
             self.require_model(model, aliases)
 

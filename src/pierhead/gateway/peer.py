@@ -52,7 +52,12 @@ def may_change(own: Address, peer: Address, *, uids: frozenset[int] | None = Non
                 continue
             if found is not None and found in allowed:
                 return
-    raise Fault(
+    raise refused()
+
+
+def refused() -> Fault:
+    """Whoever it is, it is not known to be our own user."""
+    return Fault(
         401,
         "missing_api_key",
         "changing the models of this host without a key is for programs of its own user.",

@@ -121,7 +121,8 @@ class Stored:
         if items and request.method == "POST":
             return await self._add(key, name, members)
         if items:
-            return _encode(_page(items_of(await self._stored(key, name)), query))
+            body = await self._stored(key, name)
+            return await asyncio.to_thread(lambda: _encode(_page(items_of(body), query)))
         if request.method == "GET":
             return (await self._stored(key, name)).partition(b"\n")[0]
         if request.method == "DELETE":
@@ -147,7 +148,7 @@ class Stored:
 
     async def _item(self, request: Admitted, name: str, item: str) -> bytes:
         if request.method == "GET":
-            for candidate in items_of(await self._stored(request.key_id, name)):
+            for candidate in await asyncio.to_thread(items_of, await self._stored(request.key_id, name)):
                 if candidate["id"] == item:
                     return _encode(candidate)
             raise _absent("item", item)

@@ -113,6 +113,9 @@ class Tokens:
     def _grants(self, claims: dict[str, Any]) -> Grants:
         wanted = {name: _read(name, path, claims) for name, path in self._claims.items()}
         wanted = {name: value for name, value in wanted.items() if value is not None}
+        for name in ("models", "dialects"):  # for a key no scope means everything; a claim that names nothing does not
+            if name in wanted and not wanted[name]:
+                raise Fault(403, "unusable_claims", f"the token may use no {name}: its claim names none.")
         try:
             return grants(msgspec.convert(wanted, Wanted, strict=False), self._base)
         except (msgspec.ValidationError, UsageError) as exc:

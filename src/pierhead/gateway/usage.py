@@ -47,6 +47,7 @@ def plus(one: Usage, other: Usage) -> Usage:
 _usage = msgspec.json.Decoder(_Usage).decode
 _timings = msgspec.json.Decoder(_Timings).decode
 NOTHING = Usage()
+_MOST = 1 << 31  # tokens of one answer
 
 
 def _object(text: bytes, member: bytes) -> bytes:
@@ -72,7 +73,13 @@ def _of(usage: _Usage) -> Usage:
     if usage.cache_read_input_tokens or usage.cache_creation_input_tokens:  # Anthropic counts these apart
         prompt += (usage.cache_read_input_tokens or 0) + (usage.cache_creation_input_tokens or 0)
     completion = usage.completion_tokens or usage.output_tokens
-    return Usage(max(prompt, 0), max(completion, 0), min(max(cached, 0), max(prompt, 0)), True)
+    return _told(prompt, completion, cached)
+
+
+def _told(prompt: int, completion: int, cached: int) -> Usage:
+    """What an engine says, within reason: it is not trusted."""
+    prompt, completion = min(max(prompt, 0), _MOST), min(max(completion, 0), _MOST)
+    return Usage(prompt, completion, min(max(cached, 0), prompt), True)
 
 
 def tokens(tail: bytes) -> Usage:
@@ -84,8 +91,7 @@ def tokens(tail: bytes) -> Usage:
         found = _object(tail, b'"timings":')
         if found:
             timings = _timings(found)
-            prompt = max(timings.prompt_n + timings.cache_n, 0)
-            return Usage(prompt, max(timings.predicted_n, 0), min(max(timings.cache_n, 0), prompt), True)
+            return _told(timings.prompt_n + timings.cache_n, timings.predicted_n, timings.cache_n)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         pass
     return NOTHING

@@ -231,6 +231,9 @@ POLICIES: dict[str, Callable[[], Policy]] = {
 """By the name that settings use."""
 
 
+_LONG = 200  # characters: clients choose what they are recognised by
+
+
 class Sessions:
     """Which replica a session stays with, for the ``limit`` sessions used last."""
 
@@ -248,6 +251,8 @@ class Sessions:
 
         The hash is the same in every process: a gateway that starts anew sends sessions where they were.
         """
+        if len(session) > _LONG:
+            session = blake2b(session.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
         kept = self._kept.get(session)
         if kept is not None and kept in among:
             self._kept.move_to_end(session)
