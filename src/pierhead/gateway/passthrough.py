@@ -6,7 +6,7 @@ What is absent is put in front of the other members, without decoding; what must
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -84,14 +84,22 @@ def apply(body: Sequence[bytes], front: bytes, changed: dict[str, Any]) -> list[
         except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
             return pieces
         for name, value in changed.items():
-            members[name] = msgspec.Raw(msgspec.json.encode(value))
+            members[name] = msgspec.Raw(msgspec.json.encode(_with(members.get(name), value)))
         pieces = [msgspec.json.encode(members)]
-    if front and pieces:
-        brace = pieces[0].find(b"{")
+    for at, piece in enumerate(pieces if front else ()):  # the first one may be nothing but space
+        brace = piece.find(b"{")
         if brace >= 0:
-            first = pieces[0]
-            pieces[0] = first[: brace + 1] + front + first[brace + 1 :]
+            pieces[at] = piece[: brace + 1] + front + piece[brace + 1 :]
+            break
     return pieces
+
+
+def _with(before: msgspec.Raw | None, value: Any) -> Any:
+    """A member's new value; of an object only the members that are told are new."""
+    if before is None or not isinstance(value, dict) or not bytes(before).startswith(b"{"):
+        return cast("Any", value)
+    merged: dict[str, Any] = {**_members(before), **cast("dict[str, Any]", value)}
+    return merged
 
 
 BARE = b'{"choices":[{"finish_reason":'  # how llama.cpp begins a chat's whole answer
