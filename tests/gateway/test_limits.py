@@ -178,6 +178,17 @@ async def test_an_answer_that_is_an_error_costs_nothing(asking: Asking) -> None:
     assert (await asking.post()).status == 402
 
 
+async def test_what_a_translation_has_done_by_calls_alone_costs_as_much_as_any_other(asking: Asking) -> None:
+    async def vectors(call: Any) -> None:
+        data = [{"embedding": [0.123456789] * 1000, "index": 0}]
+        await call.json({"model": "m", "usage": {"prompt_tokens": 300, "total_tokens": 300}, "data": data})
+
+    asking.engine.handler = vectors
+    await asking.allow(budgets=(link.Budget(1000),))
+    seen = [(await asking.post("/api/embed", input="x" * 200)).status for _ in range(4)]
+    assert seen == [200, 200, 402, 402]
+
+
 async def test_a_budget_in_money_needs_a_price_and_counts_by_it(asking: Asking) -> None:
     budget = link.Budget(10_000, "usd")  # one cent
     await asking.allow(budgets=(budget,))

@@ -15,7 +15,7 @@ from pierhead.gateway.passthrough import BARE, completed
 from pierhead.gateway.stream import Stream
 from pierhead.gateway.translated import Translated
 from pierhead.gateway.upstream import Answer, UpstreamConnection
-from pierhead.gateway.usage import tokens
+from pierhead.gateway.usage import of_whole
 
 if TYPE_CHECKING:
     from pierhead.gateway.link import Trouble
@@ -64,7 +64,7 @@ class Delivery(Booked, Translated):
         self.status = status
         if self._stats is not None:
             self._tail = body[-_TAIL:]
-            self.usage = tokens(self._tail)
+            self.usage = of_whole(body)
         if made.translation is not None:
             self._translated(made.translation, body)
             return

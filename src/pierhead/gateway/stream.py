@@ -14,6 +14,7 @@ from pierhead.gateway.usage import NOTHING, Usage, merged, tokens
 _TAIL = 4096
 _NO_CHOICE = b'"choices":[]'
 _NO_CHOICE_SPACED = b'"choices": []'
+_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")  # of an event
 
 
 class Stream:
@@ -60,6 +61,8 @@ class Stream:
         events = self._events
         if events is None:
             if self._stats is not None:
+                if not self._tail:
+                    self._began = tokens(piece[:_TAIL])  # lists of vectors or ranks come behind it
                 self._tail = piece if len(piece) > _TAIL else (self._tail + piece)[-_TAIL:]
             return piece
         piece = events.feed(piece)
@@ -122,7 +125,10 @@ class Stream:
 
 def _without_usage(piece: bytes) -> bytes:
     """``piece`` without events that carry nothing but the usage."""
-    return b"\n\n".join(e for e in piece.split(b"\n\n") if not _only_usage(e))
+    for end in _ENDS:  # an engine ends all its lines alike
+        if end in piece:
+            return end.join(e for e in piece.split(end) if not _only_usage(e))
+    return b"" if _only_usage(piece) else piece
 
 
 def _only_usage(event: bytes) -> bool:

@@ -10,7 +10,7 @@ from pierhead.gateway.dialects.base import Call, Early, Facts, Keep, Load, Make,
 from pierhead.gateway.faults import Fault
 from pierhead.gateway.fetch import fetch
 from pierhead.gateway.operations import OPERATIONS
-from pierhead.gateway.usage import NOTHING, Usage, plus, tokens
+from pierhead.gateway.usage import NOTHING, Usage, of_whole, plus
 
 if TYPE_CHECKING:
     from pierhead.gateway.admission import Admitted
@@ -44,7 +44,6 @@ EARLY: dict[str, str] = {
 _CHAINED = "pierhead.gateway.dialects.chain:through_chat"
 _CALL_TIMEOUT = 120.0
 _CALL_MAX = 64 << 20
-_TAIL = 4096
 
 
 def _made(where: str | None) -> Any:
@@ -126,7 +125,7 @@ async def _run(
         else:
             try:
                 result = await _call(target, step)
-                spent = plus(spent, tokens(result[-_TAIL:]))
+                spent = plus(spent, of_whole(result))
             except Fault as fault:
                 result = fault
 

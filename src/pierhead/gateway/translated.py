@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pierhead.gateway.dialects.base import JSON, Reply, Save, Translation
 from pierhead.gateway.faults import REASONS, Fault
 from pierhead.gateway.skeleton import INLINE
-from pierhead.gateway.usage import NOTHING, plus
+from pierhead.gateway.usage import Usage, plus
 
 if TYPE_CHECKING:
     from pierhead.gateway.admission import Admitted
@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 class Translated:
     """What ``Delivery`` is made of beside the relaying itself."""
 
-    status = 0
-    usage = NOTHING
+    status: int
+    usage: Usage
     id: bytes
+    _asked: bool
     _services: Services
     _request: Admitted
 
@@ -72,7 +73,8 @@ class Translated:
     def _reply(self, reply: Reply) -> None:
         """A translation knew the answer by itself."""
         self.status = reply.status
-        self.usage = plus(self.usage, reply.spent)
+        if reply.spent.known:  # an engine has worked for it, if not by the usual way
+            self.usage, self._asked = plus(self.usage, reply.spent), True
         self._whole(self._prefix(reply.status, reply.kind) + reply.headers, reply.body)
 
     def _prefix(self, status: int, kind: bytes) -> bytes:

@@ -48,6 +48,7 @@ _usage = msgspec.json.Decoder(_Usage).decode
 _timings = msgspec.json.Decoder(_Timings).decode
 NOTHING = Usage()
 _MOST = 1 << 31  # tokens of one answer
+_ENOUGH = 4096  # bytes at either end of an answer in which its usage is looked for
 
 
 def _object(text: bytes, member: bytes) -> bytes:
@@ -95,6 +96,12 @@ def tokens(tail: bytes) -> Usage:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         pass
     return NOTHING
+
+
+def of_whole(body: bytes) -> Usage:
+    """The usage in a whole answer, which may tell it before a long list of vectors or ranks."""
+    found = tokens(body[-_ENOUGH:])
+    return found if found.known or len(body) <= _ENOUGH else tokens(body[:_ENOUGH])
 
 
 def merged(began: Usage, ended: Usage) -> Usage:
