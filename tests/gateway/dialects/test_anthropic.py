@@ -469,3 +469,12 @@ def test_images_are_not_counted_as_if_they_were_nothing(played) -> None:
     assert translation is not None
     with pytest.raises(Fault, match="images"):
         played.run(translation, {"model": "m", "messages": [{"role": "user", "content": [PICTURE]}]}, played.unasked)
+
+
+@pytest.mark.parametrize("said", [b"", b"null", b"{}", b'{"prompt":7}', b'{"prompt":"x","tokens":null}'])
+def test_an_engine_that_counts_nonsense_is_a_502(played, said: bytes) -> None:
+    translation = anthropic.make_count(played.facts("count-tokens"))
+    assert translation is not None
+    with pytest.raises(Fault) as refused:
+        played.run(translation, {"model": "m", "messages": [{"role": "user", "content": "hi"}]}, lambda _: said)
+    assert refused.value.status == 502

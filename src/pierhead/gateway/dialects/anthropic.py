@@ -8,15 +8,14 @@ import msgspec
 
 from pierhead.gateway.dialects import anthropic_answer as answers
 from pierhead.gateway.dialects.anthropic_request import Shape, chat_request, counted, thinking
-from pierhead.gateway.dialects.base import JSON, SSE, Call, Facts, Reply, Save, Send, Steps, Translation
+from pierhead.gateway.dialects.base import JSON, SSE, Facts, Reply, Save, Send, Steps, Translation
 from pierhead.gateway.dialects.chat import Chunks
+from pierhead.gateway.dialects.counting import count
 from pierhead.gateway.dialects.members import read
 from pierhead.gateway.faults import Fault
-from pierhead.gateway.tool_choice import adapt
 from pierhead.gateway.usage import Usage
 
 _encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder().decode
 
 
 def make(facts: Facts) -> Translation | None:
@@ -74,10 +73,7 @@ class CountTokens:
         request.done()
         if _has_images(chat):
             raise Fault(501, "not_supported", "the tokens of images cannot be counted beforehand.", param="messages")
-        rendered: Any = _decode((yield Call("llamacpp-template", adapt(_encode(chat), self._facts.call_prefix))) or b"")
-        text = {"content": rendered["prompt"], "add_special": True, "parse_special": True}
-        cut: Any = _decode((yield Call("llamacpp-tokenize", _encode(text))) or b"")
-        return Reply(_encode({"input_tokens": len(cut["tokens"])}))
+        return Reply(_encode({"input_tokens": (yield from count(chat, self._facts))}))
 
     def answer(self, body: bytes, usage: Usage) -> bytes:
         return body

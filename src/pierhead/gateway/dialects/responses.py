@@ -10,11 +10,11 @@ import msgspec
 from pierhead.gateway.dialects import responses_answer as answers
 from pierhead.gateway.dialects.base import JSON, SSE, Call, Facts, Load, Reply, Save, Send, Steps, Translation
 from pierhead.gateway.dialects.chat import Chunks, prefill
+from pierhead.gateway.dialects.counting import count
 from pierhead.gateway.dialects.members import invalid, read
 from pierhead.gateway.dialects.responses_items import Conversation, Item, listed, normal
 from pierhead.gateway.dialects.responses_request import Wish, read_wish
 from pierhead.gateway.faults import Fault
-from pierhead.gateway.tool_choice import adapt
 from pierhead.gateway.usage import Usage
 
 _encode = msgspec.json.Encoder().encode
@@ -163,20 +163,12 @@ def _messages(wish: Wish, before: Placed, own: Placed) -> list[dict[str, Any]]:
 # --- counting ---------------------------------------------------------------------------------------------------------
 
 
-def _count(chat: dict[str, Any], facts: Facts) -> Generator[Call, bytes | None, int]:
-    """The tokens of a chat request's prompt, by the engine's own template and tokenizer."""
-    prompt: Any = _decode((yield Call("llamacpp-template", adapt(_encode(chat), facts.call_prefix))) or b"")
-    text = {"content": prompt["prompt"], "add_special": True, "parse_special": True}
-    cut: Any = _decode((yield Call("llamacpp-tokenize", _encode(text))) or b"")
-    return len(cut["tokens"])
-
-
 def _fit(chat: dict[str, Any], facts: Facts) -> Generator[Call, bytes | None, None]:
     """Leave out the oldest messages, but no instructions, until prompt and answer fit the engine's context."""
     if not facts.context or not {"llamacpp-template", "llamacpp-tokenize"} <= facts.serves:
         raise invalid("truncation", "'auto' is not possible with this engine: it does not tell how long a prompt is.")
     room = facts.context - min(chat.get("max_tokens") or 256, facts.context // 2)
-    while (size := (yield from _count(chat, facts))) > room:
+    while (size := (yield from count(chat, facts))) > room:
         messages: list[dict[str, Any]] = chat["messages"]
         first = 1 if messages[0]["role"] == "system" else 0
         spare = len(messages) - first - 1
@@ -201,8 +193,8 @@ class CountInput:
         wish = read_wish(read(body), self._facts)
         before = yield from history(wish)
         own = yield from own_items(wish, before, self._facts.nonce)
-        count = yield from _count(wish.chat | {"messages": _messages(wish, before, own)}, self._facts)
-        return Reply(_encode({"object": "response.input_tokens", "input_tokens": count}))
+        tokens = yield from count(wish.chat | {"messages": _messages(wish, before, own)}, self._facts)
+        return Reply(_encode({"object": "response.input_tokens", "input_tokens": tokens}))
 
     def answer(self, body: bytes, usage: Usage) -> bytes:
         return body
