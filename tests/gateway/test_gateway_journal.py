@@ -134,6 +134,28 @@ async def test_every_answer_that_a_client_has_whole_outlives_kill_9(new_gate, ne
     assert {(line.prompt, line.cached, line.completion) for line in read(folder / "usage")} == {(12, 5, 3)}
 
 
+async def test_what_a_drain_cuts_at_its_grace_is_written_too(new_gate, new_engine, folder, http, chat):
+    async def stall(call):
+        await call.sse()
+        await call.event({"choices": [], "usage": WORDS})
+        await call.reader.read()
+
+    engine = await new_engine(stall)
+    gate = await new_gate(extra={"state": str(folder)})
+    await gate.serve(link.Route(name="m", endpoints=(engine.endpoint,)))
+    wire = await gate.wire()
+    await wire.send(
+        http("POST", "/v1/chat/completions", chat | {"stream": True, "stream_options": {"include_usage": True}})
+    )
+    await wire.head()
+    await wire.reader.readuntil(b"usage")
+    gate.say(link.Drain(grace=0.2))
+    async with asyncio.timeout(10):
+        assert await gate.process.wait() == 0
+    (line,) = read(folder / "usage")
+    assert (line.ok, line.prompt, line.completion) == (False, 12, 3)
+
+
 async def test_failed_requests_are_written_too(new_gate, new_engine, folder, chat):
     async def fail(call):
         await call.json({"error": {"message": "no"}}, 500)

@@ -216,10 +216,12 @@ class Answering:
         self._transport.write_eof()
 
     def abort(self) -> None:
-        """Cut the connection, so that the client cannot take what it got for a whole answer."""
-        self._work = None
+        """Cut the connection, so that the client cannot take what it got for a whole answer; its work ends now."""
+        work, self._work = self._work, None
         self._state = LINGER
         self._transport.abort()
+        if work is not None:
+            work.cancel()
 
     # --- time -----------------------------------------------------------------------------------------------------
 
