@@ -112,6 +112,11 @@ class Delivery(Booked, Translated):
         if (status >= 400 and not self._request.control) or (translation is not None and not answer.sse):
             self._collected = []
             return
+        if self.early and not answer.sse:  # the client was promised events
+            self._drop()
+            self._answer = None
+            self._fail(engine_failed("the engine did not stream its answer"))
+            return
         self.status = status
         sse = answer.sse and self._stats is not None
         self._stream = Stream(self._stats, self.started, sse=sse, strip=made.strip, translation=translation)
@@ -238,6 +243,9 @@ class Delivery(Booked, Translated):
 
     def _fail(self, fault: Fault) -> None:
         """Tell the client: by the envelope, unless a head has been sent already."""
+        if self._booked:  # a bug after the end: nobody knows what the client has, and another's answer may be under way
+            self._client.abort()
+            return
         if self.early or self._stream is not None:
             self._broken(fault)
             return

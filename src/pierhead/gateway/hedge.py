@@ -148,6 +148,8 @@ class Hedged(Planned):
         self._seat = second.target
         self._claim(second.target)
         self._conn, self._outgoing, self._pooled = second.conn, second.made, False
+        if not self._client.writing_paused:  # it may have been when that was sent, and nobody told it since
+            second.conn.resume()
         if self._stats is not None:
             self._stats.retries += 1
 

@@ -206,7 +206,9 @@ class Holder:
     async def wait(self, ask: Ask, entry: Entry, size: int, operation: Operation, text: bytes = b"") -> Hold:
         """The slow way of ``begin``: when a budget's slice is used up and the next one must be leased durably."""
         planned = self._planned(ask, entry, size, operation, text)
-        assert planned is not None
+        if planned is None:  # its limits went away meanwhile
+            self._check(None)
+            return self._grant(None, operation)
         deadline = time.monotonic() + PATIENCE
         while True:
             short = False

@@ -257,7 +257,8 @@ class UpstreamConnection(asyncio.Protocol):
             receiver.on_lost(f"{self.target.who} closed the connection before its answer was complete", pristine)
 
     def data_received(self, data: bytes) -> None:
-        if self._receiver is None:
+        asker = self._receiver
+        if asker is None:
             self.close()  # bytes nobody asked for: never the start of an answer
             return
         try:
@@ -266,9 +267,12 @@ class UpstreamConnection(asyncio.Protocol):
             else:
                 self._take_body(data)
         except BadMessage as exc:
-            receiver = self._receiver
             self.close()
-            receiver.on_lost(f"{self.target.who} gave a malformed answer: {exc.reason}", False)
+            asker.on_lost(f"{self.target.who} gave a malformed answer: {exc.reason}", False)
+        except BaseException:  # a bug of ours: who asked must not wait for what never comes
+            self.close()
+            asker.on_lost("the gateway failed on the answer; this is a bug", False)
+            raise
 
     def _take_head(self, data: bytes) -> None:
         if self._buffer:
