@@ -255,3 +255,17 @@ def test_the_help_page_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
     assert done.stderr.strip() == "set()"
+
+
+def test_status_names_the_scheme_that_each_address_speaks():
+    from pierhead.cli.operate import _addresses  # pyright: ignore[reportPrivateUsage]
+
+    found = {
+        "listeners": ["127.0.0.1:1", "192.0.2.1:2"],
+        "settings": {"gateway": {"tls_cert": "", "tls_loopback": False}},
+    }
+    assert _addresses(found) == "http://127.0.0.1:1/v1\nhttp://192.0.2.1:2/v1"
+    found["settings"]["gateway"]["tls_cert"] = "tls.crt"
+    assert _addresses(found) == "http://127.0.0.1:1/v1\nhttps://192.0.2.1:2/v1"
+    found["settings"]["gateway"]["tls_loopback"] = True
+    assert _addresses(found) == "https://127.0.0.1:1/v1\nhttps://192.0.2.1:2/v1"

@@ -100,6 +100,8 @@ def test_what_was_recorded_is_sent_again_and_compared(house, pier, tmp_path):
     table = pier("replay", str(file), "--to", "smollm2:latest-that-is-not", "--diff")
     assert "404" in table.stdout
     assert "4 failed" in table.stderr or "8 failed" in table.stderr
+    assert "pier pull smollm2:latest-that-is-not" in " ".join(table.stderr.split()), "why they failed"
+    assert "1 of" in table.stderr
     assert pier("replay", "--to", "smollm2").returncode == 2
 
 

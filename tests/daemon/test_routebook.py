@@ -122,7 +122,13 @@ def test_a_route_that_nobody_could_answer_for_is_not_offered(tmp_path: Path) -> 
     book = Book(tmp_path, '[routes.r]\nto = [{ model = "gone" }]\n')
     assert "r" not in book.routes
     assert "pier pull gone" in book.problems
+    assert "[providers" not in book.problems
     assert not next(r for r in book.book.list(MODELS, KEYS).routes if r.name == "r").active
+
+
+def test_a_destination_that_may_be_a_providers_is_told_so(tmp_path: Path) -> None:
+    book = Book(tmp_path, '[routes.r]\nto = [{ model = "cloud/m" }]\n')
+    assert "or describe its provider: [providers.cloud]" in book.problems
 
 
 def test_conditions_on_keys_know_them_by_name(tmp_path: Path) -> None:

@@ -209,6 +209,7 @@ def test_routes_are_made_checked_and_removed_by_the_command(house: Any) -> None:
         found: dict[str, Any] = json.loads(pier("route", "list", "--json").stdout)
         return {route["name"] for route in found["routes"] if route["active"]}
 
+    assert "There are no configured routes." in pier("route", "check").stderr
     made = pier("route", "set", "fast", "--to", "smollm2=9", "--sticky", "user")
     assert made.returncode == 0, made.stderr
     assert listed() == {"fast", "smollm2"}
@@ -217,6 +218,7 @@ def test_routes_are_made_checked_and_removed_by_the_command(house: Any) -> None:
     assert "Sticky" in pier("route", "show", "fast").stdout
 
     file = house.paths.config / "routes.toml"
+    assert "weight = 9\n" in file.read_text()
     file.write_text(file.read_text() + "[routes.broken\n")
     told = pier("route", "check")
     while told.returncode == 0:  # until the change is noticed

@@ -47,8 +47,9 @@ def test_a_removed_secret_is_gone(kept: Secrets) -> None:
     kept.remove("openai")
     with pytest.raises(NotFound, match="no secret 'openai'"):
         kept.read("openai")
-    with pytest.raises(NotFound):
+    with pytest.raises(NotFound) as caught:
         kept.remove("openai")
+    assert "pier secret list" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "a b", "-x", ".hidden", "x" * 101, "a\n"])

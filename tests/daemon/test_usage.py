@@ -197,6 +197,7 @@ def test_usage_is_printed_as_a_table_as_json_and_for_spreadsheets(house, tmp_pat
         return subprocess.run(command, env=house.env, capture_output=True, text=True, timeout=30, check=False)
 
     assert "Nobody has used anything yet." in pier().stderr
+    assert "Nothing fits" in pier("--model", "none").stderr
     folder = house.paths.state / "gateway" / "usage"
     folder.parent.mkdir()
     book = Journal(folder)

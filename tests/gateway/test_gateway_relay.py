@@ -65,6 +65,30 @@ async def test_an_unknown_model_is_404_with_the_command_to_type(gate, chat):
     assert "pier pull m" in error["message"]
 
 
+async def test_a_mistyped_model_is_told_the_closest_name_before_the_command(gate, chat):
+    await gate.serve(link.Route(name="smollm2"))
+    got = await gate.ask("POST", "/v1/chat/completions", chat | {"model": "smolm2"})
+    assert got.json()["error"]["hint"] == "Did you mean 'smollm2'? Else type: pier pull smolm2"
+
+
+async def test_a_stream_that_takes_longer_than_its_client_waits_ends_with_the_gateways_own_error(
+    gate, new_engine, chat, http
+):
+    async def answer(call):
+        await call.sse()
+        await call.event({"n": 1})
+        await call.reader.read()
+
+    engine = await new_engine(answer)
+    await gate.serve(route(engine))
+    wire = await gate.wire()
+    await wire.send(http("POST", "/v1/chat/completions", chat | {"stream": True}, {"x-request-timeout": "0.3"}))
+    got = await wire.answer()
+    error = json.loads(got.body.split(b"\n\n")[1].removeprefix(b"data: "))["error"]
+    assert (error["code"], error["source"]) == ("timeout", "gateway")
+    assert error["message"].startswith("the answer took longer than 0.3 s.")
+
+
 async def test_an_engine_that_dies_mid_stream_ends_the_stream_with_an_error_event(gate, new_engine, chat, http):
     async def answer(call):
         await call.sse()

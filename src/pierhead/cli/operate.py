@@ -126,6 +126,19 @@ def _gateway(found: dict[str, Any]) -> str:
     return "\n".join([f"pid {found['pid']}, {found['connections']} connections", *found.get("problems", ())])
 
 
+def _addresses(found: dict[str, Any]) -> str:
+    """Where clients find the gateway, with the scheme that each address speaks."""
+    from pierhead.gateway.listeners import is_loopback, parse_address
+
+    settings = found["settings"]["gateway"]
+
+    def url(address: str) -> str:
+        plain = is_loopback(parse_address(address)[0]) and not settings["tls_loopback"]
+        return f"http{'s' if settings['tls_cert'] and not plain else ''}://{address}/v1"
+
+    return "\n".join(map(url, found["listeners"]))
+
+
 @click.command(cls=Verb)
 @json_option
 def status(as_json: bool) -> None:
@@ -147,7 +160,7 @@ def status(as_json: bool) -> None:
     rows = [
         ("Daemon", f"version {found['version']}, pid {found['pid']}, up {duration(found['uptime_s'])}"),
         ("Gateway", _gateway(found["gateway"])),
-        ("Address", "\n".join(f"http://{a}/v1" for a in found["listeners"]) or "unix socket only"),
+        ("Address", _addresses(found) or "unix socket only"),
         ("Models", f"{found['models']} in the store, {found['replicas']} running"),
     ]
     for runtime in found["runtimes"]:

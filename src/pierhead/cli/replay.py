@@ -59,8 +59,12 @@ def replay(
         raise UsageError("there is nothing to send again", hint="`pier requests list` shows what is recorded.")
     paths = here()
     Client(paths).ensure_daemon()
+    results: list[dict[str, Any]] = []
     with ThreadPoolExecutor(concurrency) as pool:
-        results = list(pool.map(partial(_again, paths, model, timeout), chosen))
+        for result in pool.map(partial(_again, paths, model, timeout), chosen):
+            results.append(result)
+            if not as_json and len(results) < len(chosen):
+                say(f"{len(results)} of {len(chosen)} answered, {result['id']} in {result['after']['seconds']:.2f} s.")
     if as_json:
         print_json({"model": model, "results": results, "summary": summary(results), "left_out": left})
         return
@@ -205,6 +209,21 @@ def _print(results: list[dict[str, Any]], with_diff: bool) -> None:
         f"{several(total['requests'], 'request')}, {total['failed']} failed, {total['same']} with the same answer, "
         f"{total['alike']:.0%} alike; {total['seconds']['before']:.2f} s before, {total['seconds']['after']:.2f} s now."
     )
+    for why in list(dict.fromkeys(map(_why, results)))[:3]:
+        if why:
+            warn(why)
+
+
+def _why(result: dict[str, Any]) -> str:
+    """Why a request failed this time, in the answer's own words, whatever its dialect; "" when it did not."""
+    import msgspec
+
+    text = str(result["after"]["error"])
+    try:
+        said: Any = msgspec.json.decode(text)["error"]
+        return str(said if isinstance(said, str) else said["message"])
+    except (msgspec.DecodeError, KeyError, TypeError):
+        return text[:200]
 
 
 def _print_diff(result: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from pierhead.cli.help import Verbs, json_option, option
-from pierhead.cli.output import here, pairs, print_json, say, table, warn
+from pierhead.cli.output import here, pairs, print_json, say, several, table, warn
 from pierhead.daemon.client import Client
 from pierhead.errors import ConfigError, UsageError
 
@@ -97,7 +97,8 @@ def check(file: Path | None, as_json: bool) -> None:
     else:
         problems = _tell(found)
         count = sum(1 for r in found["routes"] if r["kind"] != "model")
-        say(f"{count} configured names." + (" All of them work." if not problems else ""))
+        told = f"{several(count, 'configured name')}." if count else "There are no configured routes."
+        say(told + (" All of them work." if count and not problems else ""))
     if not all(r["active"] for r in found["routes"]):
         raise click.exceptions.Exit(2)
 

@@ -51,7 +51,9 @@ def usage(by: str, since: str, key: str, model: str, as_csv: bool, as_json: bool
     elif as_csv:
         _print_csv(groups, found["rows"])
     else:
-        _print_table(groups, found)
+        narrowed = key or model or since
+        nothing = "Nothing fits; `pier usage` shows all there is." if narrowed else "Nobody has used anything yet."
+        _print_table(groups, found, nothing)
 
 
 def _print_csv(groups: list[str], rows: list[dict[str, Any]]) -> None:
@@ -66,7 +68,7 @@ def _plain(value: Any) -> Any:
     return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t") else value
 
 
-def _print_table(groups: list[str], found: dict[str, Any]) -> None:
+def _print_table(groups: list[str], found: dict[str, Any], nothing: str) -> None:
     rows = [(*(_cell(g, row) for g in groups), *_sums(row)) for row in found["rows"]]
     if len(rows) > 1 and groups:
         rows.append(("all", *("" for _ in groups[1:]), *_sums(found["total"])))
@@ -79,7 +81,7 @@ def _print_table(groups: list[str], found: dict[str, Any]) -> None:
         spare=[wide + i for i in (6, 3, 1, 5, 2, 4)],
     )
     if not found["rows"]:
-        say("Nobody has used anything yet." if not found["since"] else f"Nothing since {found['since']}.")
+        say(nothing)
 
 
 def _cell(group: str, row: dict[str, Any]) -> str:

@@ -109,11 +109,13 @@ class _Making:
             if not found and slash and model and provider in self.file.providers:
                 found = self.offer(provider, model, hidden=True)
         if not found:
-            provider = to.provider or to.model.partition("/")[0]
+            first, slash, _ = to.model.partition("/")
+            provider = to.provider or first
+            meant = f", or describe its provider: [providers.{first}]" if slash and not to.provider else ""
             why = (
                 f"the provider '{provider}' cannot be used"
                 if provider in self.file.providers
-                else f"the model '{to.model}' is not in the store. Type: pier pull {to.model}"
+                else f"the model '{to.model}' is not in the store. Type: pier pull {to.model}{meant}"
             )
             self.problems.append((route, why))
         return found

@@ -195,6 +195,9 @@ def _table(table: RouteTable) -> dict[str, object]:
 def _lean(table: dict[str, object]) -> dict[str, object]:
     if isinstance(when := table.get("when"), dict):
         table["when"] = {k: v for k, v in when.items() if v}  # pyright: ignore[reportUnknownVariableType]
+    weight = table.get("weight")
+    if isinstance(weight, float) and weight.is_integer():
+        table["weight"] = int(weight)
     return {k: v for k, v in table.items() if v not in ("", {}, [], None)}
 
 

@@ -73,7 +73,7 @@ class Secrets:
             info = _info(file)
             file.unlink()
         except FileNotFoundError:
-            raise self._missing(name) from None
+            raise NotFound(f"there is no secret '{name}'", hint="`pier secret list` shows which there are.") from None
         return info
 
     def read(self, reference: str) -> str:

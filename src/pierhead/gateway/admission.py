@@ -240,7 +240,12 @@ class Doorkeeper:
                 _may_read(request.holder, path)
             return _only(request, known, local=path)
         shown = request.path[:200]
-        raise Fault(404, "unknown_url", f"there is nothing at {method} {shown}.", hint="The API begins at /v1.")
+        raise Fault(
+            404,
+            "unknown_url",
+            f"there is nothing at {method} {shown}.",
+            hint="The API begins at /v1; /openapi.json describes it.",
+        )
 
     def _forward(self, head: Head, target: bytes) -> bytes:
         """The head as the engine sees it: no keys, no cookies, no hop-by-hop headers; framing and id come later."""

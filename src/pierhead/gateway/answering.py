@@ -251,7 +251,9 @@ class Answering:
         if self._request is not None and self._request.timeout:
             limit = min(limit, self._request.timeout)
         if now - self._work.started > limit:
-            self._work.expire(Fault(504, "timeout", "the answer took too long."))
+            theirs = limit < self._services.settings.request_timeout
+            hint = "The header x-request-timeout said so." if theirs else "See request_timeout in [gateway]."
+            self._work.expire(Fault(504, "timeout", f"the answer took longer than {limit:g} s.", hint=hint))
         elif self._eof or self._reading_paused:
             self._check_alive()
 

@@ -299,7 +299,7 @@ class Delivery(Booked, Translated):
     def expire(self, fault: Fault) -> None:
         """The request took too long."""
         self._drop()
-        self._fail(engine_failed("the answer took too long") if self._stream is not None else fault)
+        self._fail(fault)
 
     def probe(self) -> None:
         """Send what a client ignores that reads server-sent events, and that one which is gone answers with a reset."""

@@ -352,7 +352,7 @@ class Lane:
         return Fault(
             429,
             "queue_full",
-            f"{self.waiting} requests wait for '{self.name}' already.",
+            f"the queue of '{self.name}' is full: {self.waiting} waiting.",
             hint=f"Try again in {seconds} s. The limit is queue_limit in [gateway.traffic].",
             headers=((b"retry-after", b"%d" % seconds),),
         )

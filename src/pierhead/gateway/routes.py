@@ -134,13 +134,13 @@ class RouteTable:
             )
         shown = name if len(name) <= 200 else name[:200] + "…"
         close = difflib.get_close_matches(shown, self._names, 1) if len(self._names) < 1000 else []
-        near = f" Did you mean '{close[0]}'?" if close else ""
+        near = f"Did you mean '{close[0]}'? Else type" if close else "Type"
         raise Fault(
             404,
             "model_not_found",
             f"the model '{shown}' is not on this machine.",
             param="model",
-            hint=f"Type: pier pull {shown}{near}",
+            hint=f"{near}: pier pull {shown}",
             data={"model": shown},
         )
 
