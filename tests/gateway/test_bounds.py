@@ -11,12 +11,14 @@ from pierhead.config import TrafficSettings
 from pierhead.gateway import passthrough
 from pierhead.gateway.ask import read_ask
 from pierhead.gateway.budgets import Budgets
+from pierhead.gateway.holder import Holder
 from pierhead.gateway.lanes import Lane
 from pierhead.gateway.ledger import MemoryLedger
-from pierhead.gateway.link import Endpoint, Route
+from pierhead.gateway.link import Endpoint, Grants, Key, Route
 from pierhead.gateway.operations import OPERATIONS
 from pierhead.gateway.plan import MARGIN, Plan, plan
 from pierhead.gateway.routes import Entry
+from pierhead.gateway.scrape import relabel
 from pierhead.gateway.unseen import PICTURE, WHOLE
 from pierhead.gateway.upstream import Target
 from pierhead.gateway.usage import tokens
@@ -133,3 +135,16 @@ def test_what_a_client_is_recognised_by_takes_little_memory() -> None:
     long = "x" * 60000
     assert sessions.place(long, ["a", "b"]) == sessions.place(long, ["a", "b"])
     assert all(len(name) < 300 for name in sessions._kept)
+
+
+def test_an_engine_with_very_many_metrics_is_heard_in_part() -> None:
+    assert len(list(relabel("a 1\n" * 250_000, "m", "r"))) == 20_000
+    assert not list(relabel("a{} " + "1" * 100_000 + '\nb{a="' + "x" * 100_000 + '"} 1', "m", "r"))
+
+
+def test_a_name_that_moved_to_another_model_takes_the_permission_with_it() -> None:
+    holder = Holder(Key(id="oidc:ann", mac="", grants=Grants(models=("prod",))))
+    assert holder.sees("old", ("prod",))
+    assert not holder.sees("new")
+    assert not holder.sees("old", ())
+    assert holder.sees("new", ("prod",))

@@ -108,7 +108,7 @@ class Holder:
         self._priced = any(account.unit == "usd" for account in self.accounts)
         self._counts = bool(grants.tpm or self.accounts)
         self._free = not (grants.rpm or grants.concurrent or self._counts)
-        self._verdicts: dict[str, bool] = {}
+        self._verdicts: dict[str, tuple[Sequence[str], bool]] = {}
 
     # --- scopes ---------------------------------------------------------------------------------------------------
 
@@ -117,14 +117,13 @@ class Holder:
         patterns = self.grants.models
         if not patterns:
             return True
-        verdict = self._verdicts.get(model)
-        if verdict is None:
+        found = self._verdicts.get(model)
+        if found is None or (found[0] is not aliases and found[0] != aliases):  # names move from model to model
             if len(self._verdicts) >= _REMEMBERED:
                 self._verdicts.clear()
-            verdict = self._verdicts[model] = any(
-                fnmatch.fnmatchcase(name, pattern) for name in (model, *aliases) for pattern in patterns
-            )
-        return verdict
+            covered = any(fnmatch.fnmatchcase(name, pattern) for name in (model, *aliases) for pattern in patterns)
+            found = self._verdicts[model] = aliases, covered
+        return found[1]
 
     def require_admin(self) -> None:
         """Fault 403 when the key may not change what this host runs."""

@@ -19,6 +19,7 @@ _NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\
 _LABELS = re.compile(r'(?:[a-zA-Z_][a-zA-Z0-9_]*="(?:[^"\\\n]|\\[\\"n])*",?)*\Z')
 _META = re.compile(r"# (HELP|TYPE) ([a-zA-Z_:][a-zA-Z0-9_:]*) [^\r\n]*\Z")
 _OWN = "pierhead_"
+_LINES, _LONGEST = 20_000, 8192  # of one engine, and characters of one line: more is no engine's, and takes time
 
 
 async def _fetch(target: Target) -> bytes:
@@ -31,7 +32,9 @@ async def _fetch(target: Target) -> bytes:
 def relabel(text: str, model: str, replica: str) -> Iterable[tuple[str, str]]:
     """(family, line) for each well-formed line; an engine can add samples, never break or imitate others'."""
     extra = f'model="{escape(model)}",replica="{escape(replica)}"'
-    for line in text.split("\n"):
+    for line in text.split("\n", _LINES)[:_LINES]:
+        if len(line) > _LONGEST:
+            continue
         meta = _META.match(line)
         if meta and not meta[2].startswith(_OWN):
             yield meta[2], line
@@ -49,6 +52,10 @@ def relabel(text: str, model: str, replica: str) -> Iterable[tuple[str, str]]:
 async def scrape(targets: list[tuple[str, Target]]) -> str:
     """The metrics of all engines as one text, families together; an engine that does not answer is left out."""
     texts = await asyncio.gather(*(_fetch(target) for _, target in targets))
+    return await asyncio.to_thread(_merged, targets, texts)
+
+
+def _merged(targets: list[tuple[str, Target]], texts: list[bytes]) -> str:
     meta: dict[str, dict[str, str]] = {}
     samples: dict[str, list[str]] = {}
     for (model, target), raw in zip(targets, texts, strict=True):
