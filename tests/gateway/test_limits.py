@@ -11,6 +11,7 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import msgspec
 import pytest
 
 from pierhead.gateway import link
@@ -285,3 +286,39 @@ async def test_a_gateway_that_ends_well_gives_its_slices_back(
     ledger = SqliteLedger(folder / "budgets.db")
     assert sorted(ledger.used("k1").values()) == [50 * 15, 50 * 20]
     ledger.close()
+
+
+async def test_work_on_the_way_to_the_last_step_is_counted_however_the_request_ends(gate: Any, new_engine: Any) -> None:
+    async def works(call: Any) -> None:
+        counts = {"prompt_tokens": 9_995, "completion_tokens": 5}
+        if json.loads(call.body).get("prompt") == "bad":
+            await call.json({"error": {"message": "no"}}, 400)
+        else:
+            ranked = [{"index": 0, "relevance_score": 0.5}]
+            await call.json({"choices": [{"text": "x"}], "results": ranked, "usage": counts})
+
+    engine = await new_engine(works)
+    writes = msgspec.structs.replace(engine.endpoint, serves=("completions",))
+    ranks = msgspec.structs.replace(engine.endpoint, replica="r2", serves=("llamacpp-rerank",))
+    made = {"m": writes, "rank": ranks, "probe": writes}
+    routes = [link.Route(name=name, endpoints=(endpoint,)) for name, endpoint in made.items()]
+    await gate.serve(*routes, keys=(key(tpm=240_000),), pepper=PEPPER.hex())
+
+    async def left() -> int:
+        probe = {"model": "probe", "prompt": "ok", "max_tokens": 1}
+        got = await gate.ask("POST", "/v1/completions", probe, headers=AUTH)
+        return int(got.headers["x-ratelimit-remaining-tokens"])
+
+    async def cost(path: str, body: Any, status: int) -> int:
+        before = await left()
+        assert (await gate.ask("POST", path, body, headers=AUTH)).status == status
+        return before - await left() - 10_000  # which the probe took; a little comes back meanwhile
+
+    await left()  # from now on it is known how long its prompts are
+    texts = ["a", "b", "bad"]
+    tensor = {"name": "text_input", "datatype": "BYTES", "shape": [3], "data": texts}
+    infer = {"inputs": [tensor], "parameters": {"max_tokens": 20}}
+    assert 14_000 <= await cost("/v2/models/m/infer", infer, 400) <= 20_000
+    assert (
+        14_000 <= await cost("/v1/score", {"model": "rank", "text_1": ["a", "b"], "text_2": ["c", "d"]}, 200) <= 20_000
+    )

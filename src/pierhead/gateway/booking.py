@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,7 @@ class Booked:
     _stream: Stream | None = None
     _outgoing: Outgoing | None = None  # what the engine gets; None until that is made for the target
     _asked = False  # whether an engine has begun to work for it
+    _calls: list[Usage] | None = None  # what engines worked for it before that
     _plan: Live | None = None  # of a configured route
     _attempts = 1
     _retried = False
@@ -73,9 +75,11 @@ class Booked:
         if self._plan is not None:
             self._counted(ok)
         self._body = []
+        told = self.usage.known
         made, self._outgoing = self._outgoing, None
         if made is not None and made.spent.known:
             self.usage = plus(self.usage, made.spent)
+        due, worked = self._due(told)
         stats, target, usage = self._stats, self._target, self.usage
         now = time.monotonic()
         if stats is not None:
@@ -86,12 +90,26 @@ class Booked:
             else:
                 stats.aborted += 1
         if self._hold is not None:
-            self._hold.settle(usage, self._asked and (self.status < 400 or self.status in (499, 504)))
+            self._hold.settle(due, worked)
             self._hold = None
             self._services.metrics.holds -= 1
         if target is not None:
             self._release(target, ok, usage)
         self._services.settled(self._outcome(ok, now) if self._entry is not None else None, self)
+
+    def _due(self, told: bool) -> tuple[Usage, bool]:
+        """What the key pays for (unknown: the most), and whether engines worked at all; ``told``: the last one said."""
+        if self._asked and (self.status < 400 or self.status in (499, 504)):
+            return self.usage if told else NOTHING, True
+        calls = self._calls
+        if not calls:
+            return NOTHING, False
+        if not all(call.known for call in calls):
+            return NOTHING, True
+        due = functools.reduce(plus, calls)
+        if not self.usage.known:
+            self.usage = due
+        return due, True
 
     def _counted(self, ok: bool) -> None:
         """A request for a configured route has ended."""
@@ -163,7 +181,7 @@ class Booked:
             path=request.path,
             code=self.code,
             hit=self.hit,
-            cost=self._services.room.cost(entry, self.usage) if self._asked else 0,
+            cost=self._services.room.cost(entry, self.usage) if self._asked or self._calls else 0,
         )
         if self._services.observer is not None:
             self._more(outcome, ask)

@@ -46,6 +46,7 @@ class Given(NamedTuple):
     id: bytes
     cap: int
     started: float = 0.0
+    calls: list[Usage] | None = None  # what calls of engines on the way to the last one used
 
 
 def native(request: Admitted, ask: Ask, body: list[bytes], target: Target, cap: int) -> Outgoing | None:
@@ -130,7 +131,9 @@ def _facts(given: Given, target: Target | None) -> Facts:
 
 async def _translated(services: Services, given: Given, target: Target) -> Outgoing | Reply:
     facts = _facts(given, target)
-    translation, last, spent = await translate.prepare(services, given.request, facts, target, given.body)
+    translation, last, spent = await translate.prepare(
+        services, given.request, facts, target, given.body, given.calls if given.calls is not None else []
+    )
     if isinstance(last, Reply):
         return last._replace(spent=spent)
     body = await asyncio.to_thread(_as_wanted, last.body, target)

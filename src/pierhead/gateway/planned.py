@@ -135,7 +135,7 @@ class Planned(Seated):
             self._release(target, False, NOTHING)
             self._target = None
         self._attempts += 1
-        self._asked = False
+        self._asked, self._calls = False, None
         self._ticket = self._outgoing = self._answer = self._collected = self._trouble = None
         self._sat, self._cost, self._tries = 0.0, 0, 0
         self._retried = self._revived = self._faulty = self._pooled = self._chunked = False
@@ -203,4 +203,4 @@ class Planned(Seated):
         if self._size > shadow.LARGEST:
             budget.skipped += 1
         elif budget.take(estimate, time.monotonic(), time.time()):
-            self._services.run(shadow.send(self._services, given._replace(entry=entry), budget, estimate))
+            self._services.run(shadow.send(self._services, given._replace(entry=entry, calls=None), budget, estimate))

@@ -142,7 +142,11 @@ class Relay(Hedged):
         ask, entry = self._ask, self._entry
         assert ask is not None
         assert entry is not None
-        return Given(self._request, ask, entry, self._body, self._skeleton, self.id, self._cap, self.started)
+        if self._calls is None:
+            self._calls = []
+        return Given(
+            self._request, ask, entry, self._body, self._skeleton, self.id, self._cap, self.started, self._calls
+        )
 
     async def _early(self) -> bool:
         """Whether the client has its answer already, without an engine."""

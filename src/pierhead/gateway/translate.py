@@ -44,6 +44,8 @@ EARLY: dict[str, str] = {
 _CHAINED = "pierhead.gateway.dialects.chain:through_chat"
 _CALL_TIMEOUT = 120.0
 _CALL_MAX = 64 << 20
+_WORK = frozenset(("embeddings", "rerank", "llamacpp-rerank"))  # what counts of the calls that write no text
+_FREE = Usage(known=True)
 
 
 def _made(where: str | None) -> Any:
@@ -88,9 +90,12 @@ def headers(forward: bytes) -> dict[str, str]:
 
 
 async def prepare(
-    services: Services, request: Admitted, facts: Facts, target: Target, body: list[bytes]
+    services: Services, request: Admitted, facts: Facts, target: Target, body: list[bytes], calls: list[Usage]
 ) -> tuple[Translation, Send | Reply, Usage]:
-    """The translation of this request, what to do last, and what was used up for it; Fault 501 when there is none."""
+    """The translation of this request, what to do last, and what was used up for it; Fault 501 when there is none.
+
+    ``calls`` gets what each call of an engine used, unknown until it has ended.
+    """
     make = cast("Make | None", _made(TRANSLATIONS.get(facts.operation.name)))
     translation = make(facts) if make is not None else None
     if translation is None and make is not None:
@@ -103,11 +108,11 @@ async def prepare(
             hint=f"It serves: {', '.join(sorted(facts.serves))}.",
         )
     steps = translation.steps(b"".join(body))
-    return translation, *await _run(services, request, facts, target, steps)
+    return translation, *await _run(services, request, facts, target, steps, calls)
 
 
 async def _run(
-    services: Services, request: Admitted, facts: Facts, target: Target, steps: Steps
+    services: Services, request: Admitted, facts: Facts, target: Target, steps: Steps, calls: list[Usage]
 ) -> tuple[Send | Reply, Usage]:
     """Drive the generator; its own work happens in a thread, as bodies may be large."""
     result: bytes | Fault | None = None
@@ -124,7 +129,7 @@ async def _run(
             services.keep_loaded(_route(facts), step.seconds)
         else:
             try:
-                result = await _call(target, step)
+                result = await _counted(target, step, calls)
                 spent = plus(spent, of_whole(result))
             except Fault as fault:
                 result = fault
@@ -143,6 +148,21 @@ def _next(steps: Steps, result: bytes | Fault | None) -> Call | Load | Keep:
         return steps.throw(result) if isinstance(result, Fault) else steps.send(result)
     except StopIteration as stop:
         raise _Last(stop.value) from None
+
+
+async def _counted(target: Target, call: Call, calls: list[Usage]) -> bytes:
+    """The call's answer; what it used is unknown until then, and nothing if it failed."""
+    if not OPERATIONS[call.operation].generates and call.operation not in _WORK:
+        return await _call(target, call)
+    at = len(calls)
+    calls.append(NOTHING)
+    try:
+        answer = await _call(target, call)
+    except Fault:
+        calls[at] = _FREE
+        raise
+    calls[at] = of_whole(answer)
+    return answer
 
 
 async def _call(target: Target, call: Call) -> bytes:
