@@ -154,6 +154,12 @@ class Planned(Seated):
             self._late.cancel()
             self._late = None
 
+    def cancel(self) -> None:
+        """The client went away, perhaps before anything had left for it."""
+        if self._held:
+            self.status = 0
+        super().cancel()
+
     def expire(self, fault: Fault) -> None:
         """All its time is over: nobody else is asked."""
         self._then = ()

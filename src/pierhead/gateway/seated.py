@@ -197,7 +197,8 @@ class Seated(Delivery):
             entry.lane.ended(target, ok or (False if self._faulty else None))
         if self._seat is None:
             return
-        if self._cost or self._ticket is not None or entry.lane.waiting or len(target.lanes) > 1:
+        lane = entry.lane  # no other lane may wait for this slot, as after its endpoint went to a route of another name
+        if self._cost or self._ticket is not None or lane.waiting or len(target.lanes) > 1 or lane not in target.lanes:
             self._vacate()
         else:
             self._seat = None
