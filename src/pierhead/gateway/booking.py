@@ -169,26 +169,32 @@ class Booked:
             ok=ok,
             stream=stream is not None,
             usage=self.usage,
-            queued=self.queued,
-            route=self._plan.name if self._plan is not None else "",
-            fallback=entry.name if self._attempts > 1 else "",
-            retries=self._attempts - 1,
-            ttft=stream.first - self.started if stream is not None and stream.first else 0.0,
             seconds=now - self.started,
             sent=self.sent,
-            peer=self._client.peer,
-            method=request.method,
-            path=request.path,
-            code=self.code,
-            hit=self.hit,
-            cost=self._services.room.cost(entry, self.usage) if self._asked or self._calls else 0,
         )
+        if self._asked or self._calls:
+            outcome.cost = self._services.room.cost(entry, self.usage)
+        if stream is not None and stream.first:
+            outcome.ttft = stream.first - self.started
+        if self.status != 200 or self._plan is not None or self.queued or self.hit or self.code:
+            self._unusual(outcome, entry)
         if self._services.observer is not None:
             self._more(outcome, ask)
         return outcome
 
+    def _unusual(self, outcome: Outcome, entry: Entry) -> None:
+        """What most requests have nothing to say of."""
+        outcome.queued = self.queued
+        outcome.route = self._plan.name if self._plan is not None else ""
+        outcome.fallback = entry.name if self._attempts > 1 else ""
+        outcome.retries = self._attempts - 1
+        outcome.code = self.code
+        outcome.hit = self.hit
+
     def _more(self, outcome: Outcome, ask: Ask) -> None:
         """What only logs, traces and recordings want."""
+        request = self._request
+        outcome.peer, outcome.method, outcome.path = self._client.peer, request.method, request.path
         self._traced()
         outcome.trace, outcome.span = self.trace, self.span
         outcome.finish = finish(self._stream.tail if self._stream is not None else self._tail)

@@ -91,7 +91,8 @@ class Account:
             return  # of a day or month that has passed: what was reserved then counts as spent then
         self.reserved -= amount
         self.available += amount - spent
-        self.wake(not self.reserved)
+        if self._queue:
+            self.wake(not self.reserved)
 
     def refuse(self, least: int) -> None:
         """Fault 402 at once while it is known that ``least`` is not to be had."""

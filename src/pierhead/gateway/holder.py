@@ -187,15 +187,16 @@ class Holder:
             return Hold(self, None)
         planned = self._planned(ask, entry, size, operation, text)
         self._check(planned)
-        if planned is not None and self.accounts:
-            now = time.time()
-            for account in self.accounts:
-                if account.available < amount(account.unit, planned, planned.answer) or not (
-                    account.since <= now < account.until
-                ):
-                    account.refuse(amount(account.unit, planned, planned.least))
-                    return None
-        return self._grant(planned, operation)
+        if planned is None or not self.accounts:
+            return self._grant(planned, operation)
+        now, amounts = time.time(), list[int]()
+        for account in self.accounts:
+            needed = amount(account.unit, planned, planned.answer)
+            if account.available < needed or not account.since <= now < account.until:
+                account.refuse(amount(account.unit, planned, planned.least))
+                return None
+            amounts.append(needed)
+        return self._grant(planned, operation, amounts)
 
     def begin_free(self, operation: Operation) -> Hold:
         """The same for a request that no engine will work for: it takes no tokens and nothing of a budget."""
@@ -266,7 +267,7 @@ class Holder:
                 tokens.wait(planned.tokens),
             )
 
-    def _grant(self, planned: Plan | None, operation: Operation) -> Hold:
+    def _grant(self, planned: Plan | None, operation: Operation, amounts: list[int] | None = None) -> Hold:
         hold = Hold(self, planned)
         self.open += 1
         requests, tokens = self.requests, self.tokens
@@ -278,8 +279,9 @@ class Holder:
                 hold.taken = planned.tokens
                 tokens.level -= planned.tokens
             if self.accounts:
-                answer = planned.answer
-                hold.claims = [a.reserve(amount(a.unit, planned, answer)) for a in self.accounts]
+                if amounts is None:
+                    amounts = [amount(a.unit, planned, planned.answer) for a in self.accounts]
+                hold.claims = [a.reserve(needed) for a, needed in zip(self.accounts, amounts, strict=True)]
         if requests is not None or tokens is not None:
             hold.headers = told(requests, tokens, operation.dialect)
         return hold

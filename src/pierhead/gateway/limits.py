@@ -59,6 +59,12 @@ def told(requests: Bucket | None, tokens: Bucket | None, dialect: Dialect) -> by
     if dialect == "anthropic":
         lines = [_anthropic(n, b) for n, b in ((b"requests", requests), (b"tokens", tokens)) if b is not None]
         return b"".join(lines)
+    if requests is not None and tokens is not None:
+        one, most, two, all_ = requests.level, requests.capacity, tokens.level, tokens.capacity
+        return _BOTH % (
+            *(most, one if one > 0 else 0, (most - one) / requests.rate * 1000),
+            *(all_, two if two > 0 else 0, (all_ - two) / tokens.rate * 1000),
+        )
     lines = b""
     if requests is not None:
         level, capacity = requests.level, requests.capacity
@@ -79,6 +85,7 @@ def _openai(name: bytes) -> bytes:
 
 
 _REQUESTS, _TOKENS = _openai(b"requests"), _openai(b"tokens")
+_BOTH = _REQUESTS + _TOKENS
 
 
 def _anthropic(name: bytes, bucket: Bucket) -> bytes:

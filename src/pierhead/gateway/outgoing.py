@@ -62,7 +62,7 @@ def native(request: Admitted, ask: Ask, body: list[bytes], target: Target, cap: 
         )
     if target.outside is not None:
         return Outgoing(target.outside.head(operation, request.forward), body, strip)
-    if body and MARK in body[0]:
+    if ask.tool_choice is not None and body:
         body = [adapt(body[0], target.call_prefix)]
     return Outgoing(request.forward, body, strip)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 
 from pierhead.gateway.metrics import Histogram, labels
@@ -120,12 +121,18 @@ class Tally:
         status, usage = outcome.status, outcome.usage
         pair.status[status] = pair.status.get(status, 0) + 1
         pair.seconds += outcome.seconds
-        pair.kind.duration.observe(outcome.seconds)
+        kind, seconds = pair.kind, outcome.seconds
+        histogram = kind.duration  # as ``observe`` does, without the calls: each request comes by here
+        histogram.counts[bisect_left(SECONDS, seconds)] += 1
+        histogram.total += seconds
         if usage.known:
-            pair.prompt += usage.prompt
-            pair.completion += usage.completion
-            pair.kind.prompt.observe(usage.prompt)
-            pair.kind.completion.observe(usage.completion)
+            prompt, completion = usage.prompt, usage.completion
+            pair.prompt += prompt
+            pair.completion += completion
+            kind.prompt.counts[bisect_left(TOKENS, prompt)] += 1
+            kind.prompt.total += prompt
+            kind.completion.counts[bisect_left(TOKENS, completion)] += 1
+            kind.completion.total += completion
             if usage.cached:
                 pair.cached += usage.cached
                 pair.warm += 1

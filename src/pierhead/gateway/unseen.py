@@ -17,6 +17,7 @@ _ELSEWHERE = (
     *(b'"file_id"', b'"file_url"', b'"file_data"', b'"video_url"', b'"audio_url"', b'"container_upload"'),
     *(b'"web_search_2', b'"web_fetch_2', b'"web_search_options"', b'"mcp_servers"', b"\\u0032", *ESCAPED),
 )
+_PARTS = (b'"type"', b"\\u00", b'"web_search_options"', b'"mcp_servers"')
 _STORED = (b'"previous_response_id"', b'"conversation"', b'"item_reference"')
 _TALK = frozenset(("chat", "messages", "responses"))
 _MARKS = 8  # tokens between a query and a document

@@ -79,6 +79,8 @@ def _of(usage: _Usage) -> Usage:
 
 def _told(prompt: int, completion: int, cached: int) -> Usage:
     """What an engine says, within reason: it is not trusted."""
+    if 0 <= cached <= prompt <= _MOST and 0 <= completion <= _MOST:
+        return Usage(prompt, completion, cached, True)
     prompt, completion = min(max(prompt, 0), _MOST), min(max(completion, 0), _MOST)
     return Usage(prompt, completion, min(max(cached, 0), prompt), True)
 
