@@ -34,6 +34,7 @@ class Ask(msgspec.Struct):
     stream_options: StreamOptions | None = None
     prompt: msgspec.Raw = msgspec.Raw()
     options: msgspec.Raw = msgspec.Raw()  # Ollama's
+    web_search_options: msgspec.Raw | None = None
     tool_choice: msgspec.Raw | None = None  # whether there is one; looking for the word in the body costs more
 
     @property

@@ -15,7 +15,7 @@ from pierhead.gateway.ask import Ask
 from pierhead.gateway.link import Price
 from pierhead.gateway.operations import Operation
 from pierhead.gateway.prices import affordable, bound
-from pierhead.gateway.unseen import unseen
+from pierhead.gateway.unseen import plain, unseen
 from pierhead.gateway.usage import Usage
 
 if TYPE_CHECKING:
@@ -72,7 +72,11 @@ def plan(
     context = targets[0].context if len(targets) == 1 else max((target.context for target in targets), default=0)
     margin = room.margins.get(entry.name, MARGIN)
     name = operation.name
-    prompt = (size // _AUDIO if operation.where == "form" else size + unseen(name, text, size)) + margin
+    if name != "chat" or ask.web_search_options is not None or not plain(text):
+        most = size // _AUDIO if operation.where == "form" else size + unseen(name, text, size)
+    else:
+        most = size
+    prompt = most + margin
     prompts = _prompts(ask) if name == "completions" else 1
     if context and prompt > context * prompts and (name in _ONE or name == "completions"):
         prompt = context * prompts
