@@ -50,7 +50,7 @@ EVERYTHING: dict[str, Any] = {
 async def play(call: Any) -> None:
     """An engine that answers everything in a word."""
     path = call.head.split()[1].decode()
-    body = json.loads(call.body or b"{}")
+    body = json.loads(call.body or b"{}") if call.headers.get("content-type") == "application/json" else {}
     if not (isinstance(body, dict) and body.get("stream")):
         await call.json(ANSWERS.get(path, EVERYTHING))
         return

@@ -8,6 +8,8 @@ import msgspec
 
 from pierhead.gateway.faults import Fault, bad_request
 
+ABSENT = msgspec.Raw()  # by its identity: an absent member, not an empty one
+
 
 class StreamOptions(msgspec.Struct):
     """OpenAI's options of a stream."""
@@ -34,8 +36,8 @@ class Ask(msgspec.Struct):
     stream_options: StreamOptions | None = None
     prompt: msgspec.Raw = msgspec.Raw()
     options: msgspec.Raw = msgspec.Raw()  # Ollama's
-    web_search_options: msgspec.Raw | None = None
-    tool_choice: msgspec.Raw | None = None  # whether there is one; looking for the word in the body costs more
+    web_search_options: msgspec.Raw = ABSENT
+    tool_choice: msgspec.Raw = ABSENT  # whether there is one; looking for the word in the body costs more
 
     @property
     def bound(self) -> int | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote
 
 from pierhead.gateway import forms, passthrough, translate
-from pierhead.gateway.ask import Ask
+from pierhead.gateway.ask import ABSENT, Ask
 from pierhead.gateway.dialects.base import Facts, Reply, Translation
 from pierhead.gateway.skeleton import INLINE
 from pierhead.gateway.tool_choice import MARK, adapt
@@ -62,7 +62,7 @@ def native(request: Admitted, ask: Ask, body: list[bytes], target: Target, cap: 
         )
     if target.outside is not None:
         return Outgoing(target.outside.head(operation, request.forward), body, strip)
-    if ask.tool_choice is not None and body:
+    if ask.tool_choice is not ABSENT and body:
         body = [adapt(body[0], target.call_prefix)]
     return Outgoing(request.forward, body, strip)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from pierhead.gateway.ask import Ask
+from pierhead.gateway.ask import ABSENT, Ask
 from pierhead.gateway.link import Price
 from pierhead.gateway.operations import Operation
 from pierhead.gateway.prices import affordable, bound
@@ -72,7 +72,7 @@ def plan(
     context = targets[0].context if len(targets) == 1 else max((target.context for target in targets), default=0)
     margin = room.margins.get(entry.name, MARGIN)
     name = operation.name
-    if name != "chat" or ask.web_search_options is not None or not plain(text):
+    if name != "chat" or ask.web_search_options is not ABSENT or not plain(text):
         most = size // _AUDIO if operation.where == "form" else size + unseen(name, text, size)
     else:
         most = size
