@@ -11,11 +11,12 @@ from starlette.responses import Response
 
 from pierhead.daemon.ollama_progress import answer
 from pierhead.daemon.parts import Parts
-from pierhead.errors import NotFound, UsageError
+from pierhead.errors import NotFound, PierError, UsageError
 from pierhead.sources.threads import entered, finished
 from pierhead.store.blobs import DIGEST, Ingest
 
 _PIECE = 1 << 20
+_SKIM = 1 << 20
 _KEPT = 3600.0  # seconds that a file waits for the model it is for; then a clean-up may take it
 
 
@@ -35,7 +36,11 @@ class Arrivals:
 
     async def post(self, request: Request) -> Response:
         """201 once the store has it, 200 where it was there."""
-        digest = _digest(request)
+        try:
+            digest = _digest(request)
+        except PierError:
+            await _skim(request)
+            raise
         length = request.headers.get("content-length", "")
         size = int(length) if length.isdigit() and len(length) < 16 else None
         await asyncio.to_thread(self._keep)
@@ -108,3 +113,13 @@ async def _pieces(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
             kept, size = [], 0
     if kept:
         yield b"".join(kept)
+
+
+async def _skim(request: Request) -> None:
+    """Read a little of a body that is refused: a connection that closes on unread bytes may take the answer with it."""
+    size = 0
+    with contextlib.suppress(ClientDisconnect):
+        async for piece in request.stream():
+            size += len(piece)
+            if size > _SKIM:
+                return

@@ -417,3 +417,8 @@ def test_a_response_that_fails_on_the_way_says_so_by_its_own_events(played) -> N
     assert (failed["type"], failed["response"]["status"]) == ("response.failed", "failed")
     assert failed["response"]["error"]["message"] == "gone"
     assert (error["type"], error["error"]["code"]) == ("error", "engine_failed")
+
+
+def test_an_empty_list_of_input_is_sent_on_and_breaks_nothing(played):
+    _, sent = translated(played, {"model": "m", "input": [], "previous_response_id": None})
+    assert sent["messages"] == []

@@ -173,6 +173,8 @@ def _status(error: Any) -> int:
 
 def prefill(messages: list[dict[str, Any]]) -> str:
     """What an answer is made to begin with: llama.cpp goes on from an assistant's last message, and says it again."""
+    if not messages:
+        return ""
     last = messages[-1]
     text = last["content"] if last["role"] == "assistant" and "tool_calls" not in last else ""
     return text if isinstance(text, str) else ""
