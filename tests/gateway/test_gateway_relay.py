@@ -499,3 +499,32 @@ async def test_a_request_that_chooses_a_tool_uses_the_open_connection(gate, new_
     large = body | {"messages": [{"role": "user", "content": "x" * 300_000}], "tool_choice": "auto"}
     assert (await gate.ask("POST", "/v1/chat/completions", large)).status == 200
     assert len(json.loads(engine.calls[-1].body)["messages"][0]["content"]) == 300_000
+
+
+async def test_a_translated_request_uses_the_open_connection(gate, new_engine):
+    async def answer(request):
+        message = {"role": "assistant", "content": "hi"}
+        await request.json({"id": "x", "choices": [{"index": 0, "finish_reason": "stop", "message": message}]})
+
+    engine = await new_engine(answer)
+    await gate.serve(route(engine))
+    body = {"model": "m", "max_tokens": 4, "messages": [{"role": "user", "content": "hi"}]}
+    for _ in range(3):
+        assert (await gate.ask("POST", "/v1/messages", body)).status == 200
+    assert engine.connections == 1
+
+
+async def test_a_translated_request_survives_an_open_connection_that_had_gone_stale(gate, new_engine):
+    async def answer(request):
+        message = {"role": "assistant", "content": "hi"}
+        await request.json({"id": "x", "choices": [{"index": 0, "finish_reason": "stop", "message": message}]})
+        if len(engine.calls) == 1:
+            await request.reader.readuntil(b"\r\n\r\n")  # the next request, which this connection never answers
+            request.reset()
+
+    engine = await new_engine(answer)
+    await gate.serve(route(engine))
+    body = {"model": "m", "max_tokens": 4, "messages": [{"role": "user", "content": "hi"}]}
+    for _ in range(2):
+        assert (await gate.ask("POST", "/v1/messages", body)).status == 200
+    assert engine.connections == 2

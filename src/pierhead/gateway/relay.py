@@ -114,7 +114,6 @@ class Relay(Hedged):
         except Fault as fault:
             self._fail(fault)
             return
-        self._pooled = False
         self._send(conn)
 
     def _read(self, text: bytes) -> Ask:
@@ -171,7 +170,9 @@ class Relay(Hedged):
             try:
                 if self._outgoing is None and not await self._prepare(target):
                     return None
-                return await target.connect()
+                idle = target.take() if not self._retried else None
+                self._pooled = idle is not None
+                return idle or await target.connect()
             except BlockingIOError as exc:
                 raise Fault(503, "engine_busy", "the engine accepts no more connections now.", source="engine") from exc
             except OSError as exc:
