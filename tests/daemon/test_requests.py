@@ -86,8 +86,8 @@ def test_what_was_recorded_is_sent_again_and_compared(house, pier, tmp_path):
     response.read()
     connection.close()
     deadline = time.monotonic() + 20
-    while len(json.loads(pier("requests", "list", "--json").stdout)) < 4 and time.monotonic() < deadline:
-        time.sleep(0.1)
+    while len(json.loads(pier("requests", "list", "--json").stdout)) < 4:
+        assert time.monotonic() < deadline, "the recordings were not written"
     done = json.loads(pier("replay", "--last", "4", "--to", "smollm2", "--concurrency", "2", "--json").stdout)
     assert done["summary"]["requests"] == 4
     assert done["summary"]["failed"] == 0

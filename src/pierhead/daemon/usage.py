@@ -101,9 +101,11 @@ class Usage:
         with self._open() as database:
             for path, _ in found:
                 folded += self._fold(database, path)
-            known = {path.name for path, _ in found}
-            gone = [(f,) for (f,) in database.execute("SELECT file FROM journals") if f not in known]
             with database:
+                database.execute("BEGIN IMMEDIATE")
+                # Another process may have folded what came after this one had looked: what is gone is asked now.
+                noted = database.execute("SELECT file FROM journals").fetchall()
+                gone = [(file,) for (file,) in noted if not (self._journals / file).exists()]
                 database.executemany("DELETE FROM journals WHERE file = ?", gone)
                 database.execute("DELETE FROM usage WHERE day < ?", (_today() - KEEP_DAYS,))
         return folded
