@@ -144,7 +144,7 @@ async def test_the_asynchronous_client_chats_completes_embeds_and_responds(proce
         chat = await client.chat.completions.create(model="smollm2", messages=hello, max_tokens=4, stream=True)
         assert [chunk async for chunk in chat]
         parsed = await client.chat.completions.parse(
-            model="smollm2", messages=hello, response_format=Tide, max_tokens=100
+            model="smollm2", messages=hello, response_format=Tide, max_tokens=400
         )
         assert isinstance(parsed.choices[0].message.parsed, Tide)
         async with client.chat.completions.stream(model="smollm2", messages=hello, max_tokens=4) as stream:
