@@ -199,6 +199,33 @@ async def test_keep_alive_is_told_to_the_daemon_and_unloading_starts_nothing(gat
     assert (told.model, told.seconds) == ("m", 0)
 
 
+async def test_a_plain_key_cannot_change_how_long_a_model_stays_for_all_and_is_served_all_the_same(
+    gate: Gate, new_engine: NewEngine, talks: Any
+) -> None:
+    engine = await new_engine(talks)
+    pepper = bytes(16)
+    keys = tuple(
+        link.Key(name, hmac.digest(pepper, name.encode(), hashlib.sha256).hex(), grants=link.Grants(admin=admin))
+        for name, admin in (("plain", False), ("ops", True))
+    )
+    await gate.serve(link.Route(name="m", endpoints=(engine.endpoint,)), keys=keys, pepper=pepper.hex())
+    asked = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+
+    async def ask(who: str, **members: Any) -> Any:
+        return await gate.ask("POST", "/api/chat", asked | members, headers={"authorization": f"Bearer {who}"})
+
+    for members in ({"keep_alive": 0}, {"keep_alive": "24h", "stream": False}, {"keep_alive": -1, "messages": []}):
+        got = await ask("plain", **members)
+        assert got.status == 200, got.body
+        assert got.headers["x-pierhead-keep-alive"] == "ignored"
+    assert "x-pierhead-keep-alive" not in (await ask("plain", stream=False)).headers
+    refused = await ask("plain", keep_alive=0, messages=[])
+    assert refused.status == 403
+    assert "--admin" in refused.json()["error"]
+    assert "x-pierhead-keep-alive" not in (await ask("ops", keep_alive=7)).headers
+    assert (await gate.next(link.KeepLoaded)).seconds == 7, "nothing of the plain key's came before it"
+
+
 # --- blobs ------------------------------------------------------------------------------------------------------------
 
 

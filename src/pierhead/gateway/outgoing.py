@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class Outgoing(NamedTuple):
     """The request as one target gets it: ``head`` lacks its end.
 
-    ``strip``: the engine tells a usage that the client did not ask for.
+    ``strip``: the engine tells a usage that the client did not ask for. ``note``: lines for the answer's head.
     """
 
     head: bytes
@@ -33,6 +33,7 @@ class Outgoing(NamedTuple):
     strip: bool = False
     translation: Translation | None = None
     spent: Usage = NOTHING  # by what was asked before
+    note: bytes = b""
 
 
 class Given(NamedTuple):
@@ -106,7 +107,7 @@ def _named_elsewhere(request: Admitted, body: list[bytes], target: Target) -> Ou
 
 async def early(services: Services, given: Given) -> Reply | None:
     """The answer to a request that needs no engine at all."""
-    return await translate.early(services, _facts(given, None), given.body)
+    return await translate.early(services, given.request, _facts(given, None), given.body)
 
 
 def _facts(given: Given, target: Target | None) -> Facts:
@@ -131,13 +132,13 @@ def _facts(given: Given, target: Target | None) -> Facts:
 
 async def _translated(services: Services, given: Given, target: Target) -> Outgoing | Reply:
     facts = _facts(given, target)
-    translation, last, spent = await translate.prepare(
+    translation, last, spent, note = await translate.prepare(
         services, given.request, facts, target, given.body, given.calls if given.calls is not None else []
     )
     if isinstance(last, Reply):
-        return last._replace(spent=spent)
+        return last._replace(spent=spent, headers=last.headers + note)
     body = await asyncio.to_thread(_as_wanted, last.body, target)
-    return Outgoing(translate.head(target, last.operation), body, translation=translation, spent=spent)
+    return Outgoing(translate.head(target, last.operation), body, translation=translation, spent=spent, note=note)
 
 
 def _as_wanted(body: bytes, target: Target) -> list[bytes]:

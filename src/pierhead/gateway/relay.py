@@ -195,6 +195,8 @@ class Relay(Hedged):
             self._reply(made)
             return False
         self._outgoing = made
+        if made.note and made.note not in self._extra:
+            self._extra += made.note
         return True
 
     def _send(self, conn: UpstreamConnection) -> None:

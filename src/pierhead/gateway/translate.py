@@ -46,6 +46,8 @@ _CALL_TIMEOUT = 120.0
 _CALL_MAX = 64 << 20
 _WORK = frozenset(("embeddings", "rerank", "llamacpp-rerank"))  # what counts of the calls that write no text
 _FREE = Usage(known=True)
+# Ollama's clients send keep_alive as a matter of course: a key that may not change the model's life for all is served.
+_NOT_KEPT = b"x-pierhead-keep-alive: ignored\r\n"
 
 
 def _made(where: str | None) -> Any:
@@ -60,13 +62,18 @@ def may_be_early(operation: str, body: list[bytes]) -> bool:
     return operation in EARLY and any(b"keep_alive" in piece for piece in body)
 
 
-async def early(services: Services, facts: Facts, body: list[bytes]) -> Reply | None:
-    """The answer to a request that needs no engine, such as one that wants its model unloaded; None for all others."""
+async def early(services: Services, request: Admitted, facts: Facts, body: list[bytes]) -> Reply | None:
+    """The answer to a request that needs no engine, such as one that wants its model unloaded; None for all others.
+
+    Fault 403 for a key that may not do so: a model that others use is not its to unload.
+    """
     find = cast("Early", _made(EARLY[facts.operation.name]))
     found = await asyncio.to_thread(lambda: find(b"".join(body), facts))
     if found is None:
         return None
     keep, reply = found
+    if request.holder is not None:
+        request.holder.require_admin()
     services.keep_loaded(_route(facts), keep.seconds)
     return reply
 
@@ -91,8 +98,10 @@ def headers(forward: bytes) -> dict[str, str]:
 
 async def prepare(
     services: Services, request: Admitted, facts: Facts, target: Target, body: list[bytes], calls: list[Usage]
-) -> tuple[Translation, Send | Reply, Usage]:
-    """The translation of this request, what to do last, and what was used up for it; Fault 501 when there is none.
+) -> tuple[Translation, Send | Reply, Usage, bytes]:
+    """The translation of this request, what to do last, what was used up for it, and lines for the answer's head.
+
+    Fault 501 when there is none.
 
     ``calls`` gets what each call of an engine used, unknown until it has ended.
     """
@@ -113,20 +122,23 @@ async def prepare(
 
 async def _run(
     services: Services, request: Admitted, facts: Facts, target: Target, steps: Steps, calls: list[Usage]
-) -> tuple[Send | Reply, Usage]:
+) -> tuple[Send | Reply, Usage, bytes]:
     """Drive the generator; its own work happens in a thread, as bodies may be large."""
     result: bytes | Fault | None = None
-    spent = NOTHING
+    spent, note = NOTHING, b""
     while True:
         try:
             step = await asyncio.to_thread(_next, steps, result)
         except _Last as last:
-            return last.value, spent
+            return last.value, spent, note
         result = None
         if isinstance(step, Load):
             result = await services.load(request.key_id, step.key)
         elif isinstance(step, Keep):
-            services.keep_loaded(_route(facts), step.seconds)
+            if request.holder is None or request.holder.grants.admin:
+                services.keep_loaded(_route(facts), step.seconds)
+            else:
+                note = _NOT_KEPT
         else:
             try:
                 result = await _counted(target, step, calls)
