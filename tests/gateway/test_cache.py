@@ -127,6 +127,31 @@ async def test_a_hit_takes_nothing_of_a_budget_but_counts_as_a_request(asking: A
     assert refused.json()["error"]["code"] == "requests_per_minute"
 
 
+async def test_an_answer_that_a_budget_has_cut_short_is_not_served_to_others(new_gate: Any, asking: Asking) -> None:
+    asking.gate = await new_gate(cache_shared=True)
+
+    async def answer(call: Any) -> None:
+        limit = json.loads(call.body).get("max_tokens", 2000)
+        usage = {"prompt_tokens": 10, "completion_tokens": min(limit, 30)}
+        await call.json({"choices": [{"message": {"content": "x " * min(limit, 30)}}], "usage": usage})
+
+    asking.engine.handler = answer
+    poor = key("poor", cache=True, budgets=(link.Budget(600, "tokens"),))
+    await asking.serve(poor, key("rich", cache=True))
+    assert await asking.cache("poor", max_tokens=20) == "miss"
+    assert await asking.cache("rich", max_tokens=20) == "hit", "it asked for no more"
+    assert await asking.cache("poor") == "miss"
+    assert await asking.cache("rich") == "hit", "it ended by itself"
+    for turn in range(10):  # until so little is left that answers are clamped
+        got = await asking.post("poor", user=f"u{turn}")
+        assert got.status == 200, got.body
+        cut = got.json()["usage"]["completion_tokens"] < 30
+        assert await asking.cache("rich", user=f"u{turn}") == ("miss" if cut else "hit")
+        if cut:
+            return
+    pytest.fail("the budget cut nothing")
+
+
 async def test_errors_and_answers_that_break_off_are_not_kept(asking: Asking) -> None:
     async def failing(call: Any) -> None:
         await call.json({"error": {"message": "no"}}, 400)

@@ -61,6 +61,7 @@ class Remembered(Relay):
 
     _name: bytes | None = None
     _whole_answer = False
+    _clamp = 0  # the tokens that limits of the key leave an answer, where the client did not ask for fewer
 
     def start(self, skeleton: bytes | None = None) -> None:
         """Begin with the cache."""
@@ -107,12 +108,16 @@ class Remembered(Relay):
 
     def _granted(self, hold: Hold) -> None:
         super()._granted(hold)
+        bound = self._ask.bound if self._ask is not None else None
+        self._clamp = hold.cap if bound is None or bound > hold.cap else 0
         if self._name is not None:
             self._client.extra += b"x-pierhead-cache: miss\r\n"
 
     def _settle(self, ok: bool) -> None:
         super()._settle(ok)
-        self._whole_answer = ok and self.status == 200
+        usage, clamp = self.usage, self._clamp
+        cut = clamp and (not usage.known or usage.completion >= clamp)  # by what was left of a budget, not as asked
+        self._whole_answer = ok and self.status == 200 and not cut
 
     def _record(self, raw: bytes) -> None:
         """Keep an answer that came whole from an engine, and came well."""
