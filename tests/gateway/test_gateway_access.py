@@ -47,6 +47,22 @@ async def test_a_key_is_needed_over_tcp_when_settings_say_so_and_never_on_the_un
     assert (await gate.ask("GET", "/metrics")).status == 401
 
 
+async def test_where_no_key_is_needed_a_wrong_one_is_refused_once_there_are_keys_and_ignored_until_then(gate):
+    route = link.Route(name="m")
+    wrong = ({"authorization": "Bearer nope"}, {"x-api-key": "nope"})
+    await gate.serve(route)
+    for headers in ({}, *wrong):  # OpenAI's clients cannot be told to send none
+        assert (await gate.ask("GET", "/v1/models/m", headers=headers)).status == 200
+    await gate.serve(route, keys=(key(models=("other",)),), pepper=PEPPER.hex())
+    for headers in wrong:
+        refused = await gate.ask("GET", "/v1/models/m", headers=headers)
+        assert (refused.status, refused.json()["error"]["code"]) == (401, "invalid_api_key")
+    assert (await gate.ask("GET", "/v1/models/m")).status == 200
+    assert (await gate.ask("GET", "/v1/models/m", headers={"authorization": "Basic eDp5"})).status == 200
+    assert (await gate.ask("GET", "/v1/models/m", headers={"authorization": f"Bearer {KEY}"})).status == 403
+    assert (await gate.ask("GET", "/health", headers=wrong[0])).status == 200
+
+
 async def test_a_revoked_key_stops_on_an_open_connection(new_gate, http):
     gate = await new_gate(require_key=True)
     await gate.serve(keys=(key(),), pepper=PEPPER.hex())

@@ -219,8 +219,9 @@ class Doorkeeper:
         managed = managing.kind(method, path) if control else ""
         if door.tcp and (door.key or (control and not managed)):
             request = request._replace(holder=self._who(head))
-        elif door.tcp and self.keys:
-            request = request._replace(holder=self.keys.recognise(head))
+        elif door.tcp and (self.keys or self.tokens is not None) and given(head):
+            # Here none is needed, but whoever sends one means it: with a revoked or mistyped one it is nobody else.
+            request = request._replace(holder=self._who(head))
         if request.fault is not None:
             return request
         if control:

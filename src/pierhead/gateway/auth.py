@@ -73,14 +73,6 @@ class Keys:
                 return found[1]
         raise Fault(401, "invalid_api_key", "the API key is not known here.", hint=_HINT, headers=_CHALLENGE)
 
-    def recognise(self, head: Head) -> Holder | None:
-        """Whose key a request came with where none is needed; None for one that is no key of ours."""
-        key = given(head)
-        try:
-            return self.find(key) if key else None
-        except Fault:
-            return None
-
     def lapsed(self, now: float) -> bool:
         """Whether a key has expired since the last call: what was decided about it before holds no more."""
         if not self._next or now < self._next:
