@@ -11,19 +11,21 @@ from pathlib import Path
 from typing import Any
 
 from pierhead.config import Settings
-from pierhead.engines.base import Engine, Plan, PlanRequest
-from pierhead.errors import DaemonUnavailable, NotFound, PierError, UsageError
+from pierhead.engines.base import Engine, Plan
+from pierhead.errors import DaemonUnavailable, NotFound, PierError
 from pierhead.events import Listener, Note, Ready, ignore
+from pierhead.fleet import adoption
 from pierhead.fleet import record as records
 from pierhead.fleet.choice import RuntimeChooser
 from pierhead.fleet.holdings import Models
 from pierhead.fleet.info import ReplicaInfo, describe_replica
 from pierhead.fleet.memory import Memory, read_memory
+from pierhead.fleet.planning import Planning
 from pierhead.fleet.replica import Life, Replica
 from pierhead.fleet.scheduler import decide
 from pierhead.fleet.state import COMING, LEAVING, Backoff, State
 from pierhead.runtimes.base import Instance, Runtime
-from pierhead.store.model import ModelRecord, opening
+from pierhead.store.model import ModelRecord
 
 log = logging.getLogger(__name__)
 
@@ -45,8 +47,7 @@ class Supervisor:
         trusted: Callable[[ModelRecord], object] = lambda record: None,
     ) -> None:
         self._store = store
-        self._trusted = trusted
-        self._engines = engines
+        self._planning = Planning(store, engines, settings.engine, trusted)
         self._settings = settings
         self._dir = replicas_dir
         self._changed = changed
@@ -85,7 +86,7 @@ class Supervisor:
         await self._adopted.wait()
         record = self._store.get(model)
         self.chooser.check(runtime)
-        wanted = self._engine(record).validate(settings) if settings else {}
+        wanted = self._planning.asked(record, settings)
         if failed:
             await self._examine(failed)
         replica = await self._take(record, runtime, wanted, keep_alive, pin, listener, by_request)
@@ -234,19 +235,17 @@ class Supervisor:
             folder=self._dir / replica,
             start_timeout=fleet.start_timeout,
             withdrawn=self._withdrawn,
-            parallel=self._parallel(record, settings),
+            parallel=self._planning.parallel(record, settings),
         )
 
     async def _admit(self, replica: Replica, refusal: PierError | None) -> tuple[Plan, str, Runtime]:
         """Find memory for a new replica, stopping idle ones for it, and choose where it runs."""
-        engine = self._engine(replica.life.model)
-        folder = await asyncio.to_thread(self._hold, replica)
+        self._planning.engine(replica.life.model)
+        folder = await asyncio.to_thread(self._planning.hold, replica)
         async with self._admission:
             claims = [r.claim() for r in self._replicas.values() if r is not replica]
             reserve = self._settings.engine.memory_reserve
-            decision = decide(
-                claims, self._memory(), reserve, lambda free: engine.plan(self._ask(replica, folder, free))
-            )
+            decision = decide(claims, self._memory(), reserve, lambda free: self._planning.plan(replica, folder, free))
             for victim in decision.evict:
                 evicted = self._replicas[victim]
                 replica.emit(Note(message=f"stopping {evicted.life.model.name}, idle, to make room"))
@@ -254,57 +253,6 @@ class Supervisor:
             replica.plan = decision.plan
         name, runtime = await self.chooser.choose(replica.life.runtime, decision.plan.spec, replica.emit, refusal)
         return decision.plan, name, runtime
-
-    def _hold(self, replica: Replica) -> Path:
-        """Keep the store from removing the model while it runs; its folder. Untrusted where the policy refuses it."""
-        record = replica.life.model
-        self._trusted(record)
-        self._store.pin(record.digest, replica.id)
-        replica.life.lease.callback(self._store.unpin, replica.id)
-        self._store.recheck(record)
-        return self._store.materialize(record)
-
-    def _ask(self, replica: Replica, folder: Path, free: int) -> PlanRequest:
-        model = replica.life.model
-        return PlanRequest(
-            replica=replica.id,
-            model=model.name,
-            model_dir=folder,
-            files=model.laid_out,
-            metadata=model.metadata,
-            settings=self._settings_of(model, replica.life.settings),
-            free_memory=max(1, free),  # 0 would mean: not known
-            cpus=_cpus(),
-            opening=opening(model.packaged),
-        )
-
-    def _parallel(self, model: ModelRecord, asked: Mapping[str, Any]) -> int:
-        """Requests at a time. A model whose packaged settings cannot be used is refused when it is planned."""
-        with contextlib.suppress(UsageError):
-            return int(self._settings_of(model, asked).get("parallel", 1))
-        return 1
-
-    def _settings_of(self, model: ModelRecord, asked: Mapping[str, Any]) -> dict[str, Any]:
-        """The configuration's settings, over them those that the model was packaged with, over them what is asked."""
-        ours, engine = self._settings.engine, self._engine(model)
-        defaults = {"context": ours.context, "parallel": ours.parallel, "threads": ours.threads}
-        packaged = {**({"context": model.packaged.context} if model.packaged.context else {}), **model.packaged.options}
-        found = engine.validate({k: v for k, v in defaults.items() if v})
-        for layer in (ours.options, packaged, asked):  # each in the engine's own words, so that the last one counts
-            found |= engine.validate(layer)
-        return found
-
-    def _engine(self, record: ModelRecord) -> Engine:
-        for engine in self._engines:
-            if engine.accepts(record.laid_out):
-                return engine
-        formats = sorted({f.format for f in record.laid_out if f.role == "weights" and f.format not in ("", "data")})
-        what = f"its weights are in {', '.join(formats)}" if formats else "it has no weights of a known format"
-        raise UsageError(
-            f"no engine can serve '{record.name}' yet: {what}",
-            hint=f"llama.cpp serves GGUF. `pier inspect {record.name}` shows the files.",
-            data={"formats": formats},
-        )
 
     def _cool(self, failed: Replica, *, explicit: bool) -> None:
         """A model that crashed again and again is not started by every request, but when a person asks."""
@@ -370,37 +318,25 @@ class Supervisor:
     async def adopt(self) -> None:
         """Take over what an earlier daemon left running, and end what should not run."""
         try:
-            for name, runtime in self.chooser.runtimes.items():
-                try:
-                    for replica in await runtime.list():
-                        await self._adopt_one(name, runtime, replica)
-                except PierError as exc:
-                    log.warning("cannot adopt from the %s runtime: %s", name, exc)
+            for found in await adoption.find(self.chooser.runtimes, self._store, self._dir):
+                await self._go_on(found)
             for owner in {o for owners in self._store.pinned().values() for o in owners} - set(self._replicas):
                 self._store.unpin(owner)
         finally:
             self._adopted.set()
             self._replica_changed(None)
 
-    async def _adopt_one(self, name: str, runtime: Runtime, replica: str) -> None:
-        saved = records.load(self._dir / replica)
-        record: ModelRecord | None = None
-        if saved is not None and saved.runtime == name:
-            with contextlib.suppress(PierError):
-                record = self._store.get(saved.digest)
-        instance = await runtime.adopt(replica)
-        if instance is None:
+    async def _go_on(self, found: adoption.Found) -> None:
+        if found.model.digest in self._current:
+            await adoption.end(found.id, found.instance)
             return
-        if saved is None or record is None or record.digest in self._current or await _ended(instance):
-            log.info("ending replica %s, which an earlier daemon left", replica)
-            await instance.stop(0)
-            return
-        life = self._life(replica, record, saved.settings, None, saved.keep_alive, saved.pinned)
-        life.lease.callback(self._store.unpin, replica)
+        saved = found.saved
+        life = self._life(found.id, found.model, saved.settings, None, saved.keep_alive, saved.pinned)
+        life.lease.callback(self._store.unpin, found.id)
         kept = Replica(life, self._admit, self._replica_changed)
         self._keep(kept)
-        kept.adopt(instance, runtime, saved)
-        log.info("took over replica %s (%s)", replica, record.name)
+        kept.adopt(found.instance, found.runtime, saved)
+        log.info("took over replica %s (%s)", found.id, found.model.name)
 
     # --- keeping --------------------------------------------------------------------------------------------------
 
@@ -436,20 +372,5 @@ class Supervisor:
         self._arm()
 
 
-async def _ended(instance: Instance) -> bool:
-    """Whether the program has ended already."""
-    waiting = asyncio.ensure_future(instance.wait())
-    done, _ = await asyncio.wait({waiting}, timeout=0.05)
-    waiting.cancel()
-    await asyncio.gather(waiting, return_exceptions=True)
-    return bool(done)
-
-
 async def _at_once() -> None:
     """Nobody sends requests."""
-
-
-def _cpus() -> int:
-    import os
-
-    return len(os.sched_getaffinity(0))

@@ -1,0 +1,90 @@
+"""What a replica of a model is to be: which engine, which settings, which plan; places and starts nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pierhead.config import EngineSettings
+from pierhead.engines.base import Engine, Plan, PlanRequest
+from pierhead.errors import UsageError
+from pierhead.fleet.holdings import Models
+from pierhead.fleet.replica import Replica
+from pierhead.store.model import ModelRecord, opening
+
+
+class Planning:
+    """Knows the engines, the configuration's settings and the store; ``trusted`` raises for a model refused."""
+
+    def __init__(
+        self,
+        store: Models,
+        engines: Sequence[Engine],
+        settings: EngineSettings,
+        trusted: Callable[[ModelRecord], object],
+    ) -> None:
+        self._store = store
+        self._engines = engines
+        self._settings = settings
+        self._trusted = trusted
+
+    def engine(self, record: ModelRecord) -> Engine:
+        """The engine that serves this model; UsageError when none can."""
+        for engine in self._engines:
+            if engine.accepts(record.laid_out):
+                return engine
+        formats = sorted({f.format for f in record.laid_out if f.role == "weights" and f.format not in ("", "data")})
+        what = f"its weights are in {', '.join(formats)}" if formats else "it has no weights of a known format"
+        raise UsageError(
+            f"no engine can serve '{record.name}' yet: {what}",
+            hint=f"llama.cpp serves GGUF. `pier inspect {record.name}` shows the files.",
+            data={"formats": formats},
+        )
+
+    def asked(self, record: ModelRecord, settings: Mapping[str, Any] | None) -> dict[str, Any]:
+        """What a user asked of the engine, in its own words."""
+        return self.engine(record).validate(settings) if settings else {}
+
+    def parallel(self, record: ModelRecord, asked: Mapping[str, Any]) -> int:
+        """Requests at a time. A model whose packaged settings cannot be used is refused when it is planned."""
+        with contextlib.suppress(UsageError):
+            return int(self._whole(record, asked).get("parallel", 1))
+        return 1
+
+    def hold(self, replica: Replica) -> Path:
+        """Keep the store from removing the model while it runs; its folder. Untrusted where the policy refuses it."""
+        record = replica.life.model
+        self._trusted(record)
+        self._store.pin(record.digest, replica.id)
+        replica.life.lease.callback(self._store.unpin, replica.id)
+        self._store.recheck(record)
+        return self._store.materialize(record)
+
+    def plan(self, replica: Replica, folder: Path, free: int) -> Plan:
+        """The plan for ``free`` bytes of memory; OutOfMemory when they are too few."""
+        model = replica.life.model
+        request = PlanRequest(
+            replica=replica.id,
+            model=model.name,
+            model_dir=folder,
+            files=model.laid_out,
+            metadata=model.metadata,
+            settings=self._whole(model, replica.life.settings),
+            free_memory=max(1, free),  # 0 would mean: not known
+            cpus=len(os.sched_getaffinity(0)),
+            opening=opening(model.packaged),
+        )
+        return self.engine(model).plan(request)
+
+    def _whole(self, model: ModelRecord, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """The configuration's settings, over them those that the model was packaged with, over them what is asked."""
+        ours, engine = self._settings, self.engine(model)
+        defaults = {"context": ours.context, "parallel": ours.parallel, "threads": ours.threads}
+        packaged = {**({"context": model.packaged.context} if model.packaged.context else {}), **model.packaged.options}
+        found = engine.validate({k: v for k, v in defaults.items() if v})
+        for layer in (ours.options, packaged, asked):  # each in the engine's own words, so that the last one counts
+            found |= engine.validate(layer)
+        return found
