@@ -8,7 +8,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import msgspec
 
@@ -118,10 +118,27 @@ class RuntimeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     pids: int = 512
 
 
+MOST_REPLICAS = 64  # of one model
+
+Replicas = Annotated[int, msgspec.Meta(ge=1, le=MOST_REPLICAS)]
+
+
+class ModelFleet(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How one model is kept."""
+
+    replicas: Replicas
+
+
 class FleetSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Replica life; times in seconds, ``keep_alive`` negative means for ever."""
+    """Replica life; times in seconds, ``keep_alive`` negative means for ever.
+
+    ``replicas`` is how many of each model are kept (1 to 64), as memory allows; ``models`` has a table for each model
+    that differs, by its name: ``[fleet.models.NAME]`` with ``replicas``.
+    """
 
     keep_alive: float = 300.0
+    replicas: Replicas = 1
+    models: dict[str, ModelFleet] = {}
     start_timeout: float = 300.0
     drain_timeout: float = 30.0
     max_restarts: int = 5

@@ -106,11 +106,16 @@ class House:
             return response.status, json.loads(response.read())
 
     def ask(
-        self, model: str = "smollm2", tokens: int = 4, headers: dict[str, str] | None = None, **extra: Any
+        self,
+        model: str = "smollm2",
+        tokens: int = 4,
+        headers: dict[str, str] | None = None,
+        prompt: str = "Count from one to one hundred.",
+        **extra: Any,
     ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
         connection = UnixConnection(self.paths.gateway_socket)
         body = {"model": model, "max_tokens": tokens, "temperature": 0, "ignore_eos": True, **extra}
-        body["messages"] = [{"role": "user", "content": "Count from one to one hundred."}]
+        body["messages"] = [{"role": "user", "content": prompt}]
         try:
             connection.request("POST", "/v1/chat/completions", json.dumps(body), headers or {})
             return connection, connection.getresponse()

@@ -243,7 +243,7 @@ async def test_an_idle_model_leaves_and_a_busy_one_does_not(yard: Yard) -> None:
     info = await fleet.ensure_ready("a", keep_alive=0.05)
     replica = only(fleet)
     fleet.activity(info.id, 1, replica.ready_at + 0.01)
-    assert replica.idle_at is None
+    assert fleet.info(replica).expires_at is None
     fleet.activity(info.id, 0, replica.ready_at + 0.02)
     await reach(replica, "stopped")
     assert fleet.all() == []
@@ -254,11 +254,11 @@ async def test_an_idle_model_leaves_and_a_busy_one_does_not(yard: Yard) -> None:
 async def test_a_negative_keep_alive_and_a_pin_keep_a_model_for_ever(yard: Yard) -> None:
     fleet = await yard.open()
     await fleet.ensure_ready("a", keep_alive=-1)
-    assert only(fleet).idle_at is None
+    assert fleet.info(only(fleet)).expires_at is None
     await fleet.ensure_ready("a", keep_alive=60)
-    assert only(fleet).idle_at is not None
+    assert fleet.info(only(fleet)).expires_at is not None
     await fleet.ensure_ready("a", pin=True)
-    assert only(fleet).idle_at is None
+    assert fleet.info(only(fleet)).expires_at is None
 
 
 async def test_a_stop_withdraws_the_route_first_then_waits_for_open_requests(yard: Yard) -> None:

@@ -72,7 +72,15 @@ def ps(as_json: bool) -> None:
         say("Nothing runs. `pier run MODEL` starts a model; so does the first request for it.")
     for r in found:
         if r["error"]:
-            warn(f"{r['model']}: {r['error']['message']}")
+            warn(f"{_numbered(r, found)}: {r['error']['message']}")
+
+
+def _numbered(replica: dict[str, Any], found: list[dict[str, Any]]) -> str:
+    """A replica's model, and of one that keeps several how many answer."""
+    if replica.get("wanted", 1) < 2:
+        return str(replica["model"])
+    ready = sum(r["digest"] == replica["digest"] and r["state"] == "ready" for r in found)
+    return f"{replica['model']}: {ready} of {replica['wanted']} replicas answer"
 
 
 @click.command(cls=Verb)
@@ -100,7 +108,11 @@ def logs(model: str, follow: bool, tail: int | None, as_json: bool) -> None:
 @option("--timeout", type=float, metavar="SECONDS", help="How long requests may still take.")
 @json_option
 def stop(models: tuple[str, ...], everything: bool, daemon: bool, timeout: float | None, as_json: bool) -> None:
-    """Stop models, gracefully: requests that run are finished first."""
+    """Stop models, gracefully: requests that run are finished first.
+
+    A model's name stops all of its replicas. A replica's id stops that one and does not replace it: its model keeps one
+    less.
+    """
     if not models and not everything:
         raise UsageError("name what to stop", hint="`pier ps` shows what runs; `pier stop --all` stops all of it.")
     if daemon and not everything:
@@ -108,17 +120,27 @@ def stop(models: tuple[str, ...], everything: bool, daemon: bool, timeout: float
     client = Client(here(), timeout=600)
     for model in models:
         _needs_daemon(client, model)
-    targets = [r["id"] for r in running(client)] if everything else list(models)
+    targets = list(dict.fromkeys(r["model"] for r in running(client)) if everything else models)
     stopped: list[str] = []
+    kept: dict[str, int] = {}
     for target in targets:
         query = {"timeout": timeout} if timeout is not None else None
-        stopped += client.request("DELETE", f"/replicas/{target}", query=query)["stopped"]
+        answer = client.request("DELETE", f"/replicas/{target}", query=query)
+        stopped += answer["stopped"]
+        kept |= answer.get("kept", {})
     if daemon:
         client.shutdown("stop")
     if as_json:
-        print_json({"stopped": stopped})
+        print_json({"stopped": stopped, "kept": kept})
         return
-    say(f"Stopped {len(stopped)} replica{'s' if len(stopped) != 1 else ''}." + (" The daemon ended." if daemon else ""))
+    for model, left in kept.items():
+        if left:
+            say(f"{model} keeps {_replicas(left)} now; `pier run {model} --replicas N` changes that.")
+    say(f"Stopped {_replicas(len(stopped))}." + (" The daemon ended." if daemon else ""))
+
+
+def _replicas(count: int) -> str:
+    return f"{count} replica{'s' if count != 1 else ''}"
 
 
 def _gateway(found: dict[str, Any]) -> str:

@@ -28,6 +28,7 @@ _EXAMPLES = (
     ("pier run smollm2", "A chat, with history and /help."),
     ('pier run smollm2 "Sum this up:" < letter.txt', "The prompt, then what comes through the pipe."),
     ('pier run smollm2 "Invent a ship." --format ship.schema.json', "An answer that keeps to a JSON schema."),
+    ('pier run smollm2 "Hi" --replicas 2', "Two engines, over which the gateway spreads requests; 1 drains one."),
     ('pier run smollm2 "Hi" --context 2048 --option threads=2', "Any engine parameter, by name."),
 )
 
@@ -49,6 +50,13 @@ _EXAMPLES = (
 @option("--runtime", type=click.Choice(["auto", "process", "docker"]), section=_ENGINE, help="Where the engine runs.")
 @option(
     "--keep-alive", metavar="TIME", section=_ENGINE, help="How long it stays when idle: 90s, 5m, 1h, -1 (for ever)."
+)
+@option(
+    "--replicas",
+    type=click.IntRange(1, 64),
+    metavar="N",
+    section=_ENGINE,
+    help="Keep N engines of it, as memory allows.",
 )
 @option("--option", "options", multiple=True, metavar="NAME=VALUE", section=_ENGINE, help="Any parameter; repeatable.")
 @option("--format", "shape", metavar="json|SCHEMA", section=_OUTPUT, help="JSON, or a JSON schema (text or a file).")
@@ -126,6 +134,8 @@ def start(paths: Paths, name: str, request: Request, *, quiet: bool = False) -> 
         body["runtime"] = request.given["runtime"]
     if request.keep_alive is not None:
         body["keep_alive"] = request.keep_alive
+    if request.given["replicas"] is not None:
+        body["replicas"] = request.given["replicas"]
     with bars() as listener:
         for event in client.events("POST", "/replicas", body):
             if isinstance(event, events.Phase) and request.given["verbose"]:

@@ -93,17 +93,21 @@ class Control:
                 settings=body.settings,
                 keep_alive=body.keep_alive,
                 pin=body.pin,
+                replicas=body.replicas,
                 listener=listener,
             )
 
         return _stream(events(work))
 
     async def stop(self, request: Request) -> Response:
-        timeout = _number(request, "timeout")
-        return _json(wire.Stopped(await self.parts.fleet.stop_replica(_name(request), timeout)))
+        fleet, name, timeout = self.parts.fleet, _name(request), _number(request, "timeout")
+        models = [r.life.model for r in fleet.find(name)]
+        stopped = await fleet.stop_replica(name, timeout)
+        return _json(wire.Stopped(stopped, {m.name: fleet.kept(m) for m in models}))
 
     async def logs(self, request: Request) -> Response:
-        replica = self.parts.fleet.find(_name(request))[-1]
+        found = self.parts.fleet.find(_name(request))
+        replica = next((r for r in reversed(found) if r.instance is not None), found[-1])
         tail = _number(request, "tail")
         lines = log_lines(replica, None if tail is None else int(tail), _flag(request, "follow"))
         return StreamingResponse(lines, media_type="text/plain; charset=utf-8")
@@ -194,7 +198,8 @@ def operations(c: Control) -> tuple[Operation, ...]:
     timeout = Parameter("timeout", "number", "Seconds that running requests get to finish (default: the setting).")
     start_text = (
         "Answers NDJSON events; the last line is `ready` or `failed`. Starting what runs already answers at once; "
-        "settings that differ restart it. Leaving does not stop a start that others wait for."
+        "settings that differ restart it, another number of replicas adds or drains some. Leaving does not stop a "
+        "start that others wait for."
     )
     return (
         Operation("GET", "/api/v1/version", c.version, "Who answers.", wire.VersionInfo),
@@ -250,6 +255,7 @@ def operations(c: Control) -> tuple[Operation, ...]:
             c.stop,
             "Drain and stop, by replica id or model.",
             wire.Stopped,
+            description="One that is named by its id is not replaced: its model keeps one less.",
             query=(timeout,),
         ),
         Operation("GET", "/api/v1/keys", c.keys, "The keys that hold; never their text.", list[KeyInfo]),

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from urllib.parse import unquote
 
 import msgspec
+from msgspec.structs import replace
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -27,6 +28,7 @@ from pierhead.daemon.parts import Parts
 from pierhead.daemon.streams import happenings
 from pierhead.errors import BadReference, CorruptData, NotFound, PierError, UsageError
 from pierhead.events import AnyEvent, Listener, PullDone, PullPlanned
+from pierhead.fleet.info import ReplicaInfo
 from pierhead.formats.gguf import read_file
 from pierhead.gateway.managing import SCOPE
 from pierhead.refs import parse
@@ -98,9 +100,15 @@ class Ollama:
         return answer({"models": sorted(entries, key=lambda e: e["modified_at"], reverse=True)})
 
     async def ps(self, request: Request) -> Response:
+        """What answers: each model once, with the memory of all its replicas."""
         fleet = self.parts.fleet
         ready = [r for r in fleet.all() if r.state.value == "ready" and _sees(request, r.life.model)]
-        return answer({"models": [shapes.running(fleet.info(r), r.life.model) for r in ready]})
+        found: dict[str, tuple[ReplicaInfo, ModelRecord]] = {}
+        for replica in ready:
+            info, model = fleet.info(replica), replica.life.model
+            before = found[model.digest][0].memory_estimate if model.digest in found else 0
+            found[model.digest] = (replace(info, memory_estimate=info.memory_estimate + before), model)
+        return answer({"models": [shapes.running(*one) for one in found.values()]})
 
     async def show(self, request: Request) -> Response:
         body = await _body(request, _Named)

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from pierhead.config import Replicas
 from pierhead.gateway.grants import Wanted
 from pierhead.runtimes.base import Capabilities
 
@@ -95,13 +96,17 @@ class CopyRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class StartRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Which model to start and how; ``keep_alive`` in seconds, negative for ever; ``pin`` keeps it from eviction."""
+    """Which model to start and how; ``keep_alive`` in seconds, negative for ever; ``pin`` keeps it from eviction.
+
+    ``replicas`` (1 to 64) is how many it keeps from now on: more are started behind the first, too many are drained.
+    """
 
     model: str
     runtime: str | None = None
     settings: dict[str, Any] | None = None
     keep_alive: float | None = None
     pin: bool | None = None
+    replicas: Replicas | None = None
 
 
 class KeyRequest(Wanted, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -129,9 +134,10 @@ class Accepted(msgspec.Struct, frozen=True):
 
 
 class Stopped(msgspec.Struct, frozen=True):
-    """The replicas that were stopped."""
+    """The replicas that were stopped, and how many of each of their models are kept (0: it ended)."""
 
     stopped: list[str]
+    kept: dict[str, int] = {}
 
 
 class ReplicaStats(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 class ReplicaInfo(msgspec.Struct, frozen=True, kw_only=True):
     """One replica; times are ISO 8601 UTC, ``memory_estimate`` bytes, ``ready_s`` seconds from asked to ready.
 
+    ``wanted`` is how many replicas its model keeps (0: none, it ends), ``expires_at`` when the whole model is unloaded.
     ``call_prefix`` is what the gateway has a required tool call begin with, ``serves`` which of its operations the
     engine answers natively.
     """
@@ -34,6 +35,7 @@ class ReplicaInfo(msgspec.Struct, frozen=True, kw_only=True):
     last_used: str | None
     expires_at: str | None
     pinned: bool
+    wanted: int
     restarts: int
     requests_open: int
     socket: str
@@ -48,11 +50,10 @@ def iso(at: float) -> str:
     return datetime.datetime.fromtimestamp(at, datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def describe_replica(replica: Replica) -> ReplicaInfo:
-    """The record of ``replica`` as it is now."""
+def describe_replica(replica: Replica, idle_at: float | None) -> ReplicaInfo:
+    """The record of ``replica`` as it is now; ``idle_at`` is when its model goes."""
     plan, instance, life = replica.plan, replica.instance, replica.life
     error = replica.status.error
-    idle_at = replica.idle_at
     pid: Any = getattr(instance, "pid", None)
     return ReplicaInfo(
         id=replica.id,
@@ -69,8 +70,9 @@ def describe_replica(replica: Replica) -> ReplicaInfo:
         started=iso(replica.started),
         ready_s=round(replica.ready_s, 4),
         last_used=iso(replica.last_used) if replica.last_used else None,
-        expires_at=iso(idle_at) if idle_at is not None else None,
-        pinned=life.pinned,
+        expires_at=iso(idle_at) if idle_at is not None and replica.live else None,
+        pinned=life.intent.pinned,
+        wanted=life.intent.replicas,
         restarts=replica.restarts,
         requests_open=replica.open,
         socket=instance.socket if instance is not None else "",

@@ -63,16 +63,20 @@ class Planning:
         self._store.recheck(record)
         return self._store.materialize(record)
 
-    def plan(self, replica: Replica, folder: Path, free: int) -> Plan:
-        """The plan for ``free`` bytes of memory; OutOfMemory when they are too few."""
+    def plan(self, replica: Replica, folder: Path, free: int, like: Plan | None = None) -> Plan:
+        """The plan for ``free`` bytes of memory, with the context of the plan it is to be ``like``.
+
+        OutOfMemory when they are too few.
+        """
         model = replica.life.model
+        asked = replica.life.intent.settings | ({"context": like.context} if like is not None else {})
         request = PlanRequest(
             replica=replica.id,
             model=model.name,
             model_dir=folder,
             files=model.laid_out,
             metadata=model.metadata,
-            settings=self._whole(model, replica.life.settings),
+            settings=self._whole(model, asked),
             free_memory=max(1, free),  # 0 would mean: not known
             cpus=len(os.sched_getaffinity(0)),
             opening=opening(model.packaged),

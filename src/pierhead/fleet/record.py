@@ -11,12 +11,16 @@ from typing import Any
 import msgspec
 
 from pierhead.engines.base import LaunchSpec
+from pierhead.fleet.intent import Intent
 
 VERSION = 1
 
 
 class ReplicaRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """A replica that was ready; times are Unix times in seconds, ``memory`` bytes, ``keep_alive`` seconds."""
+    """A replica that was ready; times are Unix times in seconds, ``memory`` bytes, ``keep_alive`` seconds.
+
+    ``replicas`` is how many its model keeps; of several records of one model the one last ``asked`` holds.
+    """
 
     version: int = VERSION
     spec: LaunchSpec
@@ -28,9 +32,15 @@ class ReplicaRecord(msgspec.Struct, frozen=True, kw_only=True):
     settings: dict[str, Any]
     keep_alive: float
     pinned: bool
+    replicas: int = 1
+    asked: float = 0.0
     started: float
     ready_s: float
     restarts: int = 0
+
+    def intent(self) -> Intent:
+        """How its model is kept; which runtime was asked for is not known any more."""
+        return Intent(self.settings, None, self.keep_alive, self.pinned, self.replicas, self.asked)
 
 
 def new_id() -> str:

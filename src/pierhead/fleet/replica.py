@@ -17,6 +17,7 @@ from pierhead.engines.base import Plan
 from pierhead.errors import EngineFailed, PierError
 from pierhead.events import AnyEvent, Listener, Note, Phase
 from pierhead.fleet import record as records
+from pierhead.fleet.intent import Intent
 from pierhead.fleet.scheduler import Claim
 from pierhead.fleet.state import COMING, LEAVING, Backoff, State, Status
 from pierhead.runtimes.base import Instance, Runtime
@@ -25,24 +26,24 @@ from pierhead.store.model import ModelRecord
 
 log = logging.getLogger(__name__)
 
-IDLE_GRACE = 10.0  # a replica that nobody used yet stays at least this long (seconds)
-
 
 @dataclass
 class Life:
-    """What one replica is given: the model, what the user asked for, and the times that rule its life (seconds)."""
+    """What one replica is given: the model, how that is kept, who listens, and the times that rule its life (seconds).
+
+    A ``spare`` was started beside others of its model: no other model leaves for it.
+    """
 
     id: str
     model: ModelRecord
-    settings: dict[str, Any]
-    runtime: str | None  # as asked for; None: the default
-    keep_alive: float
-    pinned: bool
+    intent: Intent
+    listeners: list[Listener]
     backoff: Backoff
     folder: Path
     start_timeout: float
     withdrawn: Callable[[], Awaitable[None]]  # returns once nobody sends it new requests and ``open`` is exact
     parallel: int = 1
+    spare: bool = False
     lease: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
 
@@ -66,7 +67,6 @@ class Replica:
         self.restarts = 0
         self.open = 0
         self.last_used = 0.0
-        self.listeners: list[Listener] = []
         self._runtime: Runtime | None = None
         self._admit = admit
         self._changed = changed
@@ -88,16 +88,13 @@ class Replica:
         return self.state is State.READY or self.state in COMING
 
     @property
-    def idle_at(self) -> float | None:
-        """Unix time at which it has been unused for long enough to be stopped; None while that is not in sight."""
-        if self.state is not State.READY or self.open or self.life.pinned or self.life.keep_alive < 0:
-            return None
-        unused = self.ready_at + max(self.life.keep_alive, IDLE_GRACE)
-        return self.last_used + self.life.keep_alive if self.last_used > self.ready_at else unused
+    def leaving(self) -> bool:
+        """Whether somebody has begun to end it."""
+        return self._ending is not None or self.state in LEAVING
 
     def emit(self, event: AnyEvent) -> None:
         """Tell everyone who waits for this replica."""
-        for listener in list(self.listeners):
+        for listener in list(self.life.listeners):
             listener(event)
 
     def used(self, open_requests: int, last_used: float) -> None:
@@ -118,14 +115,6 @@ class Replica:
             return False
         return True
 
-    async def until_ready(self) -> None:
-        """Return when it answers; raise the error that ended it."""
-        await self.until(lambda: self.state is State.READY or self.state not in COMING)
-        if self.state is not State.READY:
-            raise self.status.error or EngineFailed(
-                f"{self.life.model.name} was stopped while it was starting", hint="Try again."
-            )
-
     def claim(self) -> Claim:
         """Its line in the ledger of memory."""
         return Claim(
@@ -134,14 +123,15 @@ class Replica:
             memory=0 if self.plan is None else self.plan.memory,
             state=self.state,
             open=self.open,
-            pinned=self.life.pinned,
+            pinned=self.life.intent.pinned,
             last_used=max(self.last_used, self.ready_at),
+            ready_at=self.ready_at,
         )
 
     def differences(self, runtime: str | None, settings: Mapping[str, Any]) -> list[str]:
         """The names of what is asked for and is not what runs."""
-        found = [key for key, value in settings.items() if self.life.settings.get(key) != value]
-        running = self.runtime_name or self.life.runtime
+        found = [key for key, value in settings.items() if self.life.intent.settings.get(key) != value]
+        running = self.runtime_name or self.life.intent.runtime
         if runtime not in (None, "auto") and running is not None and runtime != running:
             found.append("runtime")
         return found
@@ -267,14 +257,20 @@ class Replica:
 
     # --- its end --------------------------------------------------------------------------------------------------
 
-    async def stop(self, drain: float = 0.0) -> None:
-        """End it: no new requests, then up to ``drain`` seconds for those it has, then the program. Shared by callers.
-
-        Returns when it is gone; a caller that gives up does not interrupt it.
-        """
+    def leave(self, drain: float = 0.0) -> asyncio.Task[None]:
+        """Begin to end it: no new requests, then up to ``drain`` seconds for those it has, then the program."""
         if self._ending is None:
             self._ending = asyncio.create_task(self._end(drain), name=f"stop {self.id}")
-        await asyncio.shield(self._ending)
+            self._ending.add_done_callback(self._ended)
+        return self._ending
+
+    async def stop(self, drain: float = 0.0) -> None:
+        """The same, and return when it is gone. Shared by callers; one that gives up does not interrupt it."""
+        await asyncio.shield(self.leave(drain))
+
+    def _ended(self, ending: asyncio.Task[None]) -> None:
+        if not ending.cancelled() and (exc := ending.exception()) is not None:
+            log.warning("replica %s did not end well: %s", self.id, exc)
 
     async def _end(self, drain: float) -> None:
         await self._cancel()
@@ -318,6 +314,7 @@ class Replica:
         """Write down what the next daemon must know."""
         if self.plan is None or self.state is not State.READY:
             return
+        intent = self.life.intent
         with contextlib.suppress(FileNotFoundError):
             records.save(
                 self.life.folder,
@@ -328,9 +325,11 @@ class Replica:
                     runtime=self.runtime_name,
                     context=self.plan.context,
                     memory=self.plan.memory,
-                    settings=self.life.settings,
-                    keep_alive=self.life.keep_alive,
-                    pinned=self.life.pinned,
+                    settings=intent.settings,
+                    keep_alive=intent.keep_alive,
+                    pinned=intent.pinned,
+                    replicas=max(1, intent.replicas),
+                    asked=intent.asked,
                     started=self.started,
                     ready_s=self.ready_s,
                     restarts=self.restarts,

@@ -15,7 +15,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Claim:
-    """What one replica holds: ``memory`` is its estimate in bytes; ``open`` requests it is answering."""
+    """What one replica holds: ``memory`` is its estimate in bytes; ``open`` requests it is answering.
+
+    ``ready_at`` and ``last_used`` (at least ``ready_at``) are Unix times.
+    """
 
     replica: str
     model: str
@@ -24,6 +27,7 @@ class Claim:
     open: int = 0
     pinned: bool = False
     last_used: float = 0.0
+    ready_at: float = 0.0
 
     @property
     def evictable(self) -> bool:
@@ -50,26 +54,29 @@ def free_memory(memory: Memory, claims: Sequence[Claim], reserve: int) -> int:
     return max(0, min(memory.available - unseen, memory.total - claimed) - reserve)
 
 
-def decide(claims: Sequence[Claim], memory: Memory, reserve: int, plan: Callable[[int], T]) -> Decision[T]:
+def decide(
+    claims: Sequence[Claim], memory: Memory, reserve: int, plan: Callable[[int], T], *, evict: bool = True
+) -> Decision[T]:
     """The plan for the memory that is free, or with as few evictions as make it fit, the longest unused first.
 
-    ``plan(free)`` raises OutOfMemory when ``free`` bytes are too few. Raises OutOfMemory with the numbers and the
-    names of those who hold memory when even evicting all that may be evicted does not help.
+    Without ``evict`` nobody leaves. ``plan(free)`` raises OutOfMemory when ``free`` bytes are too few. Raises
+    OutOfMemory with the numbers and the names of those who hold memory when even evicting all that may be evicted does
+    not help.
     """
     left = list(claims)
-    evict: list[str] = []
-    victims = sorted((c for c in claims if c.evictable), key=lambda c: (c.last_used, c.replica))
+    leave: list[str] = []
+    victims = sorted((c for c in claims if evict and c.evictable), key=lambda c: (c.last_used, c.replica))
     gained = 0
     while True:
         base = free_memory(memory, left, reserve)
         try:
-            return Decision(plan(base if not evict else _after(memory, left, reserve, gained)), tuple(evict))
+            return Decision(plan(base if not leave else _after(memory, left, reserve, gained)), tuple(leave))
         except OutOfMemory as exc:
             if not victims:
                 raise _explained(exc, claims, memory, reserve) from exc
         victim = victims.pop(0)
         left.remove(victim)
-        evict.append(victim.replica)
+        leave.append(victim.replica)
         gained += victim.memory
 
 

@@ -16,18 +16,23 @@ from pierhead.errors import DaemonUnavailable, NotFound, PierError
 from pierhead.events import Listener, Note, Ready, ignore
 from pierhead.fleet import adoption
 from pierhead.fleet import record as records
+from pierhead.fleet.ask import Ask
 from pierhead.fleet.choice import RuntimeChooser
+from pierhead.fleet.group import Group
 from pierhead.fleet.holdings import Models
 from pierhead.fleet.info import ReplicaInfo, describe_replica
 from pierhead.fleet.memory import Memory, read_memory
 from pierhead.fleet.planning import Planning
 from pierhead.fleet.replica import Life, Replica
+from pierhead.fleet.roster import Roster
 from pierhead.fleet.scheduler import decide
-from pierhead.fleet.state import COMING, LEAVING, Backoff, State
+from pierhead.fleet.state import COMING, Backoff, State
 from pierhead.runtimes.base import Instance, Runtime
 from pierhead.store.model import ModelRecord
 
 log = logging.getLogger(__name__)
+
+_PATIENCE = 2.0  # seconds that a person waits to hear whether there is memory for a second replica
 
 
 class Supervisor:
@@ -50,16 +55,12 @@ class Supervisor:
         self._planning = Planning(store, engines, settings.engine, trusted)
         self._settings = settings
         self._dir = replicas_dir
-        self._changed = changed
         self._memory = memory
         self._withdrawn = withdrawn or _at_once
         self.chooser = RuntimeChooser(runtimes, settings.runtime.default)
-        self._replicas: dict[str, Replica] = {}
-        self._current: dict[str, Replica] = {}  # by model digest
+        self._roster = Roster(store, settings.fleet, self._make, changed)
         self._admission = asyncio.Lock()
         self._adopted = asyncio.Event()
-        self._idle_timer: asyncio.TimerHandle | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
 
     # --- what others ask for --------------------------------------------------------------------------------------
@@ -72,29 +73,34 @@ class Supervisor:
         settings: Mapping[str, Any] | None = None,
         keep_alive: float | None = None,
         pin: bool | None = None,
+        replicas: int | None = None,
         failed: str = "",
         listener: Listener = ignore,
         by_request: bool = False,
     ) -> ReplicaInfo:
-        """Return once a replica of ``model`` answers; callers for one model share one start.
+        """Return once a replica of ``model`` answers; callers for one model share one start, and more start behind it.
 
-        ``settings`` and ``runtime`` that differ from those of what runs restart it. ``failed`` names a replica that
-        the caller saw break: it is examined first. ``by_request``: a client's request asks, and no person. Raises
-        NotFound, OutOfMemory, EngineFailed with the engine's last lines, and what a runtime raises.
+        ``settings`` and ``runtime`` that differ from those of what runs restart it; ``replicas`` adds or drains some.
+        ``failed`` names a replica that the caller saw break: it is examined first. ``by_request``: a client's request
+        asks, and no person. Raises NotFound, OutOfMemory, EngineFailed with the engine's last lines, and what a runtime
+        raises.
         """
         began = time.monotonic()
         await self._adopted.wait()
         record = self._store.get(model)
         self.chooser.check(runtime)
         wanted = self._planning.asked(record, settings)
+        ask = Ask(record, runtime, wanted, keep_alive, pin, replicas, listener, by_request)
+        ask.check()
         if failed:
             await self._examine(failed)
-        replica = await self._take(record, runtime, wanted, keep_alive, pin, listener, by_request)
-        replica.listeners.append(listener)
+        group = await self._take(ask)
+        group.listeners.append(listener)
         try:
-            await replica.until_ready()
+            replica = await group.until_ready()
+            await group.tell_missing(listener, _PATIENCE if ask.explicit else 0.0)
         finally:
-            replica.listeners.remove(listener)
+            group.listeners.remove(listener)
         info = self.info(replica)
         listener(
             Ready(
@@ -110,34 +116,38 @@ class Supervisor:
 
     def replicas(self) -> list[ReplicaInfo]:
         """Everything that is kept, oldest first."""
-        return [self.info(r) for r in self._replicas.values()]
+        return [self.info(r) for r in self.all()]
 
     def all(self) -> list[Replica]:
         """The replicas themselves, oldest first."""
-        return list(self._replicas.values())
+        return list(self._roster.replicas.values())
 
     def find(self, name: str) -> list[Replica]:
         """The replicas with this id, or of this model; NotFound when there is none."""
-        if name in self._replicas:
-            return [self._replicas[name]]
-        found = [r for r in self._replicas.values() if name in (r.life.model.name, *r.life.model.names)]
-        if not found:
-            with contextlib.suppress(PierError):
-                digest = self._store.get(name).digest
-                found = [r for r in self._replicas.values() if r.life.model.digest == digest]
-        if not found:
-            raise NotFound(f"nothing runs as '{name}'", hint="`pier ps` lists what runs.")
-        return found
+        return self._roster.find(name)
 
     async def stop_replica(self, name: str, timeout: float | None = None) -> list[str]:
-        """Drain and stop the replicas that ``name`` means; returns their ids once they are gone."""
+        """Drain and stop the replicas that ``name`` means; returns their ids once they are gone.
+
+        One that is named by its id is not replaced: its model keeps one less (see ``kept``), and ends with its last.
+        """
         found = self.find(name)
         drain = self._settings.fleet.drain_timeout if timeout is None else timeout
-        await asyncio.gather(*(self._stop(r, drain) for r in found))
+        fresh = [r for r in found if not r.leaving]
+        ending = [r.leave(drain) for r in found]
+        for group in self._roster.groups_of(fresh):
+            self._roster.keep_fewer(group, sum(r in group.members for r in fresh))
+        await asyncio.shield(asyncio.gather(*ending))
         return [r.id for r in found]
 
+    def kept(self, model: ModelRecord) -> int:
+        """How many replicas of this model are kept; 0 when it does not run."""
+        group = self._roster.groups.get(model.digest)
+        return group.intent.replicas if group is not None and group.live else 0
+
     def info(self, replica: Replica) -> ReplicaInfo:
-        return describe_replica(replica)
+        group = self._roster.group(replica)
+        return describe_replica(replica, group.idle_at if group is not None else None)
 
     def instance(self, replica: Replica) -> Instance:
         """The running program of ``replica``; NotFound while there is none."""
@@ -147,111 +157,108 @@ class Supervisor:
 
     def activity(self, replica: str, open_requests: int, last_used: float) -> None:
         """Take in what the gateway saw of one replica."""
-        found = self._replicas.get(replica)
+        found = self._roster.replicas.get(replica)
         if found is not None:
             found.used(open_requests, last_used)
 
     def keep_loaded(self, model: str, seconds: float) -> None:
         """Let what runs as ``model`` stay for so long after its last request; at 0 it goes once it is idle."""
         with contextlib.suppress(NotFound):
-            for replica in self.find(model):
-                self._retime(replica, seconds, None)
+            for group in self._roster.groups_of(self.find(model)):
+                self._roster.keep(group, keep_alive=seconds)
 
     def gateway_lost(self) -> None:
         """The gateway is gone, and with it every request that was open."""
-        for replica in self._replicas.values():
+        for replica in self.all():
             replica.used(0, 0.0)
 
     def in_use(self, digest: str) -> bool:
         """Whether a replica of this model runs or will."""
-        replica = self._current.get(digest)
-        return replica is not None and replica.live
+        group = self._roster.groups.get(digest)
+        return group is not None and bool(group.live)
 
     @property
     def busy(self) -> bool:
         """Whether there is anything that a daemon must stay up for."""
-        return any(r.state is not State.FAILED for r in self._replicas.values()) or self.chooser.building
+        return any(r.state is not State.FAILED for r in self.all()) or self.chooser.building
 
     # --- starting -------------------------------------------------------------------------------------------------
 
-    async def _take(
-        self,
-        record: ModelRecord,
-        runtime: str | None,
-        settings: dict[str, Any],
-        keep_alive: float | None,
-        pin: bool | None,
-        listener: Listener,
-        by_request: bool,
-    ) -> Replica:
-        """The live replica of this model that fits what is asked, or a new one that has begun to start."""
+    async def _take(self, ask: Ask) -> Group:
+        """The replicas of this model, one of which answers or will, kept as is asked."""
+        model, replicas = ask.model, 0
         while True:
             if self._closing:
                 raise DaemonUnavailable("the daemon is shutting down", hint="Try again in a moment.")
-            current = self._current.get(record.digest)
-            if current is None or current.state in (State.STOPPED, State.FAILED):
-                break
-            if current.state in LEAVING:
-                await current.until(lambda c=current: c.state is State.STOPPED)
+            group = self._roster.groups.get(model.digest)
+            if group is None:
+                group = self._roster.open(model, ask.intent(self._settings.fleet, replicas, time.time()))
+                self._roster.begin(group)
+                return group
+            if not group.live:
+                replicas = replicas or group.intent.replicas
+                self._clear(group, ask)
+                await group.until(lambda g=group: not g.members)
                 continue
-            differs = current.differences(runtime, settings)
+            differs = group.differences(ask.runtime, ask.settings)
             if not differs:
-                self._retime(current, keep_alive, pin)
-                return current
-            listener(Note(message=f"{record.name} runs with other settings ({', '.join(differs)}): restarting it"))
-            await self._stop(current, self._settings.fleet.drain_timeout)
-        if current is not None:
-            self._cool(current, explicit=listener is not ignore and not by_request)
-            self._forget(current)
-        return self._begin(record, runtime, settings, keep_alive, bool(pin))
+                if group.failed and (ask.explicit or group.starved):
+                    self._roster.again(group)
+                self._roster.keep(group, replicas=ask.replicas, keep_alive=ask.keep_alive, pin=ask.pin)
+                return group
+            ask.listener(Note(message=f"{model.name} runs with other settings ({', '.join(differs)}): restarting it"))
+            replicas = group.intent.replicas
+            await self._roster.end(group)
 
-    def _begin(
-        self, record: ModelRecord, runtime: str | None, settings: dict[str, Any], keep_alive: float | None, pin: bool
-    ) -> Replica:
-        life = self._life(records.new_id(), record, settings, runtime, keep_alive, pin)
-        replica = Replica(life, self._admit, self._replica_changed)
-        self._keep(replica)
-        replica.start()
-        return replica
+    def _clear(self, group: Group, ask: Ask) -> None:
+        """Make way for a new start of a model of which nothing lives any more."""
+        failed = group.failed
+        if failed:
+            self._cool(failed[-1], explicit=ask.explicit)
+        for replica in failed:
+            self._roster.drop(replica)
 
-    def _life(
-        self,
-        replica: str,
-        record: ModelRecord,
-        settings: dict[str, Any],
-        runtime: str | None,
-        keep_alive: float | None,
-        pin: bool,
-    ) -> Life:
-        fleet = self._settings.fleet
-        return Life(
-            id=replica,
-            model=record,
-            settings=settings,
-            runtime=runtime,
-            keep_alive=fleet.keep_alive if keep_alive is None else keep_alive,
-            pinned=pin,
+    def _make(self, group: Group, name: str = "") -> Replica:
+        """A new replica of the group's model that has not begun."""
+        fleet, name = self._settings.fleet, name or records.new_id()
+        life = Life(
+            id=name,
+            model=group.model,
+            intent=group.intent,
+            listeners=group.listeners,
             backoff=Backoff(fleet.backoff_initial, fleet.backoff_max, fleet.max_restarts),
-            folder=self._dir / replica,
+            folder=self._dir / name,
             start_timeout=fleet.start_timeout,
             withdrawn=self._withdrawn,
-            parallel=self._planning.parallel(record, settings),
+            parallel=self._planning.parallel(group.model, group.intent.settings),
+            spare=bool(group.live),
         )
+        replica = Replica(life, self._admit, self._roster.moved)
+        self._roster.add(group, replica)
+        return replica
 
     async def _admit(self, replica: Replica, refusal: PierError | None) -> tuple[Plan, str, Runtime]:
-        """Find memory for a new replica, stopping idle ones for it, and choose where it runs."""
-        self._planning.engine(replica.life.model)
+        """Find memory for a replica, stopping idle ones for it, and choose where it runs: as others of its model do."""
+        life = replica.life
+        self._planning.engine(life.model)
         folder = await asyncio.to_thread(self._planning.hold, replica)
         async with self._admission:
-            claims = [r.claim() for r in self._replicas.values() if r is not replica]
-            reserve = self._settings.engine.memory_reserve
-            decision = decide(claims, self._memory(), reserve, lambda free: self._planning.plan(replica, folder, free))
-            for victim in decision.evict:
-                evicted = self._replicas[victim]
-                replica.emit(Note(message=f"stopping {evicted.life.model.name}, idle, to make room"))
-                await self._stop(evicted, self._settings.fleet.drain_timeout)
+            group = self._roster.group(replica)
+            twin = group.twin(replica) if group is not None else None
+            decision = decide(
+                [r.claim() for r in self.all() if r is not replica],
+                self._memory(),
+                self._settings.engine.memory_reserve,
+                lambda free: self._planning.plan(replica, folder, free, twin.plan if twin is not None else None),
+                evict=not life.spare,
+            )
+            await self._roster.evict(
+                decision.evict,
+                lambda r: replica.emit(Note(message=f"stopping {r.life.model.name}, idle, to make room")),
+            )
             replica.plan = decision.plan
-        name, runtime = await self.chooser.choose(replica.life.runtime, decision.plan.spec, replica.emit, refusal)
+        asked = twin.runtime_name if twin is not None else life.intent.runtime
+        name, runtime = await self.chooser.choose(asked, decision.plan.spec, replica.emit, refusal)
         return decision.plan, name, runtime
 
     def _cool(self, failed: Replica, *, explicit: bool) -> None:
@@ -262,48 +269,23 @@ class Supervisor:
             raise failed.status.error
 
     async def _examine(self, name: str) -> None:
-        replica = self._replicas.get(name)
+        replica = self._roster.replicas.get(name)
         if replica is not None and replica.state is State.READY:
             await replica.examine()
 
-    def _retime(self, replica: Replica, keep_alive: float | None, pin: bool | None) -> None:
-        if keep_alive is not None:
-            replica.life.keep_alive = keep_alive
-        if pin is not None:
-            replica.life.pinned = pin
-        if keep_alive is not None or pin is not None:
-            replica.save()
-            self._arm()
-
     # --- ending ---------------------------------------------------------------------------------------------------
-
-    async def _stop(self, replica: Replica, drain: float) -> None:
-        await replica.stop(drain)
-
-    def _forget(self, replica: Replica) -> None:
-        self._drop(replica)
-        self._changed()
-
-    def _drop(self, replica: Replica) -> None:
-        self._replicas.pop(replica.id, None)
-        if self._current.get(replica.life.model.digest) is replica:
-            del self._current[replica.life.model.digest]
 
     async def close(self, drain: bool) -> None:
         """End: with ``drain`` every replica is stopped; else what runs goes on, for the next daemon."""
         self._closing = True
-        if self._idle_timer is not None:
-            self._idle_timer.cancel()
+        self._roster.close()
         await self.chooser.close()
-        everything = list(self._replicas.values())
+        everything = self.all()
         if drain:
             timeout = self._settings.fleet.drain_timeout
-            await asyncio.gather(*(self._stop(r, timeout) for r in everything))
+            await asyncio.gather(*(r.stop(timeout) for r in everything))
         else:
             await asyncio.gather(*(self._leave(r) for r in everything))
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _leave(self, replica: Replica) -> None:
         if replica.state in (State.STARTING, State.LOADING):
@@ -318,58 +300,25 @@ class Supervisor:
     async def adopt(self) -> None:
         """Take over what an earlier daemon left running, and end what should not run."""
         try:
-            for found in await adoption.find(self.chooser.runtimes, self._store, self._dir):
-                await self._go_on(found)
-            for owner in {o for owners in self._store.pinned().values() for o in owners} - set(self._replicas):
+            found = await adoption.find(self.chooser.runtimes, self._store, self._dir)
+            for one in sorted(found, key=lambda f: (-f.saved.asked, f.saved.started)):
+                await self._go_on(one)
+            for owner in {o for owners in self._store.pinned().values() for o in owners} - set(self._roster.replicas):
                 self._store.unpin(owner)
         finally:
             self._adopted.set()
-            self._replica_changed(None)
+            self._roster.settle()
 
     async def _go_on(self, found: adoption.Found) -> None:
-        if found.model.digest in self._current:
+        saved, model = found.saved, found.model
+        group = self._roster.groups.get(model.digest) or self._roster.open(model, saved.intent())
+        if group.intent.settings != saved.settings:  # it was about to end, when the others were started anew
             await adoption.end(found.id, found.instance)
             return
-        saved = found.saved
-        life = self._life(found.id, found.model, saved.settings, None, saved.keep_alive, saved.pinned)
-        life.lease.callback(self._store.unpin, found.id)
-        kept = Replica(life, self._admit, self._replica_changed)
-        self._keep(kept)
+        kept = self._make(group, found.id)
+        kept.life.lease.callback(self._store.unpin, found.id)
         kept.adopt(found.instance, found.runtime, saved)
-        log.info("took over replica %s (%s)", found.id, found.model.name)
-
-    # --- keeping --------------------------------------------------------------------------------------------------
-
-    def _keep(self, replica: Replica) -> None:
-        self._replicas[replica.id] = replica
-        self._current[replica.life.model.digest] = replica
-
-    def _replica_changed(self, replica: Replica | None) -> None:
-        if replica is not None and replica.state is State.STOPPED:
-            self._drop(replica)
-        self._arm()
-        self._changed()
-
-    def _arm(self) -> None:
-        """Set the one timer to the moment at which the next replica has been idle for long enough."""
-        if self._idle_timer is not None:
-            self._idle_timer.cancel()
-            self._idle_timer = None
-        due = [at for r in self._replicas.values() if (at := r.idle_at) is not None]
-        if due and not self._closing:
-            delay = max(0.0, min(due) - time.time())
-            self._idle_timer = asyncio.get_running_loop().call_later(delay, self._unload_idle)
-
-    def _unload_idle(self) -> None:
-        now = time.time()
-        for replica in list(self._replicas.values()):
-            at = replica.idle_at
-            if at is not None and at <= now:
-                log.info("stopping replica %s (%s): idle", replica.id, replica.life.model.name)
-                task = asyncio.create_task(self._stop(replica, self._settings.fleet.drain_timeout))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
-        self._arm()
+        log.info("took over replica %s (%s)", found.id, model.name)
 
 
 async def _at_once() -> None:
