@@ -27,7 +27,7 @@ ORDER: tuple[frozenset[str], ...] = tuple(
         "registry",
         "store",
         "formats",
-        "refs",
+        "refs loadtest",
         "sockets plugins paths",
         "config",
         "events",

@@ -22,6 +22,7 @@ VERBS: dict[str, dict[str, tuple[str, str]]] = {
         "logs": ("pierhead.cli.operate:logs", "Print an engine's log."),
         "stats": ("pierhead.cli.operate:stats", "Watch memory, CPU and processes of what runs."),
         "stop": ("pierhead.cli.operate:stop", "Stop models, gracefully."),
+        "bench": ("pierhead.cli.bench:bench", "Measure how fast a model answers under load."),
     },
     "Models": {
         "pull": ("pierhead.cli.models:pull", "Fetch a model into the store."),
