@@ -5,13 +5,16 @@ PROMPT ?= Why is the sea salty? Answer in one sentence.
 PYTEST_ARGS ?=
 PIER = .venv/bin/pier
 
-.PHONY: run test cover check format docs bench setup clean
+.PHONY: run test test-engines cover check format docs bench setup clean
 
 run: setup ## set everything up and let a real model answer
 	$(PIER) run $(MODEL) "$(PROMPT)"
 
 test: setup ## every test; as root also on an own Docker Engine and registry
 	scripts/test $(PYTEST_ARGS)
+
+test-engines: setup ## the engines that have an environment of their own: vLLM, Triton, OpenVINO …
+	scripts/test-engines $(PYTEST_ARGS)
 
 cover: setup ## every test, with branch coverage
 	scripts/test --cov --cov-report=term:skip-covered $(PYTEST_ARGS)

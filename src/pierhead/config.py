@@ -114,6 +114,7 @@ class RuntimeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     mirrors: dict[str, tuple[str, ...]] = {}
     insecure_registries: tuple[str, ...] = ()
     sandbox: str = "auto"  # auto | bwrap | plain
+    environments: str = ""  # folder of the Python environments of engines; "": environments/ beside the store
     cpus: float = 0.0
     pids: int = 512
 

@@ -25,6 +25,8 @@ class Request:
         self.given = given
         self.format = response_format(given["shape"])
         self.engine = engine_settings(given["options"], given["context"])
+        if given.get("engine"):
+            self.engine["engine"] = given["engine"]
         self.keep_alive = seconds(given["keep_alive"]) if given["keep_alive"] else None
 
     def system(self) -> list[dict[str, Any]]:

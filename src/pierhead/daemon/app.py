@@ -9,6 +9,7 @@ import os
 import signal
 import time
 from collections.abc import Generator
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -30,13 +31,14 @@ from pierhead.daemon.secrets import Secrets
 from pierhead.daemon.usage import Usage
 from pierhead.daemon.watch import FolderWatch
 from pierhead.daemon.wire import GatewayInfo, RouteList, StatusInfo
-from pierhead.engines.llamacpp import LlamaCpp
+from pierhead.engines.registry import engines
 from pierhead.errors import PierError
 from pierhead.events import AnyEvent, Listener, PullDone
 from pierhead.fleet.supervisor import Supervisor
 from pierhead.gateway.link import Activity, Endpoint, Key, Price, Route, Snapshot
 from pierhead.paths import Paths
 from pierhead.refs import Reference
+from pierhead.runtimes.environment import Environments
 from pierhead.runtimes.process import ProcessRuntime
 from pierhead.store.layout import Store
 from pierhead.store.model import ModelRecord
@@ -70,11 +72,18 @@ class Daemon:
         )
         self.usage = Usage(paths.state / "usage.db", paths.state / "gateway" / "usage", self.keys.names)
         self._docker = LazyDocker(paths.replicas, loaded.settings.runtime)
+        self._environments = Environments(
+            Path(loaded.settings.runtime.environments or paths.state / "environments"),
+            loaded.settings.sources.pypi_installer,
+        )
         self.gate = Gate(paths.config)
         self.fleet = Supervisor(
             store=self.store,
-            engines=(LlamaCpp(loaded.settings.runtime.base_image, loaded.settings.engine.max_context),),
-            runtimes={"process": ProcessRuntime(paths.replicas, loaded.settings.runtime), "docker": self._docker},
+            engines=engines(loaded.settings),
+            runtimes={
+                "process": ProcessRuntime(paths.replicas, loaded.settings.runtime, self._environments),
+                "docker": self._docker,
+            },
             settings=loaded.settings,
             replicas_dir=paths.replicas,
             changed=self._fleet_changed,
@@ -293,7 +302,7 @@ class Daemon:
         )
 
     def _model_routes(self) -> tuple[Route, ...]:
-        return routes(self._known(), self.fleet.replicas())
+        return routes(self._known(), self.fleet.replicas(), self.fleet.capabilities)
 
     def _known(self) -> list[ModelRecord]:
         """The models as last read from the store, and those that run though they came later."""

@@ -96,7 +96,7 @@ class Ollama:
     async def tags(self, request: Request) -> Response:
         models = await asyncio.to_thread(self.parts.store.models)
         seen = [model for model in models if not model.damaged and _sees(request, model)]
-        entries = [entry for model in seen for entry in shapes.listed(model)]
+        entries = [entry for model in seen for entry in shapes.listed(model, self.parts.fleet.capabilities(model))]
         return answer({"models": sorted(entries, key=lambda e: e["modified_at"], reverse=True)})
 
     async def ps(self, request: Request) -> Response:
@@ -123,7 +123,7 @@ class Ollama:
         header = None
         if weights:
             header = read_file(store.blob_path(weights[0][1]))
-        return shapes.shown(model, header, self._texts(model), verbose=verbose)
+        return shapes.shown(model, header, self._texts(model), self.parts.fleet.capabilities(model), verbose=verbose)
 
     def _texts(self, model: ModelRecord) -> dict[str, str]:
         """Licence and template, where files of the model hold them; Ollama's own template before its Jinja."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-from pierhead.daemon.capabilities import capabilities, in_ollamas_words
+from pierhead.daemon.capabilities import in_ollamas_words
 from pierhead.fleet.info import ReplicaInfo
 from pierhead.formats.gguf_parser import Header
 from pierhead.package.modelfile import PARAMETERS
@@ -44,14 +44,14 @@ def details(model: ModelRecord) -> dict[str, Any]:
     }
 
 
-def listed(model: ModelRecord) -> list[dict[str, Any]]:
+def listed(model: ModelRecord, abilities: Sequence[str]) -> list[dict[str, Any]]:
     """A model's entries of ``/api/tags``: one for each name, as Ollama has them."""
     shared = {
         "modified_at": model.created,
         "size": model.size,
         "digest": model.digest.removeprefix("sha256:"),
         "details": details(model),
-        "capabilities": in_ollamas_words(capabilities(model)),
+        "capabilities": in_ollamas_words(abilities),
     }
     return [{"name": tagged(name), "model": tagged(name), **shared} for name in model.names]
 
@@ -70,7 +70,9 @@ def running(replica: ReplicaInfo, model: ModelRecord) -> dict[str, Any]:
     }
 
 
-def shown(model: ModelRecord, header: Header | None, texts: Mapping[str, str], *, verbose: bool) -> dict[str, Any]:
+def shown(
+    model: ModelRecord, header: Header | None, texts: Mapping[str, str], abilities: Sequence[str], *, verbose: bool
+) -> dict[str, Any]:
     """The answer of ``/api/show``; ``texts`` has ``license`` and ``template`` as files of the model hold them."""
     template = texts.get("template") or str(model.metadata.get("chat_template") or "")
     parameters = _parameters(model)
@@ -84,7 +86,7 @@ def shown(model: ModelRecord, header: Header | None, texts: Mapping[str, str], *
         "details": details(model),
         "messages": list(model.packaged.messages),
         "model_info": _info(header, verbose=verbose) if header is not None else {},
-        "capabilities": in_ollamas_words(capabilities(model), insert=insert),
+        "capabilities": in_ollamas_words(abilities, insert=insert),
         "modified_at": model.created,
     }
     if verbose and header is not None:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from pierhead.daemon.capabilities import capabilities
 from pierhead.fleet.info import ReplicaInfo
 from pierhead.gateway.link import OPENAI, Endpoint, Route
 from pierhead.store.model import ModelRecord
 
+Abilities = Callable[[ModelRecord], tuple[str, ...]]
 
-def routes(models: Iterable[ModelRecord], replicas: Iterable[ReplicaInfo]) -> tuple[Route, ...]:
-    """One route per model; its other names are aliases, its ready replicas endpoints."""
+
+def routes(models: Iterable[ModelRecord], replicas: Iterable[ReplicaInfo], abilities: Abilities) -> tuple[Route, ...]:
+    """One route per model; its other names are aliases, its ready replicas endpoints; ``abilities`` of each model."""
     endpoints: dict[str, tuple[Endpoint, ...]] = {}
     for replica in replicas:
         if replica.state == "ready" and replica.socket:
@@ -28,7 +29,7 @@ def routes(models: Iterable[ModelRecord], replicas: Iterable[ReplicaInfo]) -> tu
                 name=model.name,
                 aliases=tuple(sorted(_spellings(model) - {model.name})),
                 endpoints=endpoints.get(model.digest, ()),
-                card=_card(model),
+                card=_card(model, abilities(model)),
                 docker=_docker(model),
             )
     return tuple(made.values())
@@ -59,10 +60,9 @@ def _created(model: ModelRecord) -> int:
         return 0
 
 
-def _card(model: ModelRecord) -> dict[str, Any]:
+def _card(model: ModelRecord, found: tuple[str, ...]) -> dict[str, Any]:
     """The entry of ``/v1/models``; ``context_length`` is the model's own, in tokens."""
     card: dict[str, Any] = {"id": model.name, "object": "model", "created": _created(model), "owned_by": "pierhead"}
-    found = capabilities(model)
     if found:
         card["capabilities"] = list(found)
     context = model.packaged.context or model.metadata.get("context_length")

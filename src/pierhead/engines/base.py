@@ -35,13 +35,54 @@ class Readiness(msgspec.Struct, frozen=True):
     timeout: float = 300.0
 
 
+class Environment(msgspec.Struct, frozen=True):
+    """A Python environment that an engine has to itself, so that no engine's wheels meet another's.
+
+    ``requirements`` are pip's, exact pins of what matters; what those need comes with them. ``python`` is the minor
+    version that the wheels exist for ("": Pierhead's own).
+    """
+
+    requirements: tuple[str, ...]
+    python: str = ""
+
+
+class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What an engine is and can do, as data: shown to people, checked by the conformance suite, used by the fleet.
+
+    ``formats`` are those of ``ModelFile.format``. ``serves`` are the gateway's operations that it may answer natively;
+    which of them it does for one model is in the launch spec. ``metrics`` maps our words (``running``, ``waiting``,
+    ``cache_usage``, ``prompt_tokens``, ``generated_tokens``) to the names that it gives to Prometheus. ``lora`` tells
+    whether adapters are given at its start or also while it runs; ``sleep`` whether it can let its memory go and stay.
+    ``untested`` says what of it no machine of the project could try.
+    """
+
+    name: str
+    title: str
+    formats: tuple[str, ...]
+    serves: tuple[str, ...]
+    accelerators: tuple[str, ...] = ("cpu",)  # cpu, cuda, rocm, openvino …
+    platforms: tuple[str, ...] = ("linux/amd64", "linux/arm64")
+    common: tuple[str, ...] = (
+        "context",
+        "parallel",
+        "threads",
+    )  # settings of most engines that it knows
+    metrics: dict[str, str] = {}
+    metrics_path: str = "/metrics"
+    lora: Literal["", "start", "runtime"] = ""
+    sleep: bool = False
+    speculative: bool = False
+    untested: str = ""
+
+
 class ImageRecipe(msgspec.Struct, frozen=True):
     """The inputs of an engine image; its name is the hash of them. ``requirements`` are exact wheel pins."""
 
     engine: str
     base: str
     requirements: tuple[str, ...]
-    files: tuple[tuple[str, str], ...] = ()  # (path in image, text)
+    files: tuple[tuple[str, str], ...] = ()  # (path in image, text); what runs is /opt/engine/entry.py or entry/
+    dependencies: bool = False  # whether what the requirements need comes with them; else they are all
 
 
 class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,7 +97,8 @@ class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
     engine: str
     argv: tuple[str, ...]
     model_dir: str  # host folder, materialized read-only
-    entry: str = ""  # host path of the engine's own entry program
+    entry: str = ""  # host path of the engine's own entry program: a file, or a folder with a __main__.py
+    environment: Environment | None = None  # of its own; None: Pierhead's
     kind: Literal["service", "job"] = "service"
     env: dict[str, str] = {}
     mounts: tuple[Mount, ...] = ()
@@ -66,7 +108,8 @@ class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
     readiness: Readiness = Readiness()
     stop_timeout: float = 10.0
     devices: tuple[str, ...] = ()  # CDI names, such as nvidia.com/gpu=0
-    shm_size: int = 0
+    shm_size: int = 0  # bytes; 0: the runtime's own
+    tmp_size: int = 0  # bytes of its private /tmp; 0: the runtime's own
     ulimits: dict[str, int] = {}
     user: str = ""
     stdio: bool = False
@@ -105,8 +148,21 @@ class Engine(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def facts(self) -> EngineFacts:
+        """What it is and can do."""
+        ...
+
     def accepts(self, files: tuple[ModelFile, ...]) -> bool:
         """Whether this engine can serve these files."""
+        ...
+
+    def capabilities(self, files: tuple[ModelFile, ...], metadata: Mapping[str, Any]) -> tuple[str, ...]:
+        """What it would do with a model it accepts, in the words of ``/v1/models``.
+
+        ``chat``, ``completions``, ``embeddings``, ``rerank``, ``classify``, ``infer``, ``predict``, ``transcriptions``,
+        ``speech``, ``images``; further ``vision``, ``tools``, ``thinking``.
+        """
         ...
 
     def validate(self, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from typing import Any
 
 import msgspec
 
-from pierhead.engines.base import ImageRecipe, LaunchSpec, Limits, Plan, PlanRequest
+from pierhead.config import Settings
+from pierhead.engines.base import EngineFacts, ImageRecipe, LaunchSpec, Limits, Plan, PlanRequest
 from pierhead.engines.llamacpp_params import canonical
 from pierhead.engines.llamacpp_template import Template
 from pierhead.errors import OutOfMemory, UsageError
@@ -22,6 +23,8 @@ ENTRY = Path(__file__).with_name("llamacpp_entry.py")
 SMALLEST = 512  # tokens: no default context is chosen below this
 MIB = 1 << 20
 # What its server answers beside the work that a model is for.
+_RANK = 4  # llama.cpp's number for pooling that ranks
+_THINKS = ("enable_thinking", "<think>", "reasoning_content", "reasoning_effort")
 _TOOLS = ("llamacpp-tokenize", "llamacpp-detokenize", "llamacpp-template", "llamacpp-props", "llamacpp-infill")
 
 
@@ -36,10 +39,27 @@ def entry_text() -> str:
     return ENTRY.read_text(encoding="utf-8")
 
 
+FACTS = EngineFacts(
+    name="llamacpp",
+    title="llama.cpp",
+    formats=("gguf",),
+    serves=("chat", "completions", "embeddings", "llamacpp-rerank", *_TOOLS),
+    metrics={
+        "running": "llamacpp:requests_processing",
+        "waiting": "llamacpp:requests_deferred",
+        "prompt_tokens": "llamacpp:prompt_tokens_total",
+        "generated_tokens": "llamacpp:tokens_predicted_total",
+    },
+    lora="start",
+    speculative=True,
+)
+
+
 class LlamaCpp:
     """Serves GGUF through llama.cpp's own server."""
 
-    name = "llamacpp"
+    name = FACTS.name
+    facts = FACTS
 
     def __init__(self, base_image: str = "", max_context: int = 8192) -> None:
         self._base_image = base_image
@@ -48,6 +68,21 @@ class LlamaCpp:
     def accepts(self, files: tuple[ModelFile, ...]) -> bool:
         """Whether there are GGUF weights."""
         return bool(_gguf(files))
+
+    def capabilities(self, files: tuple[ModelFile, ...], metadata: Mapping[str, Any]) -> tuple[str, ...]:
+        """See ``Engine.capabilities``."""
+        pooling = metadata.get("pooling")
+        if pooling:
+            return ("rerank",) if pooling == _RANK else ("embeddings",)
+        found = ["chat", "completions", "embeddings"]
+        template = str(metadata.get("chat_template") or "")
+        if any(file.role == "mmproj" for file in files):
+            found.append("vision")
+        if template.strip():
+            found.append("tools")  # a template that knows none is taught them when the model starts
+        if any(word in template for word in _THINKS):
+            found.append("thinking")
+        return tuple(found)
 
     def validate(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Settings under llama.cpp's names; UsageError names an unknown one with its closest match."""
@@ -188,3 +223,8 @@ def _gguf(files: tuple[ModelFile, ...]) -> list[str]:
 def _weights(files: tuple[ModelFile, ...]) -> str:
     """The weights' file, of several shards the first."""
     return min(_gguf(files))
+
+
+def make(settings: Settings) -> LlamaCpp:
+    """The engine as this installation has it."""
+    return LlamaCpp(settings.runtime.base_image, settings.engine.max_context)

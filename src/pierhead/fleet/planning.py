@@ -10,10 +10,13 @@ from typing import Any
 
 from pierhead.config import EngineSettings
 from pierhead.engines.base import Engine, Plan, PlanRequest
+from pierhead.engines.registry import choose
 from pierhead.errors import UsageError
 from pierhead.fleet.holdings import Models
 from pierhead.fleet.replica import Replica
 from pierhead.store.model import ModelRecord, opening
+
+_NOTHING: Mapping[str, Any] = {}
 
 
 class Planning:
@@ -31,22 +34,24 @@ class Planning:
         self._settings = settings
         self._trusted = trusted
 
-    def engine(self, record: ModelRecord) -> Engine:
-        """The engine that serves this model; UsageError when none can."""
-        for engine in self._engines:
-            if engine.accepts(record.laid_out):
-                return engine
-        formats = sorted({f.format for f in record.laid_out if f.role == "weights" and f.format not in ("", "data")})
-        what = f"its weights are in {', '.join(formats)}" if formats else "it has no weights of a known format"
-        raise UsageError(
-            f"no engine can serve '{record.name}' yet: {what}",
-            hint=f"llama.cpp serves GGUF. `pier inspect {record.name}` shows the files.",
-            data={"formats": formats},
-        )
+    def engine(self, record: ModelRecord, asked: Mapping[str, Any] = _NOTHING) -> Engine:
+        """The engine that serves this model, or the one that is ``asked`` for; UsageError when there is none."""
+        wanted = asked.get("engine") or record.packaged.options.get("engine") or ""
+        return choose(self._engines, record.laid_out, str(wanted), record.name)
+
+    def capabilities(self, record: ModelRecord) -> tuple[str, ...]:
+        """What a model can do, by the engine that would serve it; empty where none does."""
+        try:
+            return () if record.damaged else self.engine(record).capabilities(record.laid_out, record.metadata)
+        except UsageError:
+            return ()
 
     def asked(self, record: ModelRecord, settings: Mapping[str, Any] | None) -> dict[str, Any]:
-        """What a user asked of the engine, in its own words."""
-        return self.engine(record).validate(settings) if settings else {}
+        """What a user asked, in the words of the engine that is to serve; which one is a setting, too."""
+        if not settings:
+            return {}
+        engine = {"engine": settings["engine"]} if settings.get("engine") else {}
+        return engine | self.engine(record, settings).validate(_of_engine(settings))
 
     def parallel(self, record: ModelRecord, asked: Mapping[str, Any]) -> int:
         """Requests at a time. A model whose packaged settings cannot be used is refused when it is planned."""
@@ -81,14 +86,19 @@ class Planning:
             cpus=len(os.sched_getaffinity(0)),
             opening=opening(model.packaged),
         )
-        return self.engine(model).plan(request)
+        return self.engine(model, asked).plan(request)
 
     def _whole(self, model: ModelRecord, asked: Mapping[str, Any]) -> dict[str, Any]:
         """The configuration's settings, over them those that the model was packaged with, over them what is asked."""
-        ours, engine = self._settings, self.engine(model)
+        ours, engine = self._settings, self.engine(model, asked)
         defaults = {"context": ours.context, "parallel": ours.parallel, "threads": ours.threads}
         packaged = {**({"context": model.packaged.context} if model.packaged.context else {}), **model.packaged.options}
-        found = engine.validate({k: v for k, v in defaults.items() if v})
+        found = engine.validate({k: v for k, v in defaults.items() if v and k in engine.facts.common})
         for layer in (ours.options, packaged, asked):  # each in the engine's own words, so that the last one counts
-            found |= engine.validate(layer)
+            found |= engine.validate(_of_engine(layer))
         return found
+
+
+def _of_engine(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that the engine itself understands."""
+    return {name: value for name, value in settings.items() if name != "engine"}

@@ -149,6 +149,10 @@ class Supervisor:
         group = self._roster.group(replica)
         return describe_replica(replica, group.idle_at if group is not None else None)
 
+    def capabilities(self, record: ModelRecord) -> tuple[str, ...]:
+        """What a model can do, by the engine that would serve it; empty where none does."""
+        return self._planning.capabilities(record)
+
     def instance(self, replica: Replica) -> Instance:
         """The running program of ``replica``; NotFound while there is none."""
         if replica.instance is None:
@@ -240,7 +244,7 @@ class Supervisor:
     async def _admit(self, replica: Replica, refusal: PierError | None) -> tuple[Plan, str, Runtime]:
         """Find memory for a replica, stopping idle ones for it, and choose where it runs: as others of its model do."""
         life = replica.life
-        self._planning.engine(life.model)
+        self._planning.engine(life.model, life.intent.settings)
         folder = await asyncio.to_thread(self._planning.hold, replica)
         async with self._admission:
             group = self._roster.group(replica)

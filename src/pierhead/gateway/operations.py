@@ -29,6 +29,8 @@ _ALL = (
     Operation("embeddings", "openai", "/v1/embeddings", False),
     Operation("rerank", "openai", "/v1/rerank", False),
     Operation("score", "openai", "/v1/score", False),
+    Operation("classify", "openai", "/v1/classify", False),
+    Operation("predict", "openai", "/v1/predict"),
     Operation("tokenize", "openai", "/tokenize", False),
     Operation("detokenize", "openai", "/detokenize", False),
     Operation("speech", "openai", "/v1/audio/speech"),
@@ -61,6 +63,8 @@ PATHS: dict[str, Operation] = {o.path: o for o in _ALL if o.where != "path" and 
     "/rerank": OPERATIONS["rerank"],
     "/v2/rerank": OPERATIONS["rerank"],
     "/score": OPERATIONS["score"],
+    "/classify": OPERATIONS["classify"],
+    "/predict": OPERATIONS["predict"],
     "/v1/tokenize": OPERATIONS["tokenize"],
     "/v1/detokenize": OPERATIONS["detokenize"],
 }

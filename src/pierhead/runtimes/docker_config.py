@@ -104,7 +104,7 @@ def _host(spec: LaunchSpec, settings: RuntimeSettings, user: User, sockets: Path
         "RestartPolicy": {"Name": "no"},
         "AutoRemove": False,
         "LogConfig": {"Type": "json-file", "Config": {"max-size": "10m", "max-file": "2"}},
-        "Tmpfs": {"/tmp": f"rw,noexec,nosuid,nodev,size={TMP_SIZE},mode=1777"},  # noqa: S108
+        "Tmpfs": {"/tmp": f"rw,noexec,nosuid,nodev,size={spec.tmp_size or TMP_SIZE},mode=1777"},  # noqa: S108
         "ShmSize": spec.shm_size or SHM_SIZE,
         "Ulimits": [{"Name": name, "Soft": value, "Hard": value} for name, value in ulimits.items()],
         "Mounts": _mounts(spec, sockets),

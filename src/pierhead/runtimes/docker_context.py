@@ -38,7 +38,8 @@ for path in glob.glob("/opt/engine/lib/*"):
         ctypes.CDLL(os.path.basename(path), ctypes.RTLD_GLOBAL)
     except OSError:
         ctypes.CDLL(path, ctypes.RTLD_GLOBAL)
-runpy.run_path("/opt/engine/entry.py", run_name="__main__")
+entry = "/opt/engine/entry"
+runpy.run_path(entry if os.path.isdir(entry) else entry + ".py", run_name="__main__")
 """
 
 DOCKERFILE = """FROM {base}
@@ -49,11 +50,14 @@ USER 65532:65532
 """
 
 
-def gather(requirements: tuple[str, ...], machine: str, target: Path) -> None:
-    """Put the pinned distributions for ``machine`` into ``target``: this environment's own ones, else fetched."""
-    missing = tuple(pin for pin in requirements if not _copy_installed(pin, machine, target))
+def gather(recipe: ImageRecipe, machine: str, target: Path) -> None:
+    """Put a recipe's distributions for ``machine`` into ``target``: this environment's own ones, else fetched."""
+    if recipe.dependencies:
+        _fetch(recipe.requirements, machine, target, ())
+        return
+    missing = tuple(pin for pin in recipe.requirements if not _copy_installed(pin, machine, target))
     if missing:
-        _fetch(missing, machine, target)
+        _fetch(missing, machine, target, ("--no-deps",))
 
 
 def _copy_installed(pin: str, machine: str, target: Path) -> bool:
@@ -86,7 +90,7 @@ def _fits(tag: str, machine: str) -> bool:
     return system.startswith("manylinux2014") or bool(wanted and (int(wanted[1]), int(wanted[2])) <= GLIBC)
 
 
-def _fetch(pins: tuple[str, ...], machine: str, target: Path) -> None:
+def _fetch(pins: tuple[str, ...], machine: str, target: Path, options: tuple[str, ...]) -> None:
     uv = shutil.which("uv") or shutil.which("uv", path=str(Path(sys.prefix) / "bin"))
     if importlib.util.find_spec("pip") is not None:  # so that the user's pip.conf holds
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-input", "--disable-pip-version-check"]
@@ -100,7 +104,7 @@ def _fetch(pins: tuple[str, ...], machine: str, target: Path) -> None:
         raise RuntimeUnavailable(
             f"fetching {', '.join(pins)} for the engine image needs uv or pip", hint="Install uv (`pip install uv`)."
         )
-    command += ["--no-deps", "--only-binary", ":all:", "--python-version", PYTHON_VERSION, "--target", str(target)]
+    command += [*options, "--only-binary", ":all:", "--python-version", PYTHON_VERSION, "--target", str(target)]
     try:
         done = subprocess.run(
             [*command, *pins],

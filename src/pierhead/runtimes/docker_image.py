@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import hashlib
-import os
 import tempfile
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +18,7 @@ from pierhead.errors import RuntimeUnavailable, SourceUnavailable
 from pierhead.events import BuildProgress, Listener
 from pierhead.runtimes.docker_api import Engine, Refused
 from pierhead.runtimes.docker_context import DOCKERFILE, LAUNCHER, gather, write_context
+from pierhead.runtimes.lock import locked
 
 RECIPE_VERSION = 1
 LABEL = "ai.pierhead.engine-image"
@@ -94,7 +93,7 @@ class Images:
         name = image_name(recipe, self.machine)
         if found := await self.find(name):
             return found
-        async with _locked(self._folder / ".images.lock"):
+        async with locked(self._folder / ".images.lock"):
             return await self.find(name) or await self._build(recipe, name, listener)
 
     async def _build(self, recipe: ImageRecipe, name: str, listener: Listener) -> str:
@@ -103,7 +102,7 @@ class Images:
         with tempfile.TemporaryDirectory(prefix="pierhead-image-") as work:
             site, context = Path(work) / "site", Path(work) / "context.tar"
             site.mkdir()
-            await asyncio.to_thread(gather, recipe.requirements, self.machine, site)
+            await asyncio.to_thread(gather, recipe, self.machine, site)
             size = await asyncio.to_thread(write_context, recipe, base, self.machine, site, context)
             listener(BuildProgress(image=name, step="building the image"))
             await self._send(name, recipe, context, size, listener)
@@ -206,19 +205,3 @@ def _progress(image: str, step: str, done: int, total: int) -> BuildProgress:
 
 def _json(value: Mapping[str, str]) -> str:
     return msgspec.json.encode(value).decode()
-
-
-@contextlib.asynccontextmanager
-async def _locked(path: Path) -> AsyncGenerator[None]:
-    """Hold an exclusive lock between processes; a cancelled wait leaves nothing behind."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    waiting = asyncio.ensure_future(asyncio.to_thread(fcntl.flock, fd, fcntl.LOCK_EX))
-    try:
-        await asyncio.shield(waiting)
-        yield
-    finally:
-        if waiting.done():
-            os.close(fd)
-        else:
-            waiting.add_done_callback(lambda _: os.close(fd))

@@ -24,6 +24,7 @@ from pierhead.events import Listener, Note
 from pierhead.runtimes import sandbox
 from pierhead.runtimes.base import Capabilities, ExecResult, Exit, Places, Stats, expand
 from pierhead.runtimes.cgroup import Cgroup
+from pierhead.runtimes.environment import Environments
 from pierhead.runtimes.logfile import read_log
 from pierhead.runtimes.readiness import Notify
 
@@ -177,9 +178,10 @@ class ProcessInstance:
 class ProcessRuntime:
     """Starts engines as processes of this user below ``replicas_dir``."""
 
-    def __init__(self, replicas_dir: Path, settings: RuntimeSettings) -> None:
+    def __init__(self, replicas_dir: Path, settings: RuntimeSettings, environments: Environments | None = None) -> None:
         self._root = replicas_dir
         self._settings = settings
+        self._environments = environments or Environments(replicas_dir.parent / "environments")
         self._bwrap: bool | None = None
 
     async def _sandboxed(self) -> bool:
@@ -202,15 +204,25 @@ class ProcessRuntime:
         can = Cgroup("probe").possible()
         spaces = ("network", "filesystem", "processes", "capabilities", "user") if confined else ()
         missing = () if confined else (sandbox.INSTALL,)
+        here = spec is None or spec.environment is None or self._python(spec) is not None
         if not can:
             missing += ("No control group can be made here: memory, process and CPU limits are not enforced.",)
-        return Capabilities(name="process", available=True, isolation=(*spaces, *can), missing=missing)
+        return Capabilities(name="process", available=True, isolation=(*spaces, *can), missing=missing, prepared=here)
 
     async def prepare(self, spec: LaunchSpec, listener: Listener) -> LaunchSpec:
-        """Nothing to prepare; says what isolation is missing."""
+        """Install the engine's own environment where it has one; says what isolation is missing."""
         if not await self._sandboxed():
             listener(Note(message=sandbox.INSTALL, level="warning"))
+        if spec.environment is not None:
+            await self._environments.ensure(spec.engine, spec.environment, listener)
         return spec
+
+    def _python(self, spec: LaunchSpec) -> str | None:
+        """The Python that runs this engine; None while its environment is not here."""
+        if spec.environment is None:
+            return sys.executable
+        found = self._environments.find(spec.engine, spec.environment)
+        return None if found is None else str(found)
 
     async def start(self, spec: LaunchSpec) -> ProcessInstance:
         """See ``Runtime.start``."""
@@ -244,13 +256,24 @@ class ProcessRuntime:
 
     def _command(self, spec: LaunchSpec, folder: Path, confined: bool) -> tuple[list[str], dict[str, str]]:
         sockets = folder / "s"
+        python = self._python(spec)
+        if python is None:
+            raise RuntimeUnavailable(f"the environment of the engine {spec.engine} is gone", hint="Try again.")
         if not confined:
-            places = Places(sys.executable, spec.entry, spec.model_dir, str(sockets / "engine.sock"))
+            places = Places(python, spec.entry, spec.model_dir, str(sockets / "engine.sock"))
             argv, env = expand(spec, places)
             return sandbox.plain(argv), {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8", **env}
-        argv, env = expand(spec, sandbox.inside())
+        argv, env = expand(spec, sandbox.inside(python))
         (folder / "bwrap").touch()
-        command = sandbox.bwrap(argv, env, model_dir=spec.model_dir, entry=spec.entry, sockets=str(sockets))
+        command = sandbox.bwrap(
+            argv,
+            env,
+            model_dir=spec.model_dir,
+            entry=spec.entry,
+            sockets=str(sockets),
+            python=python,
+            tmp_size=spec.tmp_size,
+        )
         return command, {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
 
     async def list(self) -> list[str]:

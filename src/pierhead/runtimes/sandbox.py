@@ -11,7 +11,7 @@ from pathlib import Path
 from pierhead.runtimes.base import Places
 
 MODEL_DIR = "/model"
-ENTRY = "/engine/entry.py"
+ENTRY = "/engine/entry"
 SOCKET_DIR = "/run/pierhead"
 UID = 65532
 TMP_SIZE = 64 << 20
@@ -26,9 +26,9 @@ INSTALL = (
 )
 
 
-def inside(socket_name: str = "engine.sock") -> Places:
+def inside(python: str = sys.executable) -> Places:
     """Where things are inside the sandbox."""
-    return Places(sys.executable, ENTRY, MODEL_DIR, f"{SOCKET_DIR}/{socket_name}")
+    return Places(python, ENTRY, MODEL_DIR, f"{SOCKET_DIR}/engine.sock")
 
 
 def bwrap_works() -> bool:
@@ -64,7 +64,16 @@ def _confine() -> list[str]:
     ]
 
 
-def bwrap(argv: tuple[str, ...], env: dict[str, str], *, model_dir: str, entry: str, sockets: str) -> list[str]:
+def bwrap(
+    argv: tuple[str, ...],
+    env: dict[str, str],
+    *,
+    model_dir: str,
+    entry: str,
+    sockets: str,
+    python: str = sys.executable,
+    tmp_size: int = 0,
+) -> list[str]:
     """``argv`` in a sandbox: no network, read-only system and model, private /tmp, no capabilities, not root."""
     command = [shutil.which("bwrap") or "bwrap", *_confine(), "--clearenv"]
     for name, value in {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8", **env}.items():  # noqa: S108
@@ -76,8 +85,8 @@ def bwrap(argv: tuple[str, ...], env: dict[str, str], *, model_dir: str, entry: 
             command += ["--ro-bind", folder, folder]
     for file in _FILES:
         command += ["--ro-bind-try", file, file]
-    command += ["--size", str(TMP_SIZE), "--tmpfs", "/tmp"]  # noqa: S108  # first, since Python itself may live below it
-    for prefix in _interpreter():
+    command += ["--size", str(tmp_size or TMP_SIZE), "--tmpfs", "/tmp"]  # noqa: S108  # first, since Python itself may live below it
+    for prefix in _interpreter(python):
         command += ["--ro-bind", prefix, prefix]
     command += [
         "--proc",
@@ -94,10 +103,11 @@ def bwrap(argv: tuple[str, ...], env: dict[str, str], *, model_dir: str, entry: 
     return [*command, "--remount-ro", "/", "--chdir", "/", "--", *argv]
 
 
-def _interpreter() -> list[str]:
-    """The folders of this Python and its packages that are not below a system folder."""
+def _interpreter(python: str) -> list[str]:
+    """The folders of a Python and its packages that are not below a system folder."""
     found: list[str] = []
-    for prefix in (sys.base_prefix, sys.prefix, str(Path(sys.executable).resolve().parent.parent)):
+    own = (sys.base_prefix, sys.prefix) if python == sys.executable else (str(Path(python).parent.parent),)
+    for prefix in (*own, str(Path(python).resolve().parent.parent)):
         inside_system = any(prefix == s or prefix.startswith(f"{s}/") for s in _SYSTEM)
         if not inside_system and not any(prefix == f or prefix.startswith(f"{f}/") for f in found):
             found.append(prefix)

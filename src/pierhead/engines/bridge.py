@@ -1,0 +1,21 @@
+"""The command line that joins an engine which listens on a port only to its replica's socket; pure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+ENTRY = Path(__file__).with_name("bridge_entry.py")
+
+
+def bridged(*program: str, health: str) -> tuple[str, ...]:
+    """An argv that runs ``program`` behind the bridge; ``$(PORT)`` in it becomes the port to listen on.
+
+    The launch spec's ``entry`` must be ``ENTRY``, and an image recipe must have ``recipe_file()``. ``$(ENTRY)`` is
+    taken, so the program's own code has to come from its environment or its mounts.
+    """
+    return ("$(PYTHON)", "-I", "$(ENTRY)", "--socket", "$(SOCKET)", "--health", health, "--", *program)
+
+
+def recipe_file() -> tuple[str, str]:
+    """The bridge as a file of an engine image."""
+    return ("/opt/engine/entry.py", ENTRY.read_text(encoding="utf-8"))

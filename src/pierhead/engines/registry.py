@@ -1,0 +1,67 @@
+"""Which engines there are and which of them serves a model; pure but for the import of plugins."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+from pierhead import plugins
+from pierhead.config import Settings
+from pierhead.engines.base import Engine
+from pierhead.errors import UsageError
+from pierhead.store.model import ModelFile
+
+GROUP = "pierhead.engines"
+# Name to a function of the settings that makes it; where several serve a format, the first one is taken.
+BUILTIN: dict[str, str] = {
+    "llamacpp": "pierhead.engines.llamacpp:make",
+}
+
+
+def engines(settings: Settings) -> tuple[Engine, ...]:
+    """Every engine of this installation; ConfigError when a plugin cannot be loaded."""
+    return tuple(plugins.load(name, place)(settings) for name, place in plugins.names(GROUP, BUILTIN).items())
+
+
+def choose(known: Sequence[Engine], files: tuple[ModelFile, ...], name: str = "", model: str = "") -> Engine:
+    """The engine called ``name``, or the first that serves these files; UsageError when there is none."""
+    if name:
+        found = _named(known, name)
+        if not found.accepts(files):
+            raise UsageError(
+                f"the engine {name} cannot serve '{model}': it reads {', '.join(found.facts.formats)}",
+                hint=f"{_what(files).capitalize()}. `pier inspect {model}` shows the files.",
+                data={"engine": name, "formats": _formats(files)},
+            )
+        return found
+    for engine in known:
+        if engine.accepts(files):
+            return engine
+    reads = "; ".join(f"{e.facts.title} serves {', '.join(e.facts.formats)}" for e in known)
+    raise UsageError(
+        f"no engine can serve '{model}' yet: {_what(files)}",
+        hint=f"{reads}. `pier inspect {model}` shows the files.",
+        data={"formats": _formats(files)},
+    )
+
+
+def _named(known: Sequence[Engine], name: str) -> Engine:
+    for engine in known:
+        if engine.name == name:
+            return engine
+    every = [engine.name for engine in known]
+    close = difflib.get_close_matches(name, every, 1)
+    raise UsageError(
+        f"there is no engine '{name}'",
+        hint=f"Did you mean '{close[0]}'?" if close else f"There are: {', '.join(every)}.",
+        data={"engine": name},
+    )
+
+
+def _formats(files: tuple[ModelFile, ...]) -> list[str]:
+    return sorted({f.format for f in files if f.role == "weights" and f.format not in ("", "data")})
+
+
+def _what(files: tuple[ModelFile, ...]) -> str:
+    formats = _formats(files)
+    return f"its weights are in {', '.join(formats)}" if formats else "it has no weights of a known format"
