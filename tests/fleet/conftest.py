@@ -16,7 +16,7 @@ import msgspec
 import pytest
 
 from pierhead.config import FleetSettings, Settings
-from pierhead.engines.base import LaunchSpec, Plan, PlanRequest
+from pierhead.engines.base import EngineFacts, LaunchSpec, Plan, PlanRequest
 from pierhead.errors import NotFound, OutOfMemory, PierError
 from pierhead.events import AnyEvent, Listener
 from pierhead.fleet.memory import Memory
@@ -134,6 +134,10 @@ class Planner:
     """An engine that needs what the model's metadata says."""
 
     name = "toy"
+    facts = EngineFacts(name="toy", title="Toy", formats=("gguf",), serves=("chat",))
+
+    def capabilities(self, files: tuple[ModelFile, ...], metadata: Mapping[str, Any]) -> tuple[str, ...]:
+        return ("chat",)
 
     def accepts(self, files: tuple[ModelFile, ...]) -> bool:
         return True
