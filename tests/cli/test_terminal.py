@@ -74,6 +74,26 @@ def test_tables_fit_the_terminal(stocked: Stocked, columns: int) -> None:
             assert "smollm2" in lines[1]
 
 
+def test_keys_with_many_bounds_can_be_read_in_80_columns(stocked: Stocked) -> None:
+    pier, _, env = stocked
+    bounds = "--model smol* --model qwen3:0.6b --dialect openai --dialect anthropic --rpm 60"
+    budgets = "--budget 1000000tokens/day --budget 5usd/month --tpm 100000 --concurrent 4"
+    assert pier("key", "create", "continuous-integration", *bounds.split(), *budgets.split()).returncode == 0
+    lines = ESCAPES.sub("", whole(terminal(env, "key", "list", columns=80))).splitlines()
+    assert max(map(len, lines)) <= 80
+    text = "\n".join(lines)
+    for word in (
+        "continuous-integration",
+        "qwen3:0.6b",
+        "by anthropic",
+        "4 at once",
+        "1000000tokens/day",
+        "5usd/month",
+    ):
+        assert word in text, "whole, not folded"
+    assert "smol*, qwen3:0.6b, by openai, by anthropic" in pier("key", "list").stdout
+
+
 def test_colours_are_for_terminals_that_want_them(stocked: Stocked) -> None:
     pier, _, env = stocked
     assert "\x1b[1m" in whole(terminal(env, "list"))

@@ -149,7 +149,9 @@ def test_keys_are_shown_once_listed_and_revoked(stocked: Stocked) -> None:
     changed = json.loads(pier("key", "edit", "laptop", *bounds, "--json").stdout)
     assert (changed["models"], changed["budgets"], changed["rpm"]) == (["smol*"], ["5usd/month"], 60)
     shown = pier("key", "show", "laptop").stdout
-    assert "smol*; admin" in shown
+    assert re.search(r"smol\*\n\s+admin\n", shown)
+    assert re.search(r"Budgets +5usd/month: \$0 spent, \$5 left, renews in \d+ (d|h|min)\n", shown)
+    assert json.loads(pier("key", "show", "laptop", "--json").stdout)["spent"][0]["left"] == 5
     assert "in 30 d" in shown
     turned = json.loads(pier("key", "rotate", "laptop", "--grace", "1d", "--json").stdout)
     assert (turned["id"], turned["key"] != made["key"]) == (made["id"], True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import datetime
 import os
 import sqlite3
 import stat
@@ -14,6 +15,7 @@ import pytest
 from pierhead.daemon.keys import Keys, mac
 from pierhead.errors import CorruptData, NotFound, UsageError
 from pierhead.gateway.grants import Wanted, budget, duration, expiry, grants, show_budget
+from pierhead.gateway.ledger import Row, SqliteLedger, span
 from pierhead.gateway.link import Budget, Grants
 
 
@@ -207,3 +209,32 @@ def test_grants_that_make_no_sense_are_refused(keys: Keys, wanted: Wanted) -> No
     with pytest.raises(UsageError):
         grants(wanted)
     assert keys.list() == []
+
+
+def test_a_key_tells_what_is_spent_and_left_of_its_budgets_and_when_they_renew(tmp_path: Path) -> None:
+    keys = Keys(tmp_path / "pierhead.db", tmp_path / "pepper", tmp_path / "budgets.db")
+    new = keys.create("ci", Wanted(budgets=("1000tokens/day", "5usd/month", "9requests/day")))
+    assert [(s.spent, s.left) for s in keys.get("ci").spent] == [(0, 1000), (0, 5), (0, 9)], "nobody has spent yet"
+    ledger = SqliteLedger(tmp_path / "budgets.db")
+    now = time.time()
+    day, month = span("day", now), span("month", now)
+    ledger.lease(Row(new.id, "tokens", day.label), 1000, 400, 400)
+    ledger.lease(Row(new.id, "tokens", span("day", now - 86400).label), 1000, 300, 300)
+    ledger.lease(Row(new.id, "usd", month.label), 5_000_000, 1_250_000, 1_250_000)
+    ledger.lease(Row("another", "requests", day.label), 9, 9, 9)
+    ledger.close()
+    tokens, dollars, requests = keys.get("ci").spent
+    assert (tokens.budget, tokens.spent, tokens.left, tokens.limit) == ("1000tokens/day", 400, 600, 1000)
+    assert datetime.datetime.fromisoformat(tokens.resets).timestamp() == day.until
+    assert (dollars.spent, dollars.left) == (1.25, 3.75)
+    assert datetime.datetime.fromisoformat(dollars.resets).timestamp() == month.until
+    assert requests.left == 9
+    assert keys.edit(new.id, Wanted(budgets=("100tokens/day",))).spent[0].left == 0, "a smaller one is used up"
+
+
+def test_a_damaged_ledger_is_named(tmp_path: Path) -> None:
+    keys = Keys(tmp_path / "pierhead.db", tmp_path / "pepper", tmp_path / "budgets.db")
+    keys.create("ci", Wanted(budgets=("1000tokens/day",)))
+    (tmp_path / "budgets.db").write_bytes(b"no database" * 1000)
+    with pytest.raises(CorruptData, match=r"budgets\.db"):
+        keys.get("ci")

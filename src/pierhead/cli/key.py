@@ -112,27 +112,23 @@ def list_keys(as_json: bool) -> None:
         print_json(found)
         return
     rows = [
-        (k["id"], k["name"], _scope(k), _limits(k), ", ".join(k["budgets"]) or "-", _expires(k), age(k["created"]))
+        (k["name"], _scope(k), _limits(k), "\n".join(k["budgets"]) or "-", _expires(k), age(k["created"]), k["id"])
         for k in found
     ]
-    head = ("ID", "NAME", "MAY USE", "LIMITS", "BUDGETS", "EXPIRES", "CREATED")
-    table(head, rows, fold=(2, 4), spare=(6, 3, 5, 4))
+    head = ("NAME", "MAY USE", "LIMITS", "BUDGETS", "EXPIRES", "CREATED", "ID")
+    table(head, rows, fold=(1,), spare=(6, 5, 4, 2, 3))
     if not found:
         say("There are no keys. `pier key create NAME` makes one.")
 
 
 def _scope(k: dict[str, Any]) -> str:
-    parts = [", ".join(k["models"]) or "all models"]
-    if k["dialects"]:
-        parts.append("by " + ", ".join(k["dialects"]))
-    if k["admin"]:
-        parts.append("admin")
-    return "; ".join(parts)
+    parts = [*(k["models"] or ["all models"]), *(f"by {name}" for name in k["dialects"]), *["admin"] * k["admin"]]
+    return "\n".join(parts)
 
 
 def _limits(k: dict[str, Any]) -> str:
     words = (("rpm", "/min"), ("tpm", " tokens/min"), ("concurrent", " at once"))
-    return ", ".join(f"{number(k[name])}{unit}" for name, unit in words if k[name]) or "-"
+    return "\n".join(f"{number(k[name])}{unit}" for name, unit in words if k[name]) or "-"
 
 
 def _expires(k: dict[str, Any]) -> str:
@@ -160,12 +156,21 @@ def _print(k: dict[str, Any]) -> None:
         ("May use", _scope(k)),
         ("Limits", _limits(k)),
         ("Priority", str(k["priority"])),
-        ("Budgets", "\n".join(k["budgets"]) or "-"),
+        ("Budgets", "\n".join(map(_spent, k["spent"])) or "-"),
         ("Cache", "yes" if k["cache"] else "no"),
     ]
     if k["old_until"]:
         rows.append(("Old key", f"holds until {k['old_until']}"))
     pairs(rows)
+
+
+def _spent(budget: dict[str, Any]) -> str:
+    spent, left = (_amount(budget["unit"], budget[name]) for name in ("spent", "left"))
+    return f"{budget['budget']}: {spent} spent, {left} left, renews {age(budget['resets'])}"
+
+
+def _amount(unit: str, value: float) -> str:
+    return f"${value:.6f}".rstrip("0").rstrip(".") if unit == "usd" else f"{value:,}"
 
 
 @key.command()

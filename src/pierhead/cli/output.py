@@ -120,12 +120,13 @@ def table(
     """A table on stdout: drawn by Rich on a terminal, else plain and aligned.
 
     Long cells of ``fold`` may wrap; on a narrow terminal the columns of ``spare`` are left out, the first one first.
+    A cell of several lines has them below each other on a terminal, else in one line.
     """
     if rows and sys.stdout.isatty():
         console = _console()
         console.print(drawn_table(head, rows, right=right, fold=fold, spare=spare, room=console.width))
         return
-    lines = [head, *rows]
+    lines = [head, *(tuple(cell.replace("\n", ", ") for cell in row) for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     for line in lines:
         cells = (c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
@@ -156,7 +157,10 @@ def drawn_table(
     from rich.table import Table
     from rich.text import Text
 
-    kept = fitting([max(map(len, column)) for column in zip(head, *rows, strict=True)], room, fold, spare)
+    longest = [
+        max(len(line) for cell in column for line in cell.split("\n")) for column in zip(head, *rows, strict=True)
+    ]
+    kept = fitting(longest, room, fold, spare)
     made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for i in kept:
         made.add_column(head[i], justify="right" if i in right else "left", overflow="fold", no_wrap=i not in fold)

@@ -66,7 +66,7 @@ class Daemon:
         self.settings = loaded.settings
         self.started = time.time()
         self.store = Store.open(paths.store)
-        self.keys = Keys(paths.database, paths.state / "pepper")
+        self.keys = Keys(paths.database, paths.state / "pepper", paths.state / "gateway" / "budgets.db")
         self.book = RouteBook(
             paths.config / "routes.toml", Secrets(paths.state / "secrets"), loaded.settings.sources.ca_file
         )

@@ -11,14 +11,15 @@ import sqlite3
 import time
 from collections.abc import Generator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from pierhead.errors import CorruptData, NotFound, UsageError
 from pierhead.fleet.info import iso
-from pierhead.gateway.grants import Wanted, grants, show_budget
-from pierhead.gateway.link import Grants, Key
+from pierhead.gateway.grants import MILLION, Wanted, grants, show_budget
+from pierhead.gateway.ledger import SqliteLedger, span
+from pierhead.gateway.link import Budget, Grants, Key
 
 PREFIX = "pier_"
 _SCHEMA = """
@@ -37,10 +38,24 @@ _LATER = {"grants": "TEXT NOT NULL DEFAULT '{}'", "old_mac": "TEXT NOT NULL DEFA
 _COLUMNS = "id, name, created, revoked, grants, old_until"
 
 
+class Spent(msgspec.Struct, frozen=True):
+    """Where a key stands with one budget: ``limit``, ``spent`` and ``left`` in its unit, ``resets`` as ISO 8601 UTC.
+
+    What the gateway has borrowed of it to spend soon counts as spent.
+    """
+
+    budget: str
+    unit: Literal["tokens", "usd", "requests"]
+    limit: float
+    spent: float
+    left: float
+    resets: str
+
+
 class KeyInfo(msgspec.Struct, frozen=True, kw_only=True):
     """A key as it is listed: never its text. Times are ISO 8601 UTC; ``old_until``: the text before holds so long.
 
-    Empty scopes allow every model and dialect; limits of 0 are none.
+    Empty scopes allow every model and dialect; limits of 0 are none. ``spent`` is told of single keys only.
     """
 
     id: str
@@ -58,6 +73,7 @@ class KeyInfo(msgspec.Struct, frozen=True, kw_only=True):
     priority: int = 0
     budgets: tuple[str, ...] = ()
     cache: bool = False
+    spent: tuple[Spent, ...] = ()
 
 
 class NewKey(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,11 +91,15 @@ def mac(pepper: bytes, key: str) -> str:
 
 
 class Keys:
-    """The keys of this installation, in its database; blocking, safe to use from several processes."""
+    """The keys of this installation, in its database; blocking, safe to use from several processes.
 
-    def __init__(self, database: Path, pepper_file: Path) -> None:
+    ``ledger`` is the file in which the gateway keeps what is spent of budgets.
+    """
+
+    def __init__(self, database: Path, pepper_file: Path, ledger: Path | None = None) -> None:
         self._database = database
         self._pepper_file = pepper_file
+        self._ledger = ledger
 
     def create(self, name: str, wanted: Wanted | None = None) -> NewKey:
         """Make a key of 256 random bits; UsageError for a name that is empty or taken, or grants that make no sense."""
@@ -112,7 +132,8 @@ class Keys:
     def get(self, name: str) -> KeyInfo:
         """The key with this id or name; NotFound when none holds."""
         with self._open() as database:
-            return _info(_row(database, name))
+            row = _row(database, name)
+        return self._with_spent(row)
 
     def edit(self, name: str, wanted: Wanted) -> KeyInfo:
         """Change what the key with this id or name may do."""
@@ -120,7 +141,23 @@ class Keys:
             row = _row(database, name)
             changed = grants(wanted, _decode(row[4]))
             database.execute("UPDATE keys SET grants = ? WHERE id = ?", (_encode(changed), row[0]))
-            return _info((*row[:4], _encode(changed), row[5]))
+        return self._with_spent((*row[:4], _encode(changed), row[5]))
+
+    def _with_spent(self, row: tuple[Any, ...]) -> KeyInfo:
+        budgets = _decode(row[4]).budgets
+        if not budgets or self._ledger is None:
+            return _info(row)
+        ledger = SqliteLedger(self._ledger)
+        try:
+            used = ledger.used(row[0])
+        except OSError as exc:
+            raise CorruptData(
+                f"cannot read what the key has spent: {exc}",
+                hint=f"Restore {self._ledger} from a backup, or move it away to let all budgets begin anew.",
+            ) from exc
+        finally:
+            ledger.close()
+        return msgspec.structs.replace(_info(row), spent=tuple(_spent(budget, used, time.time()) for budget in budgets))
 
     def rotate(self, name: str, grace: float = 0.0) -> NewKey:
         """A new text for the key with this id or name; the old one holds for ``grace`` seconds more."""
@@ -204,6 +241,14 @@ class Keys:
             ) from exc
         finally:
             os.close(guard)
+
+
+def _spent(budget: Budget, used: dict[tuple[str, str], int], now: float) -> Spent:
+    current = span(budget.window, now)
+    spent = used.get((budget.unit, current.label), 0)
+    scale = MILLION if budget.unit == "usd" else 1
+    limit, gone, left = (n / scale if scale > 1 else n for n in (budget.amount, spent, max(0, budget.amount - spent)))
+    return Spent(show_budget(budget), budget.unit, limit, gone, left, iso(current.until))
 
 
 def _migrate(database: sqlite3.Connection) -> None:
