@@ -9,6 +9,7 @@ import json
 import os
 import random
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -71,6 +72,23 @@ def test_sums_are_kept_by_key_model_operation_and_day(usage, book):
     assert usage.report(("day", "operation"), model="m", since="1d").total.requests == 5
     assert len(usage.report(("day",)).rows) == 2
     assert usage.report((), since="2999-01-01").total.requests == 0
+
+
+def test_revisions_of_a_model_are_told_apart_and_older_sums_are_taken_over(usage, book, tmp_path):
+    old = sqlite3.connect(tmp_path / "usage.db")
+    sums = ("requests", "errors", "prompt_tokens", "cached_tokens", "completion_tokens", "cost", "seconds")
+    places = "day INTEGER, key TEXT, model TEXT, operation TEXT"
+    old.execute(f"CREATE TABLE usage ({places}, {', '.join(sums)}, PRIMARY KEY (day, key, model, operation))")
+    old.execute(
+        "INSERT INTO usage VALUES (?, 'key_a', 'm', 'chat', 5, 1, 50, 20, 15, 100, 2.5)", (int(time.time() // 86400),)
+    )
+    old.commit()
+    old.close()
+    for revision in ("", "4fe1", "4fe1", "9b2c"):
+        book.put(outcome(revision=revision))
+    assert usage.fold() == 4
+    assert [(r.revision, r.requests) for r in usage.report(("revision",)).rows] == [("", 6), ("4fe1", 2), ("9b2c", 1)]
+    assert usage.report(("key",)).total.prompt_tokens == 90
 
 
 def test_what_is_written_while_sums_are_made_comes_in_later_and_ended_journals_go(usage, book, tmp_path):

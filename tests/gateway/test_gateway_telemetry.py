@@ -14,12 +14,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import psutil
 import pytest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from pierhead.gateway import link
+from pierhead.gateway import journal, link
 from pierhead.gateway.telemetry.logfile import KEPT, LogFile
 from pierhead.gateway.telemetry.messages import Batch, Frames, frame
 from pierhead.gateway.telemetry.records import Record, Records, Wanted
@@ -53,7 +54,8 @@ async def start(new_gate, new_engine, folder) -> Callable[..., Any]:
     async def begin(**settings: Any):
         engine = await new_engine(answer)
         gate = await new_gate(extra={"state": str(folder)}, **settings)
-        await gate.serve(link.Route(name="m", endpoints=(engine.endpoint,)))
+        endpoint = msgspec.structs.replace(engine.endpoint, revision="4fe1c02a99d0")
+        await gate.serve(link.Route(name="m", endpoints=(endpoint,)))
         return gate, engine
 
     return begin
@@ -75,6 +77,10 @@ async def test_a_line_tells_everything_about_a_request_but_what_was_said(start, 
     lines = {line["id"]: line for line in map(json.loads, text.splitlines())}
     one, two, three, four = (lines[name] for name in ("one", "two", "three", "four"))
     assert (one["status"], one["model"], one["operation"], one["replica"]) == (200, "m", "chat", "e0")
+    assert one["revision"] == "4fe1c02a99d0"
+    assert {
+        line.revision for path, _ in journal.files(folder / "usage") for line in journal.lines(path.read_bytes())[0]
+    } == {"4fe1c02a99d0"}
     assert (one["prompt_tokens"], one["cached_tokens"], one["completion_tokens"]) == (12, 5, 3)
     assert (one["finish"], one["stream"], one["queued"]) == ("length", False, 0.0)
     assert two["ttft"] > 0

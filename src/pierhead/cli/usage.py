@@ -24,7 +24,9 @@ _HEAD = ("REQUESTS", "ERRORS", "PROMPT", "CACHED", "OUTPUT", "COST", "TIME")
         ("pier usage --by day,key,model --csv > usage.csv", "For a spreadsheet."),
     ),
 )
-@option("--by", default="key,model", show_default=True, help="Any of day, key, model, operation, with commas.")
+@option(
+    "--by", default="key,model", show_default=True, help="Any of day, key, model, revision, operation, with commas."
+)
 @option("--since", default="", metavar="DAY", help="From this day on (UTC): 2026-11-01, or 7d for the last seven.")
 @option("--key", default="", metavar="KEY", help="Of this key only, by name or id.")
 @option("--model", default="", help="Of this model only.", shell_complete=complete_model)
@@ -87,7 +89,7 @@ def _print_table(groups: list[str], found: dict[str, Any], nothing: str) -> None
 def _cell(group: str, row: dict[str, Any]) -> str:
     if group == "key":
         return str(row["key_name"] or row["key"] or "-")
-    return str(row[group])
+    return str(row[group] or "-")
 
 
 def _sums(row: dict[str, Any]) -> tuple[str, ...]:

@@ -312,7 +312,9 @@ def operations(c: Control) -> tuple[Operation, ...]:
             UsageReport,
             description="Sums of requests, tokens, cost and time; what has just been answered is in them.",
             query=(
-                Parameter("by", "string", "Any of day, key, model, operation, with commas (default key,model)."),
+                Parameter(
+                    "by", "string", "Any of day, key, model, revision, operation, with commas (default key,model)."
+                ),
                 Parameter("since", "string", "The first day: 2026-11-01, or 7d for the last seven days."),
                 Parameter("key", "string", "Of this key only, by id or name."),
                 Parameter("model", "string", "Of this model only."),

@@ -44,6 +44,7 @@ def endpoint(replica: ReplicaInfo) -> Endpoint:
         serves=replica.serves or OPENAI,  # a replica that an earlier version started did not say
         slots=replica.parallel,
         context=replica.context,
+        revision=replica.digest.removeprefix("sha256:")[:12],
     )
 
 

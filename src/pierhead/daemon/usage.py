@@ -1,4 +1,4 @@
-"""Who used how much: the gateways' journals folded into sums per day, key, model and operation; counts no request."""
+"""Who used how much: the gateways' journals folded into sums per day, key and what answered; counts no request."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from pierhead.gateway import journal
 
 log = logging.getLogger(__name__)
 
-BY = ("day", "key", "model", "operation")
+BY = ("day", "key", "model", "revision", "operation")
 KEEP_DAYS = 400
 _CHUNK = 8 << 20
 _SUMS = ("requests", "errors", "prompt_tokens", "cached_tokens", "completion_tokens", "cost", "seconds")
 _SCHEMA = """
-CREATE TABLE IF NOT EXISTS usage (
+CREATE TABLE IF NOT EXISTS sums (
     day INTEGER NOT NULL,  -- since 1970-01-01, UTC
     key TEXT NOT NULL,
     model TEXT NOT NULL,
@@ -36,15 +36,15 @@ CREATE TABLE IF NOT EXISTS usage (
     completion_tokens INTEGER NOT NULL,
     cost INTEGER NOT NULL,  -- millionths
     seconds REAL NOT NULL,
-    PRIMARY KEY (day, key, model, operation)
+    revision TEXT NOT NULL,  -- of the model that answered; empty where none of ours did, and before it was known
+    PRIMARY KEY (day, key, model, operation, revision)
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS journals (
     file TEXT PRIMARY KEY,
     folded INTEGER NOT NULL  -- bytes of it that are in the sums
 ) STRICT, WITHOUT ROWID;
 """
-_ADD = """
-INSERT INTO usage VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET
+_ON_TOP = """ ON CONFLICT DO UPDATE SET
     requests = requests + excluded.requests,
     errors = errors + excluded.errors,
     prompt_tokens = prompt_tokens + excluded.prompt_tokens,
@@ -53,7 +53,8 @@ INSERT INTO usage VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE
     cost = cost + excluded.cost,
     seconds = seconds + excluded.seconds
 """
-_Place = tuple[int, str, str, str]
+_ADD = "INSERT INTO sums VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)" + _ON_TOP  # noqa: S608 - a constant
+_Place = tuple[int, str, str, str, str]
 
 
 class UsageRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,6 +64,7 @@ class UsageRow(msgspec.Struct, frozen=True, kw_only=True):
     key: str | None = None
     key_name: str | None = None
     model: str | None = None
+    revision: str | None = None
     operation: str | None = None
     requests: int
     errors: int
@@ -107,7 +109,7 @@ class Usage:
                 noted = database.execute("SELECT file FROM journals").fetchall()
                 gone = [(file,) for (file,) in noted if not (self._journals / file).exists()]
                 database.executemany("DELETE FROM journals WHERE file = ?", gone)
-                database.execute("DELETE FROM usage WHERE day < ?", (_today() - KEEP_DAYS,))
+                database.execute("DELETE FROM sums WHERE day < ?", (_today() - KEEP_DAYS,))
         return folded
 
     def _fold(self, database: sqlite3.Connection, path: Path) -> int:
@@ -142,7 +144,7 @@ class Usage:
                 log.warning("%d damaged lines in the journal %s", damaged, path)
             if not taken:
                 return 0, False
-            database.executemany(_ADD, ((*place, *sums) for place, sums in _summed(lines).items()))
+            database.executemany(_ADD, ((*place[:4], *sums, place[4]) for place, sums in _summed(lines).items()))
             database.execute("INSERT OR REPLACE INTO journals VALUES (?, ?)", (path.name, start + taken))
         return len(lines), len(raw) == _CHUNK
 
@@ -177,7 +179,7 @@ class Usage:
     def _rows(self, by: tuple[str, ...], where: str, values: list[Any], names: Mapping[str, str]) -> list[UsageRow]:
         sums = ", ".join(f"total({n})" if n == "seconds" else f"coalesce(sum({n}), 0)" for n in _SUMS)
         # Only words of BY and _SUMS are put into the text.
-        query = f"SELECT {', '.join((*by, sums))} FROM usage WHERE {where}"  # noqa: S608
+        query = f"SELECT {', '.join((*by, sums))} FROM sums WHERE {where}"  # noqa: S608
         if by:
             query += f" GROUP BY {', '.join(by)} ORDER BY {', '.join(by)}"
         with self._open() as database:
@@ -192,6 +194,7 @@ class Usage:
                 database.execute("PRAGMA journal_mode = WAL")
                 database.execute("PRAGMA synchronous = FULL")
                 database.executescript(_SCHEMA)
+                _migrate(database)
                 yield database
         except sqlite3.DatabaseError as exc:
             raise CorruptData(
@@ -200,10 +203,21 @@ class Usage:
             ) from exc
 
 
+def _migrate(database: sqlite3.Connection) -> None:
+    """Take over the sums of versions that did not tell revisions apart."""
+    if database.execute("SELECT 1 FROM sqlite_schema WHERE name = 'usage'").fetchone() is None:
+        return
+    with database:
+        database.execute("BEGIN IMMEDIATE")
+        if database.execute("SELECT 1 FROM sqlite_schema WHERE name = 'usage'").fetchone() is not None:
+            database.execute("INSERT INTO sums SELECT *, '' FROM usage WHERE true" + _ON_TOP)  # noqa: S608 - a constant
+            database.execute("DROP TABLE usage")
+
+
 def _summed(lines: list[journal.Line]) -> dict[_Place, list[Any]]:
     sums: dict[_Place, list[Any]] = {}
     for line in lines:
-        place = (int(line.time // 86400), line.key, line.model, line.operation)
+        place = (int(line.time // 86400), line.key, line.model, line.operation, line.revision)
         row = sums.get(place)
         if row is None:
             row = sums[place] = [0, 0, 0, 0, 0, 0, 0.0]

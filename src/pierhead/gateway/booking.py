@@ -152,7 +152,7 @@ class Booked:
         } | ({"code": self.code} if self.code else {})
 
     def _outcome(self, ok: bool, now: float) -> Outcome:
-        request, ask, entry, stream = self._request, self._ask, self._entry, self._stream
+        request, ask, entry, stream, target = self._request, self._ask, self._entry, self._stream, self._target
         assert request.operation is not None
         assert ask is not None
         assert entry is not None
@@ -164,7 +164,8 @@ class Booked:
             dialect=request.dialect,
             asked=ask.model or "",
             model=entry.name,
-            replica=self._target.replica if self._target is not None else "",
+            replica=target.replica if target is not None else "",
+            revision=target.revision if target is not None else "",
             status=self.status,
             ok=ok,
             stream=stream is not None,

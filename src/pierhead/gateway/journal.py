@@ -42,6 +42,7 @@ class Line(msgspec.Struct, array_like=True, frozen=True):
     completion: int
     cost: int
     seconds: float
+    revision: str = ""
 
 
 class Journal:
@@ -77,6 +78,7 @@ class Journal:
                 usage.completion,
                 outcome.cost,
                 outcome.seconds,
+                outcome.revision,
             )
         )
         end = self._at + len(line)

@@ -12,10 +12,10 @@ class Outcome(msgspec.Struct, kw_only=True, array_like=True):
 
     ``asked`` is the model's name as the client spelt it, ``model`` the name of what answered, to which the configured
     ``route`` led ("" without one); ``fallback`` is the same name where the first destination failed. ``status`` 499:
-    the client left. ``code`` names the error, ``finish`` why the answer ended (as the engine says), ``revision`` what
-    exactly answered. ``retries`` counts further attempts, ``n`` the answers asked for. ``hit``: the answer came out of
-    the cache. ``trace`` is the W3C traceparent that the client sent, ``span`` the id (hex) under which the engine saw
-    the request.
+    the client left. ``code`` names the error, ``finish`` why the answer ended (as the engine says), ``revision`` is
+    the beginning of the digest of the model that answered ("" for a provider's). ``retries`` counts further attempts,
+    ``n`` the answers asked for. ``hit``: the answer came out of the cache. ``trace`` is the W3C traceparent that the
+    client sent, ``span`` the id (hex) under which the engine saw the request.
     """
 
     id: str
