@@ -6,12 +6,19 @@ import asyncio
 import hashlib
 import hmac
 import json
+import time
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import pytest
 
+from pierhead.config import TrafficSettings
 from pierhead.gateway import link
+from pierhead.gateway.lanes import Lane, Ticket
+from pierhead.gateway.probes import probe
+from pierhead.gateway.upstream import Target
+from pierhead.routing.health import Health, Tolerance
 
 HELLO = [{"role": "user", "content": "hi"}]
 
@@ -457,6 +464,50 @@ async def test_a_stream_that_was_told_how_it_stands_is_not_cut_once_it_has_begun
     assert (await ask(gate, "late", headers={"x-request-timeout": "1"})).status == 504  # longer than the route allows
     rest.set()
     assert b"".join([c async for c in wire.chunks()]).endswith(b'data: {"n": 1}\n\ndata: [DONE]\n\n')
+
+
+def suspended(lane: Lane, *engines: Any, pause: float) -> tuple[Any, Any]:
+    """Two replicas with a slot each: the first is busy, the second has failed and rests for ``pause`` seconds."""
+    first, second = (Target(msgspec.structs.replace(e, slots=1)) for e in engines)
+    second.health = Health(Tolerance(initial=pause))
+    lane.update((first, second))
+    for _ in range(3):
+        second.health.failure(time.monotonic())
+    assert lane.take(Ticket("a", 1, time.monotonic() + 20), time.monotonic()) is first
+    return first, second
+
+
+async def never() -> Any:
+    raise AssertionError("replicas run")
+
+
+@pytest.mark.parametrize("after", [False, True])
+async def test_who_waits_is_let_in_when_a_suspended_replica_may_be_tried_again_though_no_request_ends(after: bool):
+    lane = Lane("m", TrafficSettings())
+    _, second = suspended(lane, link.Endpoint("a", "/a"), link.Endpoint("b", "/b"), pause=30.0 if after else 0.1)
+    seats = [asyncio.create_task(lane.seat(Ticket("k", 1, time.monotonic() + 20), never)) for _ in range(2)]
+    if after:  # suspended for less while somebody waits already
+        await asyncio.sleep(0)
+        second.health.until = time.monotonic() + 0.1
+        seats.append(asyncio.create_task(lane.seat(Ticket("k", 1, time.monotonic() + 20), never)))
+    async with asyncio.timeout(10):
+        done, left = await asyncio.wait(seats, return_when=asyncio.FIRST_COMPLETED)
+    assert [task.result() for task in done] == [second]
+    assert time.monotonic() >= second.health.until
+    for task in left:
+        task.cancel()
+
+
+async def test_a_probe_that_finds_a_replica_well_lets_in_who_waits(new_engine):
+    engine = await new_engine(Script())
+    lane = Lane("m", TrafficSettings(probe_interval=0.1))
+    _, second = suspended(lane, link.Endpoint("a", "/a"), engine.endpoint, pause=60.0)
+    seat = asyncio.create_task(lane.seat(Ticket("k", 1, time.monotonic() + 20), never))
+    routes: Any = SimpleNamespace(lanes={"m": lane})
+    probing = asyncio.create_task(probe(routes))
+    async with asyncio.timeout(10):
+        assert await seat is second
+    probing.cancel()
 
 
 async def test_metrics_name_each_lane_once(gate, new_engine):

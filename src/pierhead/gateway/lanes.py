@@ -74,6 +74,7 @@ class Lane:
         self._sessions = Sessions()
         self._start_s = _START_GUESS
         self._start_began = 0.0
+        self._alarm_at = 0.0  # when those who wait are looked at again, as a suspended replica may be tried then
 
     # --- the usual way ------------------------------------------------------------------------------------------------
 
@@ -259,6 +260,7 @@ class Lane:
         future = guest.future
         if not self.queue.put(guest):
             raise self._full()
+        self._await_healing()
 
         def place() -> Place:
             return Place(self.queue.position(guest), self.queue.wait(guest, self._servers))
@@ -300,10 +302,20 @@ class Lane:
             free = _free(healthy)
             guest = self.queue.pop(now) if free else None
             if guest is None:
+                self._await_healing()
                 return
             assert isinstance(guest, _Guest)
             if not guest.future.done():
                 guest.future.set_result(self._assign(guest.ticket, healthy, free, now))
+
+    def _await_healing(self) -> None:
+        """Let in who waits when a suspended replica with a free slot may be tried again: no request may end before."""
+        if self._only is not None:
+            return
+        now, soonest = time.monotonic(), min((t.health.opens for t in _free(self.targets)), default=0.0)
+        if soonest and not now < self._alarm_at <= soonest:
+            self._alarm_at = soonest
+            asyncio.get_running_loop().call_later(max(0.0, soonest - now) + 0.001, self.pump)
 
     def leave(self, target: Target, job: Job | None, seconds: float = 0.0, cost: int = 0) -> None:
         """A slot is free again, which a request of ``cost`` had for ``seconds`` (0: it was not used)."""

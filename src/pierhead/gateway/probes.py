@@ -49,3 +49,7 @@ async def _ask(target: Target) -> None:
     except Fault as fault:
         well = fault.status < 500  # an engine without that path is alive
     target.health.probed(well, time.monotonic(), random.random())  # noqa: S311 - spreads retries, guards nothing
+    if well:
+        for lane in target.lanes:
+            if lane.waiting:
+                lane.pump()

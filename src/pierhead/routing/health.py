@@ -52,12 +52,15 @@ class Health:
 
     def allows(self, now: float) -> bool:
         """Whether a request may be sent; asks only, see ``sending``."""
+        return self.state is Circuit.CLOSED or now >= self.opens
+
+    @property
+    def opens(self) -> float:
+        """When time alone will let a request through again; 0.0 where one may go now."""
         if self.state is Circuit.CLOSED:
-            return True
-        if self.state is Circuit.OPEN:
-            return now >= self.until
+            return 0.0
         # Whoever was let through may have left without a word: after a while another may try.
-        return now >= self._probed + self._tolerance.maximum
+        return self.until if self.state is Circuit.OPEN else self._probed + self._tolerance.maximum
 
     def sending(self, now: float) -> None:
         """A request is sent; of an open circuit whose time has come it is the one that decides."""
