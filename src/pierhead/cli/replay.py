@@ -70,11 +70,11 @@ def replay(
         return
     _print(results, with_diff)
     if left:
-        warn(f"{several(left, 'request')} left out: too long, or with images, so not kept whole.")
+        warn(f"{several(left, 'request')} left out: replays themselves, or not kept whole (too long, or with images).")
 
 
 def _chosen(names: tuple[str, ...], last: int | None, source: str) -> tuple[list[Record], int]:
-    """What to send, and how much cannot be."""
+    """What to send, and how much is not: what cannot be, and replays, unless they are named."""
     if bool(names) == bool(last):
         raise UsageError("say what to send again", hint="Name requests or a file, or type `--last 10`.")
     if last:
@@ -82,16 +82,21 @@ def _chosen(names: tuple[str, ...], last: int | None, source: str) -> tuple[list
         found: list[Record] = []
         left = 0
         for r in records().each(wanted(nothing)):
-            if _whole(r):
+            if _whole(r) and not r.replay_of:
                 found.append(r)
             else:
                 left += 1
             if len(found) == last:
                 break
         return found, left
-    every = [r for name in names for r in (_read(Path(name)) if Path(name).is_file() else [records().get(name)])]
-    whole = [r for r in every if _whole(r)]
-    return whole, len(every) - len(whole)
+    count = 0
+    chosen: list[Record] = []
+    for name in names:
+        file = Path(name).is_file()
+        every = _read(Path(name)) if file else [records().get(name)]
+        count += len(every)
+        chosen += [r for r in every if _whole(r) and not (file and r.replay_of)]
+    return chosen, count - len(chosen)
 
 
 def _whole(r: Record) -> bool:
@@ -122,7 +127,8 @@ def _again(paths: Paths, model: str, timeout: float, r: Record) -> dict[str, Any
     try:
         connection.sock = connect_unix(paths.gateway_socket)
         connection.sock.settimeout(timeout)
-        connection.request("POST", r.path, body(r, model), {"Content-Type": "application/json"})
+        headers = {"Content-Type": "application/json", "X-Pierhead-Replay": r.id}
+        connection.request("POST", r.path, body(r, model), headers)
         response = connection.getresponse()
         status, kind = response.status, response.headers.get_content_type()
         raw = response.read(1)

@@ -112,7 +112,7 @@ def list_(limit: int, as_json: bool, **given: Any) -> None:
         (
             r.id,
             age(_iso(r.time)),
-            r.operation,
+            f"{r.operation}, replay" if r.replay_of else r.operation,
             r.model,
             r.key or "-",
             f"{r.status}" if r.ok else f"{r.status} {r.code or 'aborted'}",
@@ -151,6 +151,8 @@ def show(name: str, as_json: bool) -> None:
         ("Tokens", f"{r.prompt_tokens} ({r.cached_tokens} cached) + {r.completion_tokens}"),
         ("Time", f"{r.seconds:.3f} s, queued {r.queued:.3f} s" + (f", first token {r.ttft:.3f} s" if r.ttft else "")),
     ]
+    if r.replay_of:
+        facts.append(("Replay of", r.replay_of))
     if r.cut or r.media:
         facts.append(("Note", "cut: it was too long" if r.cut else "its images and files are digests now"))
     pairs(facts)

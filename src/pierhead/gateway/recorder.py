@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 from typing import TYPE_CHECKING, Any
 
 from pierhead.config import GatewaySettings
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from pierhead.gateway.admission import Admitted
     from pierhead.gateway.answering import Answering
 
+_REPLAY = b"\r\nx-pierhead-replay: "
+_ID = re.compile(r"[A-Za-z0-9_.:/+=-]{1,128}")
+
 
 class Tee:
     """Stands for a connection while one request is answered; ``settled`` is told what became of it."""
@@ -25,6 +29,7 @@ class Tee:
         self._dialect = request.dialect
         self._recorder = recorder
         self._body = body
+        self._replay_of = replay_of(request.forward)
         self._answer: list[bytes] = []
         self._kept = 0
         self._sent = 0
@@ -74,8 +79,17 @@ class Tee:
                 request_size=sum(map(len, self._body)),
                 answer=b"".join(self._answer),
                 answer_size=self._sent,
+                replay_of=self._replay_of,
             )
         )
+
+
+def replay_of(head: bytes) -> str:
+    """The id of the request that this one repeats, as `pier replay` says in a header; "" for all others."""
+    if _REPLAY not in head:
+        return ""
+    said = head.partition(_REPLAY)[2].partition(b"\r\n")[0].decode("latin-1")
+    return said if _ID.fullmatch(said) else ""
 
 
 def first(pieces: list[bytes], most: int) -> bytes:

@@ -26,7 +26,8 @@ class Setup(msgspec.Struct, frozen=True, tag="setup", kw_only=True):
 class Exchange(msgspec.Struct, frozen=True, kw_only=True):
     """A request and its answer as the client saw them: the body, and the answer with its head and framing.
 
-    Each is cut at ``record_max_bytes``; the sizes are those before.
+    Each is cut at ``record_max_bytes``; the sizes are those before. ``replay_of`` is the id of the request that this
+    one repeats ("": it is nobody's replay).
     """
 
     outcome: Outcome
@@ -34,6 +35,7 @@ class Exchange(msgspec.Struct, frozen=True, kw_only=True):
     request_size: int
     answer: bytes
     answer_size: int
+    replay_of: str = ""
 
 
 class Batch(msgspec.Struct, frozen=True, tag="batch", kw_only=True):

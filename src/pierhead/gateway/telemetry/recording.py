@@ -50,6 +50,7 @@ def record(exchange: Exchange, redactor: Redactor) -> Record:
         text=said,
         cut=cut,
         media=media,
+        replay_of=exchange.replay_of,
     )
 
 

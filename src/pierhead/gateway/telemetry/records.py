@@ -37,7 +37,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
     ``request`` is the body, ``answer`` the answer's when it was one JSON value; ``text`` is what the model said, also
     when it streamed. ``cut``: the body was too long to be kept whole, ``media``: it had images or files, of which only
-    digests were kept; neither can be sent again.
+    digests were kept; neither can be sent again. ``replay_of`` is the id of the request that this one repeated.
     """
 
     id: str
@@ -66,6 +66,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     text: str = ""
     cut: bool = False
     media: bool = False
+    replay_of: str = ""
 
 
 class Wanted(msgspec.Struct, frozen=True, kw_only=True):
