@@ -20,9 +20,11 @@ from pierhead.gateway import link
 from pierhead.gateway.faults import Fault
 from pierhead.gateway.holder import Holder
 from pierhead.gateway.lanes import Lane, Ticket
+from pierhead.gateway.local import LocalAnswer
 from pierhead.gateway.operations import OPERATIONS
 from pierhead.gateway.relay import Relay
 from pierhead.gateway.remembered import Remembered
+from pierhead.gateway.upload import Upload
 from pierhead.gateway.upstream import Target, UpstreamConnection
 from pierhead.gateway.usage import NOTHING
 
@@ -136,6 +138,54 @@ def test_a_request_that_fails_after_its_end_cuts_the_connection_and_answers_noth
     relay._fail(Fault(500, "internal", "a bug"))
     relay._client.abort.assert_called_once_with()
     relay._client.send_fault.assert_not_called()
+
+
+class Fragile:
+    """A client's connection on which the second step of an answer fails."""
+
+    def __init__(self, breaks: str) -> None:
+        self.done: list[str] = []
+        self.breaks = breaks
+        self.ended = asyncio.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        def step(*_: Any, **__: Any) -> None:
+            self.done.append(name)
+            if name == "abort":
+                self.ended.set()
+            if name == self.breaks:
+                raise ValueError("a bug")
+
+        return step
+
+
+@pytest.mark.parametrize("breaks", ["send_local", "relay_done"])
+@pytest.mark.parametrize("kind", ["local", "upload"])
+async def test_a_local_answer_that_breaks_after_it_began_is_cut_off_and_not_followed_by_another(
+    kind: str, breaks: str
+) -> None:
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
+    client: Any = Fragile(breaks)
+
+    async def respond() -> Any:
+        return 200, b"application/json", b"{}", ()
+
+    async def exchange() -> Any:
+        return 200, b"application/json", b"{}"
+
+    if kind == "local":
+        LocalAnswer(client, b"req_1").start(respond())
+    else:
+        upload = Upload(mock.Mock(), client, mock.Mock(own=False), b"req_1")
+        with mock.patch.object(upload, "_exchange", exchange):
+            upload.start()
+            async with asyncio.timeout(10):
+                await client.ended.wait()
+    async with asyncio.timeout(10):
+        await client.ended.wait()
+    assert client.done.count("send_local") == 1
+    assert "send_fault" not in client.done
+    assert client.done[-1] == "abort"
 
 
 def test_a_client_that_leaves_before_the_head_that_was_held_back_had_no_200() -> None:

@@ -207,8 +207,11 @@ class LocalAnswer:
             self._task.cancel()
 
     def expire(self, fault: Fault) -> None:
-        """It took too long."""
+        """It took too long, or it broke."""
         self.cancel()
+        if self.status:  # a bug after the answer began: nobody knows what the client has of it
+            self._client.abort()
+            return
         self.status = fault.status
         self._client.send_fault(fault, self._id)
         self._client.relay_done()

@@ -133,6 +133,9 @@ class Upload:
 
     def _fail(self, fault: Fault) -> None:
         self._release()
+        if self.status:  # a bug after the answer began: nobody knows what the client has of it
+            self._client.abort()
+            return
         self.status = fault.status
         self._client.finish_early(whole=self._whole)
         self._client.send_fault(fault, self._id)
