@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import http.client
 import json
@@ -24,6 +25,7 @@ from pierhead.daemon.lifecycle import make_folders
 from pierhead.daemon.watch import watched
 from pierhead.errors import AccessDenied, Conflict, DaemonUnavailable, EngineFailed, NotFound, PierError
 from pierhead.events import Note, Phase, PullDone, Ready
+from pierhead.sockets import connect_unix
 
 if TYPE_CHECKING:
     from tests.daemon.conftest import House
@@ -52,6 +54,15 @@ def gone(pid: int, timeout: float = 15) -> bool:
         return bool(select.select([fd], [], [], timeout)[0])
     finally:
         os.close(fd)
+
+
+def metrics(house: House) -> str:
+    """The gateway's own figures."""
+    connection = http.client.HTTPConnection("localhost", timeout=20)
+    with contextlib.closing(connection):
+        connection.sock = connect_unix(house.paths.gateway_socket)
+        connection.request("GET", "/metrics")
+        return connection.getresponse().read().decode()
 
 
 class Stream:
@@ -438,6 +449,23 @@ def test_other_addresses_replace_the_gateway_and_keep_its_streams(running: House
     assert len(said["listeners"]) == 2
     assert running.chat()[0] == 200
     assert stream.rest() > 200
+
+
+def test_who_waits_at_a_gateway_that_is_replaced_for_a_model_to_start_gets_an_answer(running: House) -> None:
+    old = running.client.get("/status")["gateway"]["pid"]
+    running.kill()
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(running.chat)
+        deadline = time.monotonic() + 8
+        while 'pierhead_queue_waiting{model="smollm2"} 1' not in metrics(running):
+            assert time.monotonic() < deadline
+        said = running.start("--listen", "127.0.0.1:0", "--listen", "[::1]:0")
+        assert len(said["listeners"]) == 2
+        assert running.client.get("/status")["gateway"]["pid"] != old
+        status, answer = waiting.result(60)
+    assert status == 200, answer
+    assert gone(old)
+    assert running.chat()[0] == 200
 
 
 # --- addresses and keys -------------------------------------------------------------------------------------------

@@ -8,7 +8,8 @@ import logging
 import os
 import select
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
 
 import msgspec
 
@@ -84,10 +85,14 @@ class _Wire:
         finally:
             loop.remove_reader(self.sock)
 
-    def close(self) -> None:
+    def close_fds(self) -> None:
+        """What came along is of no more use."""
         for fd in self.fds:
             os.close(fd)
         self.fds.clear()
+
+    def close(self) -> None:
+        self.close_fds()
         self.sock.close()
 
 
@@ -118,6 +123,8 @@ class GatewayLink:
         self._applied = -1
         self._told = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._old: set[_Wire] = set()  # to gateways that drain
+        self._open: dict[_Wire, dict[str, int]] = {}  # the requests under way, by gateway and replica
         self._spawned: list[processes.Spawned] = []
         self._closing = False
         self.hello: Hello | None = None
@@ -169,10 +176,12 @@ class GatewayLink:
             return
         log.info("replacing gateway %d (version %s)", hello.pid, hello.version)
         await wire.send(HandOver())
+        missed: list[ToDaemon] = []
         while not isinstance(message := await wire.receive(), Sockets):
             if message is None:
                 wire.close()
                 return await self.open()
+            missed.append(message)
         inherit, own = self._wanted(wire, message)
         try:
             spawned = processes.spawn(self._paths, self._settings, self._snapshot(0), inherit)
@@ -180,9 +189,27 @@ class GatewayLink:
             for sock in own:
                 sock.close()
         await self._greet_new(spawned)
-        await wire.send(Drain(self._settings.request_timeout))
-        wire.close()
+        wire.close_fds()
+        self._spawn(self._see_off(wire, missed))
         processes.retire_strays(self._paths, spawned.process.pid)
+
+    async def _see_off(self, wire: _Wire, missed: list[ToDaemon]) -> None:
+        """Let a gateway drain and do what it asks meanwhile: its requests may wait for a model to start."""
+        self._old.add(wire)
+        try:
+            await wire.send(self._snapshot(self._version))  # after which it tells what is open
+            await wire.send(Drain(self._settings.request_timeout))
+            for message in missed:
+                self._heard(message, wire)
+            while (message := await wire.receive()) is not None:
+                self._heard(message, wire)
+        except OSError as exc:
+            log.warning("the gateway that was replaced is gone: %s", exc)
+        finally:
+            self._old.discard(wire)
+            for replica in self._open.pop(wire, {}):
+                self._activity(Activity(replica, self._open_at(replica)))
+            wire.close()
 
     def _wanted(self, wire: _Wire, sockets: Sockets) -> tuple[list[tuple[int, str]], list[socket.socket]]:
         """What a new gateway takes over of an old one's sockets, and those bound anew for it."""
@@ -229,7 +256,7 @@ class GatewayLink:
             pusher.cancel()
             if self._wire is not None:
                 self._wire.close()
-            for task in self._tasks:
+            for task in list(self._tasks):
                 task.cancel()
             await asyncio.gather(pusher, *self._tasks, return_exceptions=True)
 
@@ -246,20 +273,36 @@ class GatewayLink:
 
     async def _read_all(self) -> None:
         while self._wire is not None and (message := await self._wire.receive()) is not None:
-            if isinstance(message, EnsureReady):
-                task = asyncio.create_task(self._serve(message))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
-            elif isinstance(message, Report):
-                self._take(message)
-            elif isinstance(message, KeepLoaded):
-                self._keep(message.model, message.seconds)
+            self._heard(message, self._wire)
 
-    def _take(self, report: Report) -> None:
+    def _heard(self, message: ToDaemon, wire: _Wire) -> None:
+        if isinstance(message, EnsureReady):
+            self._spawn(self._serve(message, wire))
+        elif isinstance(message, Report):
+            self._take(message, wire)
+        elif isinstance(message, KeepLoaded):
+            self._keep(message.model, message.seconds)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _open_at(self, replica: str) -> int:
+        """How many requests are under way there, of all gateways."""
+        return sum(each.get(replica, 0) for each in self._open.values())
+
+    def _take(self, report: Report, wire: _Wire) -> None:
+        here = self._open.setdefault(wire, {})
+        for activity in report.activity:
+            here[activity.replica] = activity.open
+            self._activity(msgspec.structs.replace(activity, open=self._open_at(activity.replica)))
+            if not activity.open:
+                del here[activity.replica]
+        if wire is not self._wire:
+            return
         self.connections = report.connections
         self.problems = report.problems
-        for activity in report.activity:
-            self._activity(activity)
         self._applied = report.snapshot
         told, self._told = self._told, asyncio.Event()
         told.set()
@@ -274,34 +317,34 @@ class GatewayLink:
 
     def _drop(self) -> None:
         if self._wire is not None:
+            self._open.pop(self._wire, None)
             self._wire.close()
         self._wire = None
         self._applied = -1
         self.connections = 0
         self._lost()
 
-    async def _serve(self, wish: EnsureReady) -> None:
+    async def _serve(self, wish: EnsureReady, wire: _Wire) -> None:
         try:
-            ready = await self._ensure(wish.model, wish.failed, lambda event: self._progress(wish.id, event))
+            ready = await self._ensure(wish.model, wish.failed, lambda event: self._progress(wish.id, event, wire))
             result = StartResult(id=wish.id, endpoint=ready)
         except PierError as exc:
             result = StartResult(id=wish.id, error=exc.to_dict())
         except Exception as exc:  # a bug must not leave a client waiting
             log.exception("ensure_ready(%s)", wish.model)
             result = StartResult(id=wish.id, error=PierError(f"internal error: {exc!r}").to_dict())
-        await self._answer(result)
+        await self._answer(result, wire)
 
-    def _progress(self, wish: int, event: AnyEvent) -> None:
+    def _progress(self, wish: int, event: AnyEvent, wire: _Wire) -> None:
         if isinstance(event, Phase):
             news = StartProgress(id=wish, state=event.state, detail=event.detail, elapsed_s=event.elapsed_s)
-            task = asyncio.create_task(self._answer(news))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._spawn(self._answer(news, wire))
 
-    async def _answer(self, message: ToGateway) -> None:
-        if self._wire is not None:
+    async def _answer(self, message: ToGateway, wire: _Wire) -> None:
+        """Tell the gateway that asked: another one has other wishes under the same numbers."""
+        if wire is self._wire or wire in self._old:
             with contextlib.suppress(OSError):
-                await self._wire.send(message)
+                await wire.send(message)
 
     async def _push_all(self) -> None:
         while True:
@@ -318,10 +361,11 @@ class GatewayLink:
     # --- ending ---------------------------------------------------------------------------------------------------
 
     async def hurry(self) -> None:
-        """End the gateway without waiting for its streams."""
-        if self._wire is not None:
-            with contextlib.suppress(OSError):
-                await self._wire.send(Drain(0))
+        """End the gateway, and those that drain, without waiting for their streams."""
+        for wire in (self._wire, *self._old):
+            if wire is not None:
+                with contextlib.suppress(OSError):
+                    await wire.send(Drain(0))
 
     async def close(self, *, drain: bool, grace: float = 30.0) -> None:
         """End the link, and with ``drain`` the gateway too once its streams have ended or ``grace`` seconds passed."""
