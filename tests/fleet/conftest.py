@@ -47,13 +47,14 @@ class Engine:
 
     async def listen(self) -> None:
         async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            with contextlib.suppress(asyncio.IncompleteReadError):
+            with contextlib.closing(writer), contextlib.suppress(asyncio.IncompleteReadError):
                 await reader.readuntil(b"\r\n\r\n")
                 status = b"200 OK" if self.healthy else b"500 Broken"
                 writer.write(b"HTTP/1.1 " + status + b"\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
-            writer.close()
 
-        self._server = await asyncio.start_unix_server(answer, self.socket)
+        if not self._exit.done():
+            self._server = await asyncio.start_unix_server(answer, self.socket, start_serving=False)
+            await self._server.start_serving()
 
     def end(self, code: int = 1, signal: int = 0) -> None:
         """The program ends by itself."""
@@ -119,8 +120,12 @@ class Place:
             self.crashes -= 1
             engine.end(7)
             return engine
-        await self.loads.wait()
-        await engine.listen()
+        try:
+            await self.loads.wait()
+            await engine.listen()
+        except asyncio.CancelledError:  # as real runtimes do: a start that is given up leaves nothing
+            await engine.stop()
+            raise
         return engine
 
     async def list(self) -> list[str]:

@@ -280,6 +280,27 @@ async def test_a_model_has_failed_only_when_none_of_its_replicas_lives(yard: Yar
     await watch.until(ready(fleet, 2))
 
 
+async def test_a_start_after_the_last_one_failed_does_not_wait_for_ever_for_one_that_drains(yard: Yard) -> None:
+    fleet, watch = await opened(yard)
+    await fleet.ensure_ready("a", replicas=2)
+    await watch.until(ready(fleet, 2))
+    draining, failing = fleet.all()
+    fleet.activity(draining.id, 1, 0)
+    stop = asyncio.create_task(fleet.stop_replica(draining.id))
+    await reach(draining, "draining")
+    yard.process.crashes = 100
+    yard.process.running[failing.id].end(code=3)
+    await reach(failing, "failed")
+    yard.process.crashes = 0
+    caller = asyncio.create_task(fleet.ensure_ready("a", listener=yard.listener))
+    await asyncio.sleep(0)
+    fleet.activity(draining.id, 0, 0)
+    async with asyncio.timeout(5):
+        assert (await caller).state == "ready"
+        await stop
+    await watch.until(ready(fleet, 1))
+
+
 async def test_a_person_who_asks_gets_a_new_one_for_the_one_that_failed(yard: Yard) -> None:
     fleet, watch = await opened(yard)
     await fleet.ensure_ready("a")

@@ -202,7 +202,7 @@ class Supervisor:
             if not group.live:
                 replicas = replicas or group.intent.replicas
                 self._clear(group, ask)
-                await group.until(lambda g=group: not g.members)
+                await group.until(lambda g=group: not g.members or bool(g.staying))
                 continue
             differs = group.differences(ask.runtime, ask.settings)
             if not differs:
