@@ -61,7 +61,10 @@ def test_ps_logs_stats_and_stop_tell_of_what_runs(stocked: Stocked) -> None:
     assert len(pier("logs", "smollm2", "--tail", "3").stdout.splitlines()) == 3
     (reading,) = [json.loads(x) for x in pier("stats", "--no-stream", "--json").stdout.splitlines()]
     assert reading["replicas"][0]["memory"] > 50 << 20
-    assert json.loads(pier("stop", "smollm2", "--json").stdout) == {"stopped": [replica["id"]]}
+    assert json.loads(pier("stop", "smollm2", "--json").stdout) == {
+        "stopped": [replica["id"]],
+        "kept": {"smollm2": 0},
+    }
     assert json.loads(pier("ps", "--json").stdout) == []
 
 
