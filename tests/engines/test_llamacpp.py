@@ -153,12 +153,8 @@ def test_adapters_and_projectors_of_the_model_are_used_by_themselves(ask: Any) -
 @given(st.text())
 def test_any_text_survives_the_expansion_of_places(text: str) -> None:
     text = text.replace("\0", "") + "$(SOCKET) $$(MODEL_DIR) $("
-    spec = ENGINE._spec(PlanRequest("r", "m", Path("/m"), (), {}), {"chat_template": text}, _Needed())  # type: ignore[arg-type]
+    spec = ENGINE._spec(PlanRequest("r", "m", Path("/m"), (), {}), {"chat_template": text}, 1)
     assert inner(spec) == {"chat_template": text}
-
-
-class _Needed:
-    total = 1
 
 
 def test_embeddings_are_on_by_default_and_can_be_turned_off(ask: Any) -> None:

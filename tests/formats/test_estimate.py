@@ -139,3 +139,40 @@ def test_recurrent_layers_keep_a_state_per_slot_that_no_context_changes(state: d
     model = {**MODEL, "cache_layers": [0], "state": {"layers": [1, 2, 3], **state}}
     attention = estimate({**MODEL, "layers": 1}, context=1024, parallel=2).kv_cache
     assert estimate(model, context=1024, parallel=2).kv_cache == attention + 2 * 3 * 4 * floats
+
+
+LAYOUT: dict[str, Any] = {
+    "per_layer": [
+        {"layers": [0, 1], "tensors": {"attn_q.weight": ["Q4_K", 512, 512], "attn_norm.weight": ["F32", 512]}},
+        {"layers": [2, 3], "tensors": {"ffn_up.weight": ["Q6_K", 512, 2048], "ffn_gate.weight": ["Q4_K", 512, 2044]}},
+    ],
+    "other": {"token_embd.weight": ["Q4_K", 512, 32000]},
+}
+
+
+def test_weights_that_the_processor_wants_in_another_layout_count_twice() -> None:
+    model = {**MODEL, **LAYOUT, "other": {**LAYOUT["other"], "output.weight": ["Q4_K", 512, 8]}}
+    found = estimate(model, context=256, processor=frozenset({"avx2", "fma"}))
+    assert found.repacked == (2 * 512 + 8) * 512 // 256 * 144  # not Q6_K, not rows that are no multiple of eight
+    assert estimate(model, context=256, processor=frozenset({"sse4_2"})).repacked == 0
+    assert found.total == estimate(model, context=256).total + found.repacked
+
+
+def test_an_embedding_that_is_the_output_as_well_is_repacked_for_it() -> None:
+    found = estimate({**MODEL, **LAYOUT}, context=256, processor=frozenset({"avx2"}))
+    assert found.repacked == (2 * 512 + 32000) * 512 // 256 * 144
+
+
+def test_checkpoints_hold_the_window_or_the_state_of_each_slot() -> None:
+    windowed = {**MODEL, "sliding_window": 256, "attention": {"sliding_window_pattern": [1, 1, 1, 0]}}
+    one = 256 * 3 * 2 * 128 * 2
+    assert estimate(windowed, context=4096, parallel=2, checkpoints=4).checkpoints == 2 * 2 * one
+    assert estimate(windowed, context=32768, checkpoints=4).checkpoints == 4 * one
+    assert estimate(windowed, context=4096).checkpoints == estimate(MODEL, context=4096, checkpoints=4).checkpoints == 0
+    state = {**MODEL, "cache_layers": [0], "state": {"layers": [1], "shortconv_cache": 3}}
+    assert estimate(state, context=512, checkpoints=1).checkpoints == 4 * 2 * 512
+
+
+def test_logits_of_every_token_cost_what_embeddings_of_a_generative_model_cost() -> None:
+    more = estimate(MODEL, context=512, outputs=512).compute - estimate(MODEL, context=512).compute
+    assert more >= 512 * 32000 * 4

@@ -12,7 +12,9 @@ from pierhead.cli.completion import complete_model
 from pierhead.cli.help import Verb, json_option, option
 from pierhead.cli.models import nearest, open_store
 from pierhead.cli.output import age, here, number, pairs, print_json, settings, several, size
+from pierhead.engines.llamacpp import CHECKPOINTS
 from pierhead.errors import NotFound, PierError
+from pierhead.fleet.memory import processor_features
 from pierhead.formats.estimate import estimate
 from pierhead.paths import Paths
 from pierhead.refs import parse
@@ -20,6 +22,7 @@ from pierhead.store.media import SETTINGS, SOURCE
 
 _NEED = "Memory estimate"
 _PARTS = {"weights": "weights", "kv_cache": "KV cache", "compute": "compute", "overhead": "program"}
+_BESIDE = {"repacked": "weights repacked for the processor", "checkpoints": "checkpoints"}
 
 
 @click.command(
@@ -85,6 +88,8 @@ def inspect(
             cache_type_v=cache_type,
             extra_weights=_total(found, "lora", "draft"),
             projector=_total(found, "mmproj"),
+            checkpoints=CHECKPOINTS,
+            processor=processor_features(),
         )
         need = {"context": tokens, "parallel": parallel, "cache_type": cache_type, **sizing.to_dict()}
     elif all(isinstance(told.get(key), int) for key in (*_PARTS, "context", "total")):  # as it was packaged
@@ -234,6 +239,7 @@ def _show(found: dict[str, Any], summary: dict[str, Any], need: dict[str, Any]) 
     rows.append(("Attached", "\n".join(map(_statement, found.get("attestations", ())))))
     if need:
         head = f"{size(need['total'])} at {need['context']:,} tokens × {need['parallel']}, {need['cache_type']} cache"
-        parts = ", ".join(f"{name} {size(need[key])}" for key, name in _PARTS.items())
+        told = _PARTS | {key: name for key, name in _BESIDE.items() if need.get(key)}
+        parts = ", ".join(f"{name} {size(need[key])}" for key, name in told.items())
         rows.append(("Memory", f"{head}\n{parts}"))
     pairs([(name, value) for name, value in rows if value])

@@ -130,6 +130,7 @@ class PlanRequest:
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])  # by engine parameter name
     free_memory: int = 0  # bytes available for this replica
     cpus: int = 1
+    processor: frozenset[str] = frozenset()  # its features, as Linux names them
     opening: tuple[Mapping[str, str], ...] = ()  # messages (role, content) that begin every chat without a system one
 
 

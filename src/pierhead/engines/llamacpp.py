@@ -21,6 +21,7 @@ from pierhead.store.model import ModelFile
 
 ENTRY = Path(__file__).with_name("llamacpp_entry.py")
 SMALLEST = 512  # tokens: no default context is chosen below this
+CHECKPOINTS = 4  # states of each prompt that the server may keep to go back to
 MIB = 1 << 20
 # What its server answers beside the work that a model is for.
 _RANK = 4  # llama.cpp's number for pooling that ranks
@@ -102,6 +103,9 @@ class LlamaCpp:
             "ubatch": int(settings.get("n_ubatch", 512)),
             "extra_weights": sum(f.size for f in request.files if f.role in ("lora", "draft")),
             "projector": sum(f.size for f in request.files if f.role == "mmproj"),
+            "flash_attention": settings.get("flash_attn_type") != "LLAMA_FLASH_ATTN_TYPE_DISABLED",
+            "checkpoints": max(0, int(settings.get("n_ctx_checkpoints", CHECKPOINTS))),
+            "processor": request.processor if settings.get("n_gpu_layers", 0) in (0, -1) else frozenset[str](),
         }
         context = self._context(request, asked, sizing)
         needed = estimate(request.metadata, context=context, **sizing)
@@ -112,7 +116,7 @@ class LlamaCpp:
             "alias": request.model,
             "n_ctx": -(-context // 256) * 256 * parallel,  # the engine rounds up itself; so does the estimate
             "cache_ram_mib": 0,  # outside the estimate unless asked for
-            "n_ctx_checkpoints": 4,
+            "n_ctx_checkpoints": CHECKPOINTS,
             "n_parallel": parallel,
             "cpuparams.n_threads": max(1, request.cpus),
             **mode,
@@ -121,7 +125,7 @@ class LlamaCpp:
         template = Template.of(request, settings)
         engine |= template.settings
         spec = msgspec.structs.replace(
-            self._spec(request, engine, needed),
+            self._spec(request, engine, self._most(request, context, sizing, mode)),
             call_prefix=template.call_prefix,
             serves=(*_work(mode, request), *_TOOLS),
         )
@@ -166,7 +170,13 @@ class LlamaCpp:
             raise too_large(request.model, needed, smallest, request.free_memory)
         return fits
 
-    def _spec(self, request: PlanRequest, engine: dict[str, Any], needed: Estimate) -> LaunchSpec:
+    def _most(self, request: PlanRequest, context: int, sizing: dict[str, Any], mode: dict[str, Any]) -> int:
+        """Bytes that no request may exceed: one for embeddings makes a generative model work out all logits."""
+        beside = bool(mode.get("embedding")) and not request.metadata.get("pooling")
+        outputs = min(sizing["ubatch"], context) if beside else 0
+        return estimate(request.metadata, context=context, outputs=outputs, **sizing).total
+
+    def _spec(self, request: PlanRequest, engine: dict[str, Any], most: int) -> LaunchSpec:
         settings = json.dumps(engine, separators=(",", ":")).replace("$(", "$$(")
         places = ("--socket", "$(SOCKET)", "--model-dir", "$(MODEL_DIR)")
         pins = (f"xllamacpp=={engine_version()}",)
@@ -178,7 +188,7 @@ class LlamaCpp:
             model_dir=str(request.model_dir),
             entry=str(ENTRY),
             image=ImageRecipe(self.name, self._base_image, pins, (("/opt/engine/entry.py", entry_text()),)),
-            limits=Limits(memory=needed.total * 5 // 4 + 512 * MIB),
+            limits=Limits(memory=most * 5 // 4 + 512 * MIB),
         )
 
 
@@ -198,7 +208,8 @@ def too_large(model: str, needed: Estimate, context: int, free: int) -> OutOfMem
 
     return OutOfMemory(
         f"'{model}' with a context of {context} tokens needs {mib(needed.total)} (weights {mib(needed.weights)}, "
-        f"KV cache {mib(needed.kv_cache)}, compute {mib(needed.compute)}); {mib(free)} are free",
+        f"KV cache {mib(needed.kv_cache)}, compute {mib(needed.compute)}, "
+        f"the rest {mib(needed.total - needed.weights - needed.kv_cache - needed.compute)}); {mib(free)} are free",
         hint="Try a smaller --context, a smaller quantization, --option cache-type-k=q8_0, or stop another model.",
         data={
             "needed": needed.total,

@@ -1,4 +1,4 @@
-"""How much memory this machine, or the control group we are in, has left; decides nothing."""
+"""How much memory this machine, or our control group, has left, and what its processor can do; decides nothing."""
 
 from __future__ import annotations
 
@@ -31,6 +31,17 @@ def read_memory(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup"
             else:
                 best = Memory(total, best.available, best.bound)
     return best
+
+
+def processor_features(proc: Path = Path("/proc")) -> frozenset[str]:
+    """What this machine's processor can do, by Linux's names (``avx2``, ``asimddp``); empty where it does not say."""
+    try:
+        for line in (proc / "cpuinfo").read_text().splitlines():
+            if line.startswith(("flags", "Features")):
+                return frozenset(line.partition(":")[2].split())
+    except OSError:
+        pass
+    return frozenset()
 
 
 def _groups(proc: Path, cgroup: Path) -> Iterator[Path]:

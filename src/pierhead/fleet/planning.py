@@ -13,6 +13,7 @@ from pierhead.engines.base import Engine, Plan, PlanRequest
 from pierhead.engines.registry import choose
 from pierhead.errors import UsageError
 from pierhead.fleet.holdings import Models
+from pierhead.fleet.memory import processor_features
 from pierhead.fleet.replica import Replica
 from pierhead.store.model import ModelRecord, opening
 
@@ -33,6 +34,7 @@ class Planning:
         self._engines = engines
         self._settings = settings
         self._trusted = trusted
+        self._processor = processor_features()
 
     def engine(self, record: ModelRecord, asked: Mapping[str, Any] = _NOTHING) -> Engine:
         """The engine that serves this model, or the one that is ``asked`` for; UsageError when there is none."""
@@ -84,6 +86,7 @@ class Planning:
             settings=self._whole(model, asked),
             free_memory=max(1, free),  # 0 would mean: not known
             cpus=len(os.sched_getaffinity(0)),
+            processor=self._processor,
             opening=opening(model.packaged),
         )
         return self.engine(model, asked).plan(request)

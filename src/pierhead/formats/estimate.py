@@ -8,10 +8,14 @@ from typing import Any
 
 from pierhead.errors import UsageError
 from pierhead.formats.ggml import CACHE_TYPES, TensorType, row_bytes
+from pierhead.formats.repack import repacked
 from pierhead.formats.shape import Facts, Shape
 
 CELL_STEP = 256
 """llama.cpp rounds the cells of a cache up to multiples of this."""
+
+CHECKPOINT_STEP = 8192
+"""Tokens that lie between the checkpoints that its server keeps of one prompt; two more are kept at its end."""
 
 # Anonymous memory of a started engine less its buffers was 25 MiB and 160 bytes per token of the vocabulary.
 PROGRAM = 32 << 20
@@ -30,19 +34,23 @@ class Estimate:
     """Bytes. ``weights`` are memory-mapped: pages that the kernel can drop and that replicas of one file share.
 
     ``kv_cache`` includes recurrent state. ``compute`` is the graph's scratch memory for one ``ubatch`` and the
-    logits. ``overhead`` is the engine program itself with its vocabulary. Prompts that the engine keeps beyond its
-    slots (llama.cpp's ``cache_ram_mib``, context checkpoints) are not included.
+    logits. ``overhead`` is the engine program itself with its vocabulary. ``repacked`` are weights that the processor's
+    code keeps a second time in a layout of its own, ``checkpoints`` the states of a prompt that the server keeps to go
+    back to, for models with windows or recurrent state. Whole prompts that it keeps beyond its slots (llama.cpp's
+    ``cache_ram_mib``) are not included.
     """
 
     weights: int
     kv_cache: int
     compute: int
     overhead: int
+    repacked: int = 0
+    checkpoints: int = 0
 
     @property
     def total(self) -> int:
         """All of it."""
-        return self.weights + self.kv_cache + self.compute + self.overhead
+        return self.weights + self.kv_cache + self.compute + self.overhead + self.repacked + self.checkpoints
 
     def to_dict(self) -> dict[str, int]:
         """JSON-safe form: the parts and their ``total``."""
@@ -59,6 +67,7 @@ class _Plan:
     parallel: int
     ubatch: int
     flash: bool
+    outputs: int  # tokens whose logits are worked out at once
 
     def window(self, shape: Shape) -> int:
         """Cells of a windowed layer."""
@@ -77,6 +86,9 @@ def estimate(
     extra_weights: int = 0,
     projector: int = 0,
     flash_attention: bool = True,
+    outputs: int = 0,
+    checkpoints: int = 0,
+    processor: frozenset[str] = frozenset(),
 ) -> Estimate:
     """Memory for ``parallel`` slots of ``context`` tokens each; ``extra_weights``: bytes of adapters and draft model.
 
@@ -84,6 +96,9 @@ def estimate(
     ``summary`` is what ``summarize`` made; a model without known layers (most in ONNX) needs its weights and a margin.
     Cache types are llama.cpp's names (f32, f16, bf16, q8_0, q4_0, q4_1, q5_0, q5_1, iq4_nl); any other is a
     ``UsageError``. Without flash attention the whole matrix of attention scores of a ubatch is materialized.
+    ``outputs``: tokens whose logits are worked out at once (0: the last one of each slot; a generative model that is
+    asked for embeddings works out those of every token). ``checkpoints``: how many its server may keep of each slot.
+    ``processor``: the features of the processor that multiplies the weights; empty where a GPU does.
     """
     if min(context, parallel, batch, ubatch) < 1 or extra_weights < 0 or projector < 0:
         raise UsageError(
@@ -97,6 +112,7 @@ def estimate(
         parallel=parallel,
         ubatch=min(ubatch, batch, cells * parallel),
         flash=flash_attention,
+        outputs=outputs or parallel,
     )
     shape = Shape.of(summary)
     weights = Facts(summary).number("weights_bytes")
@@ -107,6 +123,8 @@ def estimate(
         kv_cache=_cache(shape, plan) + shape.state * plan.parallel,
         compute=_compute(shape, plan) + (max(projector, PROJECTOR_SCRATCH) if projector else 0),
         overhead=PROGRAM + PER_TOKEN_OF_VOCABULARY * shape.vocabulary,
+        repacked=repacked(summary, processor) if processor else 0,
+        checkpoints=_checkpoints(shape, plan, checkpoints),
     )
 
 
@@ -146,6 +164,17 @@ def _cache(shape: Shape, plan: _Plan) -> int:
     return per_slot * plan.parallel
 
 
+def _checkpoints(shape: Shape, plan: _Plan, most: int) -> int:
+    """What the server keeps to go back to in a prompt: the cells of windows that are in sight, and recurrent state."""
+    cells = min(shape.window, plan.cells)
+    one = shape.state + sum(
+        cells * (row_bytes(plan.type_k, layer.k) + row_bytes(plan.type_v, layer.v))
+        for layer in shape.layers
+        if layer.windowed
+    )
+    return min(most, 2 + plan.cells // CHECKPOINT_STEP) * one * plan.parallel
+
+
 def _compute(shape: Shape, plan: _Plan) -> int:
     """Scratch memory of the graph for one ubatch, and the logits that are handed out.
 
@@ -157,7 +186,7 @@ def _compute(shape: Shape, plan: _Plan) -> int:
         for windowed in {layer.windowed for layer in shape.layers if layer.k}
     )
     states = plan.parallel * shape.state // max(shape.state_layers, 1)
-    logits = 4 * shape.vocabulary * plan.parallel
+    logits = 4 * shape.vocabulary * plan.outputs
     return max(_per_token(shape, plan) * plan.ubatch + states, logits) + inputs + logits
 
 
