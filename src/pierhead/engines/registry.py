@@ -15,6 +15,7 @@ GROUP = "pierhead.engines"
 # Name to a function of the settings that makes it; where several serve a format, the first one is taken.
 BUILTIN: dict[str, str] = {
     "llamacpp": "pierhead.engines.llamacpp:make",
+    "onnx": "pierhead.engines.onnx:make",
 }
 
 

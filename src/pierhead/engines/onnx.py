@@ -1,0 +1,238 @@
+"""The ONNX Runtime engine: turns an ONNX model and settings into a launch plan; pure, starts nothing."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pierhead.config import Settings
+from pierhead.engines.base import EngineFacts, Environment, ImageRecipe, LaunchSpec, Limits, Plan, PlanRequest
+from pierhead.engines.onnx_settings import SETTINGS, canonical
+from pierhead.errors import OutOfMemory, UsageError
+from pierhead.formats.onnx_estimate import OnnxEstimate, estimate_onnx
+from pierhead.store.model import ModelFile
+
+ENTRY = Path(__file__).with_name("onnx_entry")
+MIB = 1 << 20
+SEQUENCE = 512  # tokens of a text where the model does not say how many it reads
+_SERVER = (
+    "tokenizers==0.23.3",
+    "numpy==2.4.6",
+    "msgspec==0.22.0",
+    "uvicorn==0.54.0",
+    "httptools==0.9.0",
+    "uvloop==0.23.0",
+    "click==8.5.1",
+    "h11==0.16.0",
+)
+# Execution provider → the distribution of ONNX Runtime that has it.
+RUNTIMES = {
+    "cpu": "onnxruntime==1.32.0",
+    "cuda": "onnxruntime-gpu==1.31.1",
+    "tensorrt": "onnxruntime-gpu==1.31.1",
+    "openvino": "onnxruntime-openvino==1.24.1",
+}
+# What a model is for → the operations that it answers.
+SERVES: dict[str, tuple[str, ...]] = {
+    "classify": ("classify", "infer", "predict"),
+    "tokens": ("classify", "infer", "predict"),
+    "embeddings": ("embeddings", "score", "infer", "predict"),
+    "rerank": ("rerank", "score", "infer", "predict"),
+    "tensors": ("infer", "predict"),
+}
+FACTS = EngineFacts(
+    name="onnx",
+    title="ONNX Runtime",
+    formats=("onnx",),
+    serves=("classify", "embeddings", "rerank", "score", "infer", "predict"),
+    accelerators=("cpu", "cuda", "openvino"),
+    common=("context", "threads"),
+    metrics={
+        "running": "onnx_running",
+        "waiting": "onnx_queue_size",
+        "prompt_tokens": "onnx_prompt_tokens_total",
+    },
+    untested="the execution providers CUDA and TensorRT: they need an NVIDIA GPU",
+)
+
+
+@functools.cache
+def entry_files() -> tuple[tuple[str, str], ...]:
+    """The server program as files of an image."""
+    return tuple(
+        (f"/opt/engine/entry/{path.name}", path.read_text(encoding="utf-8")) for path in sorted(ENTRY.glob("*.py"))
+    )
+
+
+def make(settings: Settings) -> Onnx:
+    """The engine as the configuration wants it."""
+    return Onnx(settings.runtime.base_image)
+
+
+class Onnx:
+    """Serves ONNX models through ONNX Runtime: classification, embeddings, ranking, and any tensors."""
+
+    name = FACTS.name
+    facts = FACTS
+
+    def __init__(self, base_image: str = "") -> None:
+        self._base_image = base_image
+
+    def accepts(self, files: tuple[ModelFile, ...]) -> bool:
+        """Whether there is an ONNX graph."""
+        return bool(_graphs(files))
+
+    def capabilities(self, files: tuple[ModelFile, ...], metadata: Mapping[str, Any]) -> tuple[str, ...]:
+        """See ``Engine.capabilities``."""
+        task = _task(files, metadata, _file(files, ""), "auto")
+        return tuple(name for name in SERVES[task] if name != "score")
+
+    def validate(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings in canonical form; UsageError names an unknown one with its closest match."""
+        return canonical(settings)
+
+    def plan(self, request: PlanRequest) -> Plan:
+        """The launch plan; see ``Engine.plan``."""
+        given = canonical(request.settings)
+        settings = {name: setting.default for name, setting in SETTINGS.items()} | given
+        file = _chosen(request, settings["file"])
+        task = _task(request.files, request.metadata, file, settings["task"])
+        context = _context(request, settings["context"]) if task != "tensors" else 0
+        if context and "max_batch_tokens" not in given:
+            settings["max_batch_tokens"] = max(settings["max_batch_tokens"], context)
+        needed = _estimate(request, settings, context)
+        if request.free_memory and needed.total > request.free_memory:
+            raise too_large(request.model, needed, request.free_memory)
+        server = _server(request, settings, file, task)
+        notes: tuple[str, ...] = ()
+        if settings["provider"] in ("cuda", "tensorrt"):
+            notes = (f"the execution provider {settings['provider']} is not tested: that needs an NVIDIA GPU",)
+        return Plan(spec=self._spec(request, server, needed, task), context=context, memory=needed.total, notes=notes)
+
+    def _spec(self, request: PlanRequest, server: dict[str, Any], needed: OnnxEstimate, task: str) -> LaunchSpec:
+        told = json.dumps(server, separators=(",", ":")).replace("$(", "$$(")
+        places = ("--socket", "$(SOCKET)", "--model-dir", "$(MODEL_DIR)")
+        pins = (RUNTIMES[server["provider"]], *_SERVER)
+        gpu = server["provider"] in ("cuda", "tensorrt")
+        if gpu:  # its CUDA libraries come as wheels of their own
+            pins = (pins[0].replace("-gpu==", "-gpu[cuda,cudnn]=="), *_SERVER)
+        return LaunchSpec(
+            replica=request.replica,
+            model=request.model,
+            engine=self.name,
+            argv=("$(PYTHON)", "-I", "$(ENTRY)", *places, "--settings", told),
+            model_dir=str(request.model_dir),
+            entry=str(ENTRY),
+            environment=Environment(pins),
+            image=ImageRecipe(self.name, self._base_image, pins, entry_files(), dependencies=gpu),
+            limits=Limits(memory=needed.total * 5 // 4 + 512 * MIB),
+            devices=(f"nvidia.com/gpu={server['provider_options'].get('device_id', 'all')}",) if gpu else (),
+            serves=SERVES[task],
+        )
+
+
+def _server(request: PlanRequest, settings: Mapping[str, Any], file: str, task: str) -> dict[str, Any]:
+    """What the server program is told (``onnx_entry.settings``)."""
+    same = ("provider", "inter_threads", "workers", "optimization", "spin", "max_batch", "max_batch_tokens", "queue")
+    options: dict[str, Any] = {}
+    if settings["device"]:
+        options = {"device_type" if settings["provider"] == "openvino" else "device_id": settings["device"]}
+    return {
+        "name": request.model,
+        "file": file,
+        "task": task,
+        **{name: settings[name] for name in (*same, "context", "truncate", "pooling", "normalize", "activation")},
+        "provider_options": options,
+        "threads": settings["threads"] or max(1, request.cpus // settings["workers"]),
+        "delay": settings["max_delay_ms"] / 1000,
+        "max_body": settings["max_body_mb"] * MIB,
+    }
+
+
+# --- the model --------------------------------------------------------------------------------------------------------
+
+
+def _graphs(files: tuple[ModelFile, ...]) -> list[str]:
+    return sorted(f.name for f in files if f.role == "weights" and f.format == "onnx")
+
+
+def _file(files: tuple[ModelFile, ...], wanted: str) -> str:
+    """Of several graphs the one that is asked for or has the usual name; "" when there is none of that name."""
+    graphs = _graphs(files)
+    if wanted:
+        return wanted if wanted in graphs else ""
+    usual = ("model.onnx", "onnx/model.onnx", "model_quantized.onnx", "onnx/model_quantized.onnx")
+    return next((name for name in usual if name in graphs), graphs[0] if graphs else "")
+
+
+def _chosen(request: PlanRequest, wanted: str) -> str:
+    if found := _file(request.files, wanted):
+        return found
+    raise UsageError(
+        f"the model '{request.model}' has no graph '{wanted}'", hint=f"It has: {', '.join(_graphs(request.files))}."
+    )
+
+
+def _ports(metadata: Mapping[str, Any], file: str, side: str) -> list[dict[str, Any]]:
+    """The inputs or outputs of one of the model's graphs."""
+    graphs: Mapping[str, Any] = metadata.get("graphs") or {}
+    return (graphs.get(file) or metadata).get(side) or []
+
+
+def _task(files: tuple[ModelFile, ...], metadata: Mapping[str, Any], file: str, wanted: str) -> str:
+    """What the model is for: what is asked for, else as its class and its outputs say."""
+    if wanted != "auto":
+        return wanted
+    inputs = {str(port["name"]) for port in _ports(metadata, file, "inputs")}
+    words = any(f.name.rpartition("/")[2] == "tokenizer.json" for f in files)
+    made = {"input_ids", "attention_mask", "token_type_ids", "position_ids"}
+    if not words or "input_ids" not in inputs or inputs - made:
+        return "tensors"
+    outputs = _ports(metadata, file, "outputs")
+    shape = list(outputs[0].get("shape") or ()) if outputs else []
+    kind = str(metadata.get("class") or "")
+    if "TokenClassification" in kind:
+        return "tokens"
+    if "SequenceClassification" in kind:
+        return "rerank" if shape[-1:] == [1] else "classify"
+    return _by_outputs({str(port["name"]) for port in outputs}, shape)
+
+
+def _by_outputs(names: set[str], shape: list[Any]) -> str:
+    if names & {"last_hidden_state", "sentence_embedding", "sentence_embeddings", "token_embeddings"}:
+        return "embeddings"
+    if "logits" in names and len(shape) == 2:
+        return "rerank" if shape[-1] == 1 else "classify"
+    return "tensors"
+
+
+def _context(request: PlanRequest, asked: int) -> int:
+    """Tokens of one text."""
+    own = request.metadata.get("context_length")
+    most = own if isinstance(own, int) and own > 0 else SEQUENCE
+    return min(asked, most) if asked else most
+
+
+def _estimate(request: PlanRequest, settings: Mapping[str, Any], context: int) -> OnnxEstimate:
+    words = sum(f.size for f in request.files if f.name.rpartition("/")[2] == "tokenizer.json")
+    tokens = min(settings["max_batch_tokens"], settings["max_batch"] * context)
+    return estimate_onnx(
+        request.metadata, tokens=tokens, sequence=context, workers=settings["workers"], vocabulary=words
+    )
+
+
+def too_large(model: str, needed: OnnxEstimate, free: int) -> OutOfMemory:
+    """The refusal with its numbers."""
+
+    def mib(value: int) -> str:
+        return f"{value / MIB:,.0f} MiB"
+
+    return OutOfMemory(
+        f"'{model}' needs {mib(needed.total)} (weights {mib(needed.weights)}, one batch {mib(needed.compute)}, program "
+        f"{mib(needed.overhead)}); {mib(free)} are free",
+        hint="Try --option max-batch-tokens=512, a smaller --context, an int8 model, or stop another model.",
+        data={"needed": needed.total, "free": free, **needed.to_dict()},
+    )
