@@ -53,7 +53,8 @@ class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
     which of them it does for one model is in the launch spec. ``metrics`` maps our words (``running``, ``waiting``,
     ``cache_usage``, ``prompt_tokens``, ``generated_tokens``) to the names that it gives to Prometheus. ``lora`` tells
     whether adapters are given at its start or also while it runs; ``sleep`` whether it can let its memory go and stay.
-    ``untested`` says what of it no machine of the project could try.
+    ``parallel`` is how many requests it takes at a time where nobody says (0: any number). ``untested`` says what of it
+    no machine of the project could try.
     """
 
     name: str
@@ -67,6 +68,7 @@ class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
         "parallel",
         "threads",
     )  # settings of most engines that it knows
+    parallel: int = 1
     metrics: dict[str, str] = {}
     metrics_path: str = "/metrics"
     lora: Literal["", "start", "runtime"] = ""

@@ -50,6 +50,7 @@ FACTS = EngineFacts(
     serves=("classify", "embeddings", "rerank", "score", "infer", "predict"),
     accelerators=("cpu", "cuda", "openvino"),
     common=("context", "threads"),
+    parallel=0,
     metrics={
         "running": "onnx_running",
         "waiting": "onnx_queue_size",

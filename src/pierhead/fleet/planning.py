@@ -58,7 +58,7 @@ class Planning:
     def parallel(self, record: ModelRecord, asked: Mapping[str, Any]) -> int:
         """Requests at a time. A model whose packaged settings cannot be used is refused when it is planned."""
         with contextlib.suppress(UsageError):
-            return int(self._whole(record, asked).get("parallel", 1))
+            return int(self._whole(record, asked).get("parallel", self.engine(record, asked).facts.parallel))
         return 1
 
     def hold(self, replica: Replica) -> Path:
