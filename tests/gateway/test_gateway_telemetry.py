@@ -75,6 +75,7 @@ async def test_a_line_tells_everything_about_a_request_but_what_was_said(start, 
     text = (folder / "logs" / "access.log").read_text()
     assert (folder / "logs" / "access.log").stat().st_mode & 0o777 == 0o600
     lines = {line["id"]: line for line in map(json.loads, text.splitlines())}
+    assert sum("marker" not in line for line in text.splitlines()) == 4, "one each"
     one, two, three, four = (lines[name] for name in ("one", "two", "three", "four"))
     assert (one["status"], one["model"], one["operation"], one["replica"]) == (200, "m", "chat", "e0")
     assert one["revision"] == "4fe1c02a99d0"

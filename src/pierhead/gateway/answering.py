@@ -6,6 +6,7 @@ import asyncio
 from typing import Any, Protocol, cast
 
 from pierhead.gateway.admission import Admitted, Door
+from pierhead.gateway.booking import Booked
 from pierhead.gateway.faults import REASONS, Fault
 from pierhead.gateway.incoming import Incoming
 from pierhead.gateway.liveness import peer_state
@@ -174,7 +175,8 @@ class Answering:
         if request is None or request.method != "HEAD":
             lines.append(body)
         self._transport.write(b"".join(lines))
-        self._services.log_local(self, request, status, request_id)
+        booked = isinstance(self._work, Booked)  # then it has its line in the log already
+        self._services.log_local(self, request, status, request_id, logged=booked)
 
     def relay_done(self) -> None:
         """The current answer is complete: on to the next request."""

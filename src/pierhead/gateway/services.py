@@ -148,10 +148,12 @@ class Services:
         """Store what answers want to find again."""
         await self.answers.keep(key, saves)
 
-    def log_local(self, client: Answering, request: Admitted | None, status: int, request_id: bytes) -> None:
-        """One line for an answer of the gateway itself."""
+    def log_local(
+        self, client: Answering, request: Admitted | None, status: int, request_id: bytes, *, logged: bool = False
+    ) -> None:
+        """One line for an answer of the gateway itself, unless it was logged otherwise."""
         self.metrics.answered(status)
-        if self.observer is not None:
+        if self.observer is not None and not logged:
             self.observer.put_local(
                 {
                     "time": round(time.time(), 3),
