@@ -468,6 +468,35 @@ def test_who_waits_at_a_gateway_that_is_replaced_for_a_model_to_start_gets_an_an
     assert running.chat()[0] == 200
 
 
+def test_sighup_opens_logs_anew_that_another_program_has_moved_away(house: House) -> None:
+    said = house.start(PIERHEAD_GATEWAY__ACCESS_LOG="true")
+    log, moved = house.paths.state / "gateway.log", house.paths.state / "gateway.log.1"
+
+    def logged(*args: str) -> str:
+        command = [sys.executable, "-m", "pierhead.cli.main", "logs", "gateway", *args]
+        return subprocess.run(command, env=house.env, capture_output=True, text=True, timeout=60, check=True).stdout
+
+    with watched(house.paths.state, contents=True) as watch:
+        assert house.chat("no-such-model")[0] == 404
+        assert watch.wait(lambda: "/v1/chat/completions" in log.read_text(), 20)
+        assert json.loads(logged("--tail", "1"))["status"] == 404
+        log.rename(moved)
+        os.kill(said["pid"], signal.SIGHUP)
+        assert watch.wait(log.exists, 20)
+        assert house.chat("another-one")[0] == 404
+        assert watch.wait(lambda: "/v1/chat/completions" in log.read_text(), 20)
+        assert len(moved.read_text().splitlines()) == 1
+    assert house.client.get("/status")["pid"] == said["pid"]
+    follow = [sys.executable, "-m", "pierhead.cli.main", "logs", "gateway", "--follow", "--json"]
+    with subprocess.Popen(follow, env=house.env, stdout=subprocess.PIPE) as reader:
+        assert reader.stdout is not None
+        assert b"404" in reader.stdout.readline()
+        log.rename(moved)
+        log.write_text("begun anew\n")
+        assert json.loads(reader.stdout.readline()) == {"line": "begun anew"}
+        reader.kill()
+
+
 # --- addresses and keys -------------------------------------------------------------------------------------------
 
 

@@ -19,7 +19,7 @@ VERBS: dict[str, dict[str, tuple[str, str]]] = {
     "Run": {
         "run": ("pierhead.cli.run:run", "Ask a model once, or chat with it."),
         "ps": ("pierhead.cli.operate:ps", "Show what runs."),
-        "logs": ("pierhead.cli.operate:logs", "Print an engine's log."),
+        "logs": ("pierhead.cli.operate:logs", "Print the log of an engine, the gateway or the daemon."),
         "stats": ("pierhead.cli.operate:stats", "Watch memory, CPU and processes of what runs."),
         "stop": ("pierhead.cli.operate:stop", "Stop models, gracefully."),
         "bench": ("pierhead.cli.bench:bench", "Measure how fast a model answers under load."),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -89,16 +90,29 @@ def _numbered(replica: dict[str, Any], found: list[dict[str, Any]]) -> str:
 @option("--tail", type=click.IntRange(0), metavar="N", help="Only the last N lines.")
 @json_option
 def logs(model: str, follow: bool, tail: int | None, as_json: bool) -> None:
-    """Print the log of MODEL's engine (a model's name or a replica's id)."""
-    query = {"follow": follow or None, "tail": tail}
-    client = Client(here())
-    _needs_daemon(client, model)
-    for line in client.lines("GET", f"/replicas/{model}/logs", query=query):
+    """Print the log of MODEL's engine (a model's name or a replica's id), or of `gateway` or `daemon`.
+
+    An engine of a model of such a name is meant by its replica's id.
+    """
+    for line in _own_log(model, follow, tail) or _engine_log(model, follow, tail):
         if as_json:
             print_json_line({"line": line.decode("utf-8", "replace")})
             continue
         sys.stdout.buffer.write(line + b"\n")
         sys.stdout.buffer.flush()
+
+
+def _engine_log(model: str, follow: bool, tail: int | None) -> Iterator[bytes]:
+    client = Client(here())
+    _needs_daemon(client, model)
+    yield from client.lines("GET", f"/replicas/{model}/logs", query={"follow": follow or None, "tail": tail})
+
+
+def _own_log(name: str, follow: bool, tail: int | None) -> Iterator[bytes] | None:
+    """Of Pierhead's own processes; None for other names."""
+    from pierhead.cli.logfiles import OWN, lines, own_log
+
+    return lines(own_log(here(), name), tail, follow) if name in OWN else None
 
 
 @click.command(cls=Verb)

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import signal
+import sys
 import time
 from collections.abc import Generator
 from pathlib import Path
@@ -22,7 +23,7 @@ from pierhead.daemon.docker import LazyDocker
 from pierhead.daemon.gateway_link import GatewayLink
 from pierhead.daemon.gateway_process import Spawned
 from pierhead.daemon.keys import Keys
-from pierhead.daemon.lifecycle import Announcer, Held
+from pierhead.daemon.lifecycle import Announcer, Held, reopen_logs
 from pierhead.daemon.prices import load as load_prices
 from pierhead.daemon.routebook import RouteBook
 from pierhead.daemon.routefile import RouteTable
@@ -36,6 +37,7 @@ from pierhead.errors import PierError
 from pierhead.events import AnyEvent, Listener, PullDone
 from pierhead.fleet.supervisor import Supervisor
 from pierhead.gateway.link import Activity, Endpoint, Key, Price, Route, Snapshot
+from pierhead.gateway.stderr import LogOfStderr
 from pierhead.paths import Paths
 from pierhead.refs import Reference
 from pierhead.runtimes.environment import Environments
@@ -110,6 +112,7 @@ class Daemon:
         self._refresh = asyncio.Event()
         self._end: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._hurry: asyncio.Task[None] | None = None
+        self._log = LogOfStderr()
         self._counting = Counting(application(self), self._touch)
 
     # --- running --------------------------------------------------------------------------------------------------
@@ -119,6 +122,7 @@ class Daemon:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signalled)
+        loop.add_signal_handler(signal.SIGHUP, self._hung_up)
         server = self._server()
         watch = FolderWatch(self.paths.store)
         loop.add_reader(watch.fd, self._store_event, watch)
@@ -164,6 +168,15 @@ class Daemon:
             self.fleet.gateway_lost()
             self._hurry = asyncio.create_task(self.link.hurry())
         self.shut_down("stop")
+
+    def _hung_up(self) -> None:
+        """SIGHUP: the terminal is gone; or, where there is none, log files were moved away."""
+        if sys.stderr.isatty():
+            self._signalled()
+            return
+        reopen_logs()
+        self._log.reopen()
+        self.link.reopen_logs()
 
     def _server(self) -> _Server:
         config = uvicorn.Config(

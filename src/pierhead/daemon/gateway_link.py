@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import select
+import signal
 import socket
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
@@ -357,6 +358,12 @@ class GatewayLink:
         self._version += 1
         if self._wire is not None:
             await self._wire.send(self._snapshot(self._version))
+
+    def reopen_logs(self) -> None:
+        """Tell the gateway that somebody has moved log files away."""
+        if self._wire is not None and self.hello is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.hello.pid, signal.SIGHUP)
 
     # --- ending ---------------------------------------------------------------------------------------------------
 

@@ -165,6 +165,18 @@ def _read_announcement(fd: int) -> dict[str, Any]:
     return json.loads(data) if data.endswith(b"\n") else {}
 
 
+def reopen_logs() -> None:
+    """Go on in files of the same names: those that were there have been moved away."""
+    for handler in logging.getLogger("pierhead").handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.acquire()
+            try:
+                handler.close()
+                handler.stream = handler._open()  # pyright: ignore[reportPrivateUsage] - as WatchedFileHandler does
+            finally:
+                handler.release()
+
+
 def set_up_logging(paths: Paths, level: str, *, background: bool) -> None:
     """Log to the terminal, or in the background to ``daemon.log``, which is rotated by size."""
     from logging.handlers import RotatingFileHandler

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _CREATED = 0x100
+_MODIFIED = 0x2
 _WRITTEN = 0x8
 _MOVED_IN = 0x80
 _GONE = 0x40 | 0x200  # moved out, deleted
@@ -21,12 +22,16 @@ _HEADER = struct.Struct("iIII")
 
 
 class FolderWatch:
-    """An inotify descriptor for one folder; ``names`` returns the files that came, changed or went since."""
+    """An inotify descriptor for one folder; ``names`` returns the files that came, changed or went since.
 
-    def __init__(self, folder: Path) -> None:
+    A file has changed when who wrote it closes it; with ``contents``, at each write.
+    """
+
+    def __init__(self, folder: Path, *, contents: bool = False) -> None:
+        wanted = _ALL | _MODIFIED if contents else _ALL
         libc = ctypes.CDLL(None, use_errno=True)
         self.fd: int = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
-        if self.fd < 0 or libc.inotify_add_watch(self.fd, os.fsencode(folder), _ALL) < 0:
+        if self.fd < 0 or libc.inotify_add_watch(self.fd, os.fsencode(folder), wanted) < 0:
             number = ctypes.get_errno()
             self.close()
             raise OSError(number or errno.EIO, f"cannot watch {folder}: {os.strerror(number)}")
@@ -63,9 +68,9 @@ class FolderWatch:
 
 
 @contextmanager
-def watched(folder: Path) -> Generator[FolderWatch]:
+def watched(folder: Path, *, contents: bool = False) -> Generator[FolderWatch]:
     """A FolderWatch for the length of a ``with``."""
-    watch = FolderWatch(folder)
+    watch = FolderWatch(folder, contents=contents)
     try:
         yield watch
     finally:

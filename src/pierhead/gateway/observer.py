@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 import socket
 import struct
 import subprocess
@@ -108,6 +109,11 @@ class Observer(asyncio.Protocol):
             self._process.poll()
         if not self._closing:
             self._start = asyncio.get_running_loop().create_task(self.open())
+
+    def reopen(self) -> None:
+        """Have it open its log files anew."""
+        if self._process is not None and self._transport is not None:
+            self._process.send_signal(signal.SIGHUP)
 
     async def close(self) -> None:
         """Let it write what it has, for some seconds."""

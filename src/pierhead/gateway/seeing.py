@@ -48,6 +48,11 @@ class Seeing:
         if self._observer is not None:
             await self._observer.open()
 
+    def reopen(self) -> None:
+        """Somebody has moved log files away."""
+        if self._observer is not None:
+            self._observer.reopen()
+
     async def close(self) -> None:
         """Write what is left."""
         if self._journal is not None:

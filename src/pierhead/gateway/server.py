@@ -26,6 +26,7 @@ from pierhead.gateway.probes import probe
 from pierhead.gateway.protocol import ClientConnection
 from pierhead.gateway.seeing import Seeing
 from pierhead.gateway.services import Services
+from pierhead.gateway.stderr import LogOfStderr
 from pierhead.gateway.tls import Certificate
 from pierhead.gateway.tokens import check_settings
 
@@ -88,6 +89,7 @@ class Gateway:
         self._certificate = Certificate(settings)
         self._ports = Ports(settings, self._certificate, lambda door: ClientConnection(self._services, locals_, door))
         self._renewing: asyncio.Task[None] | None = None
+        self._log = LogOfStderr()
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -124,7 +126,7 @@ class Gateway:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.drain, self._config.settings.request_timeout)
-        loop.add_signal_handler(signal.SIGHUP, self._renew_soon)
+        loop.add_signal_handler(signal.SIGHUP, self._hung_up)
         services = self._services
         await self._seeing.open()
         await self._ports.open(self._listening)
@@ -144,8 +146,10 @@ class Gateway:
             self._close()
             await self._seeing.close()
 
-    def _renew_soon(self) -> None:
-        """SIGHUP: the certificate is read again even if its files look the same."""
+    def _hung_up(self) -> None:
+        """SIGHUP: logs are opened anew, and the certificate is read again even if its files look the same."""
+        self._log.reopen()
+        self._seeing.reopen()
         self._renewing = asyncio.get_running_loop().create_task(self._ports.renew(force=True))
 
     def drain(self, grace: float = 600.0) -> None:

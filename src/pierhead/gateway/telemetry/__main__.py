@@ -8,6 +8,7 @@ import socket
 import struct
 import sys
 
+from pierhead.gateway.stderr import LogOfStderr
 from pierhead.gateway.telemetry.logfile import LogFile, line, local_line
 from pierhead.gateway.telemetry.messages import Batch, Exchange, Frames, Setup
 from pierhead.gateway.telemetry.recording import record
@@ -31,10 +32,21 @@ class Telemetry:
 
             self._records = Records(Path(setup.records), settings.record_keep_bytes)
         self._redactor = Redactor(settings.record_redact)
+        self._stderr = LogOfStderr()
+        self._stale = False
+
+    def reopen(self, *_: object) -> None:
+        """SIGHUP: log files are opened anew before the next line."""
+        self._stale = True
 
     def take(self, batch: Batch) -> int:
         """Write, export and keep; how many things were lost."""
         lost = 0
+        if self._stale:
+            self._stale = False
+            self._stderr.reopen()
+            if self._log is not None:
+                self._log.close()
         if self._log is not None:
             lines = [local_line(facts) for facts in batch.local] + [line(outcome) for outcome in batch.outcomes]
             if lines:
@@ -63,7 +75,7 @@ class Telemetry:
 
 
 def main() -> int:
-    """Run until the gateway is gone; signals are for the gateway."""
+    """Run until the gateway is gone; signals are for the gateway, which passes SIGHUP on."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     frames, telemetry = Frames(), None
@@ -72,6 +84,7 @@ def main() -> int:
             for message in frames.feed(data):
                 if isinstance(message, Setup):
                     telemetry = Telemetry(message)
+                    signal.signal(signal.SIGHUP, telemetry.reopen)
                 elif telemetry is not None and (lost := telemetry.take(message)):
                     with contextlib.suppress(OSError):
                         gateway.sendall(_COUNT.pack(lost))

@@ -40,6 +40,12 @@ class LogFile:
             return len(lines)
         return 0
 
+    def close(self) -> None:
+        """The next line opens the file that has the name then."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
     def _ready(self, path: Path, more: int) -> None:
         """An open file with room: a new one when another program moved it away, or when it is full."""
         if self._fd >= 0:
@@ -48,11 +54,9 @@ class LogFile:
             with contextlib.suppress(FileNotFoundError):
                 there = path.stat()
             if there is None or (there.st_dev, there.st_ino) != (mine.st_dev, mine.st_ino):
-                os.close(self._fd)
-                self._fd = -1
+                self.close()
             elif mine.st_size and mine.st_size + more > self._most:
-                os.close(self._fd)
-                self._fd = -1
+                self.close()
                 rotate(path)
         if self._fd < 0:
             path.parent.mkdir(parents=True, exist_ok=True)
