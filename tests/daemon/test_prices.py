@@ -26,6 +26,8 @@ def test_well_known_remote_models_have_prices_and_local_ones_none(tmp_path: Path
 
     mini = of("gpt-4o-mini-2024-07-18")
     assert mini == Price("gpt-4o-mini*", 150_000, 600_000, 75_000)
+    assert of("gpt-4o") == Price("gpt-4o*", 2_500_000, 10_000_000, 1_250_000)
+    assert of("gpt-4o-2024-05-13") == Price("gpt-4o-2024-05-13", 5_000_000, 15_000_000)
     assert of("smollm2") is None
 
 
