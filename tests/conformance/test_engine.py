@@ -98,7 +98,9 @@ def test_a_plan_can_be_written_down_and_started_anywhere(engine: Engine) -> None
     assert msgspec.json.decode(msgspec.json.encode(spec), type=LaunchSpec) == spec
     argv, env = expand(spec, Places("/bin/python", "/engine/entry", "/model", "/run/pierhead/engine.sock"))
     assert any("/run/pierhead/engine.sock" in word for word in argv), "it must listen where the gateway looks"
-    assert not any("$(" in word.replace("$(PORT)", "") for word in (*argv, *env.values()))
+    assert not any(
+        "$(" in word.replace("$(PORT)", "").replace("$(METRICS_PORT)", "") for word in (*argv, *env.values())
+    )
     assert (spec.replica, spec.model, spec.engine) == ("rconform", "a/model:1", engine.name)
     assert spec.model_dir == "/models/m"
     assert spec.serves

@@ -45,6 +45,7 @@ def endpoint(replica: ReplicaInfo) -> Endpoint:
         slots=replica.parallel,
         context=replica.context,
         revision=replica.digest.removeprefix("sha256:")[:12],
+        model=replica.called,
     )
 
 

@@ -53,8 +53,8 @@ class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
     which of them it does for one model is in the launch spec. ``metrics`` maps our words (``running``, ``waiting``,
     ``cache_usage``, ``prompt_tokens``, ``generated_tokens``) to the names that it gives to Prometheus. ``lora`` tells
     whether adapters are given at its start or also while it runs; ``sleep`` whether it can let its memory go and stay.
-    ``parallel`` is how many requests it takes at a time where nobody says (0: any number). ``untested`` says what of it
-    no machine of the project could try.
+    ``marks`` are names of files that show that a model was made for this engine. ``parallel`` is how many requests it
+    takes at a time where nobody says (0: any number). ``untested`` says what of it no machine of the project could try.
     """
 
     name: str
@@ -68,6 +68,7 @@ class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
         "parallel",
         "threads",
     )  # settings of most engines that it knows
+    marks: tuple[str, ...] = ()
     parallel: int = 1
     metrics: dict[str, str] = {}
     metrics_path: str = "/metrics"
@@ -90,8 +91,8 @@ class ImageRecipe(msgspec.Struct, frozen=True):
 class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Everything a runtime needs to start one replica; serializable, so that it survives the daemon.
 
-    In ``argv`` and ``env`` values, ``$(PYTHON)``, ``$(ENTRY)``, ``$(MODEL_DIR)`` and ``$(SOCKET)`` stand for places
-    that each runtime knows (see ``runtimes.base.Places``); ``$$(`` is a literal ``$(``.
+    In ``argv`` and ``env`` values, ``$(PYTHON)``, ``$(ENTRY)``, ``$(BRIDGE)``, ``$(MODEL_DIR)`` and ``$(SOCKET)`` stand
+    for places that each runtime knows (see ``runtimes.base.Places``); ``$$(`` is a literal ``$(``.
     """
 
     replica: str  # [a-z0-9]{1,20}, unique on this host
@@ -117,6 +118,7 @@ class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
     stdio: bool = False
     labels: dict[str, str] = {}
     serves: tuple[str, ...] = ()  # the gateway's operations that the engine answers natively
+    called: str = ""  # the name by which the engine wants its model asked for, where it minds
     call_prefix: str = ""  # what a required tool call must begin with, where the engine does not see to it itself
 
 

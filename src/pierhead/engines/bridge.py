@@ -16,6 +16,19 @@ def bridged(*program: str, health: str) -> tuple[str, ...]:
     return ("$(PYTHON)", "-I", "$(ENTRY)", "--socket", "$(SOCKET)", "--health", health, "--", *program)
 
 
+def beside(*program: str, health: str) -> tuple[str, ...]:
+    """As ``bridged``, for a spec whose ``$(ENTRY)`` is a program of its own; an image recipe has ``beside_file()``.
+
+    ``$(METRICS_PORT)`` becomes a second port, which answers ``GET /metrics``.
+    """
+    return ("$(PYTHON)", "-I", "$(BRIDGE)", "--socket", "$(SOCKET)", "--health", health, "--", *program)
+
+
+def beside_file() -> tuple[str, str]:
+    """The bridge as a file of an image whose engine has an entry program of its own."""
+    return ("/opt/engine/bridge.py", ENTRY.read_text(encoding="utf-8"))
+
+
 def recipe_file() -> tuple[str, str]:
     """The bridge as a file of an engine image."""
     return ("/opt/engine/entry.py", ENTRY.read_text(encoding="utf-8"))

@@ -2,7 +2,7 @@
 
 Standalone on purpose (standard library only): the same text runs in a sandbox and in a container. Started as
 ``entry --socket PLACE --health PATH [--timeout S] -- PROGRAM ARGUMENT…``, where ``$(PORT)`` in an argument becomes the
-port that the engine is to listen on.
+port that the engine is to listen on, and ``$(METRICS_PORT)`` another one, for its metrics.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import socket
 import sys
 
 CHUNK = 1 << 18
+GRACE = 1.0  # seconds that what is still being answered has when the engine is told to end
 
 
 async def main() -> int:
@@ -26,8 +27,10 @@ async def main() -> int:
     parser.add_argument("--timeout", type=float, default=3600.0)
     parser.add_argument("program", nargs="+")
     args = parser.parse_args()
-    port = free_port()
-    argv = [word.replace("$(PORT)", str(port)) for word in args.program]
+    port, metrics = free_ports(2)
+    argv = [w.replace("$(PORT)", str(port)).replace("$(METRICS_PORT)", str(metrics)) for w in args.program]
+    apart = any("$(METRICS_PORT)" in word for word in args.program)
+    bridge = Bridge(port, metrics if apart else port)
     try:
         engine = await asyncio.create_subprocess_exec(*argv, stdin=asyncio.subprocess.DEVNULL)
     except OSError as exc:
@@ -35,12 +38,12 @@ async def main() -> int:
         return 127
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, end, engine)
+        loop.add_signal_handler(number, end, engine, bridge)
     ended = asyncio.ensure_future(engine.wait())
     ready = asyncio.ensure_future(healthy(port, args.health, args.timeout))
     await asyncio.wait((ended, ready), return_when=asyncio.FIRST_COMPLETED)
     if not ended.done() and ready.result():
-        server = await listen(args.socket, port)
+        server = await listen(args.socket, bridge)
         notify(args.socket)
         async with server:
             await ended
@@ -52,17 +55,44 @@ async def main() -> int:
     return code if code >= 0 else 128 - code
 
 
-def end(engine: asyncio.subprocess.Process) -> None:
+class Bridge:
+    """Joins connections to the engine's port, and those that ask for metrics to the port of these."""
+
+    def __init__(self, port: int, metrics: int) -> None:
+        self._port = port
+        self._metrics = metrics
+        self._open: set[asyncio.StreamWriter] = set()
+
+    async def join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Bytes both ways until both sides have said all."""
+        first = b"" if self._metrics == self._port else await reader.read(CHUNK)
+        port = self._metrics if first.startswith(b"GET /metrics ") else self._port
+        self._open.add(writer)
+        try:
+            await relay(reader, writer, port, first)
+        finally:
+            self._open.discard(writer)
+
+    def close(self) -> None:
+        """Break what is open: some engines wait for every connection before they end."""
+        for writer in self._open:
+            writer.transport.abort()
+
+
+def end(engine: asyncio.subprocess.Process, bridge: Bridge) -> None:
     """Pass the wish to end on; the gateway has drained what mattered."""
     with contextlib.suppress(ProcessLookupError):
         engine.terminate()
+    asyncio.get_running_loop().call_later(GRACE, bridge.close)
 
 
-def free_port() -> int:
-    """A port of loopback that nobody has now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def free_ports(count: int) -> list[int]:
+    """Ports of loopback that nobody has now."""
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
 
 
 async def healthy(port: int, path: str, timeout: float) -> bool:
@@ -93,26 +123,23 @@ async def answers(port: int, path: str) -> bool:
             writer.close()
 
 
-async def listen(place: str, port: int) -> asyncio.Server:
+async def listen(place: str, bridge: Bridge) -> asyncio.Server:
     """On a unix socket, or on ``address:port`` where a socket file cannot reach whoever asks."""
-
-    async def join(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await relay(reader, writer, port)
-
     if place.startswith("/"):
-        return await asyncio.start_unix_server(join, place, limit=CHUNK, backlog=1024)
+        return await asyncio.start_unix_server(bridge.join, place, limit=CHUNK, backlog=1024)
     host, _, outer = place.rpartition(":")
-    return await asyncio.start_server(join, host, int(outer), limit=CHUNK, backlog=1024)
+    return await asyncio.start_server(bridge.join, host, int(outer), limit=CHUNK, backlog=1024)
 
 
-async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, port: int) -> None:
-    """Bytes both ways until both sides have said all; a side that breaks takes the other with it."""
+async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, port: int, first: bytes = b"") -> None:
+    """Bytes both ways, of which ``first`` is here, until both sides have said all; a broken side breaks the other."""
     try:
         inner_reader, inner_writer = await asyncio.open_connection("127.0.0.1", port, limit=CHUNK)
     except OSError:
         writer.transport.abort()
         return
     try:
+        inner_writer.write(first)
         async with asyncio.TaskGroup() as both:
             both.create_task(copy(reader, inner_writer))
             both.create_task(copy(inner_reader, writer))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import posixpath
 from collections.abc import Sequence
 
 from pierhead import plugins
@@ -16,6 +17,7 @@ GROUP = "pierhead.engines"
 BUILTIN: dict[str, str] = {
     "llamacpp": "pierhead.engines.llamacpp:make",
     "onnx": "pierhead.engines.onnx:make",
+    "triton": "pierhead.engines.triton:make",
 }
 
 
@@ -35,7 +37,8 @@ def choose(known: Sequence[Engine], files: tuple[ModelFile, ...], name: str = ""
                 data={"engine": name, "formats": _formats(files)},
             )
         return found
-    for engine in known:
+    names = {posixpath.basename(f.name) for f in files}
+    for engine in sorted(known, key=lambda e: names.isdisjoint(e.facts.marks)):  # those it was made for come first
         if engine.accepts(files):
             return engine
     reads = "; ".join(f"{e.facts.title} serves {', '.join(e.facts.formats)}" for e in known)

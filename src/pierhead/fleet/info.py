@@ -41,6 +41,7 @@ class ReplicaInfo(msgspec.Struct, frozen=True, kw_only=True):
     socket: str
     call_prefix: str
     serves: tuple[str, ...]
+    called: str
     error: dict[str, Any] | None
     sandbox: str
 
@@ -78,6 +79,7 @@ def describe_replica(replica: Replica, idle_at: float | None) -> ReplicaInfo:
         socket=instance.socket if instance is not None else "",
         call_prefix=instance.spec.call_prefix if instance is not None else "",
         serves=instance.spec.serves if instance is not None else (),
+        called=instance.spec.called if instance is not None else "",
         error=error.to_dict() if error is not None else None,
         sandbox=str(getattr(instance, "sandbox", "")),
     )

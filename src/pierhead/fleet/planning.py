@@ -76,7 +76,7 @@ class Planning:
         OutOfMemory when they are too few.
         """
         model = replica.life.model
-        asked = replica.life.intent.settings | ({"context": like.context} if like is not None else {})
+        asked = replica.life.intent.settings | ({"context": like.context} if like is not None and like.context else {})
         request = PlanRequest(
             replica=replica.id,
             model=model.name,

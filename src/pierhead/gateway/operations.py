@@ -68,6 +68,7 @@ PATHS: dict[str, Operation] = {o.path: o for o in _ALL if o.where != "path" and 
     "/v1/tokenize": OPERATIONS["tokenize"],
     "/v1/detokenize": OPERATIONS["detokenize"],
 }
+MEMBER = "/models/"  # in a path, what parts a route's name from that of one of the models which its engine has
 _INFER = {
     "infer": OPERATIONS["infer"],
     "generate": OPERATIONS["generate"],

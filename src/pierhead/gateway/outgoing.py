@@ -6,11 +6,12 @@ import asyncio
 import os
 import time
 from typing import TYPE_CHECKING, NamedTuple
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from pierhead.gateway import forms, passthrough, translate
 from pierhead.gateway.ask import ABSENT, Ask
 from pierhead.gateway.dialects.base import Facts, Reply, Translation
+from pierhead.gateway.operations import MEMBER
 from pierhead.gateway.skeleton import INLINE
 from pierhead.gateway.tool_choice import MARK, adapt
 from pierhead.gateway.usage import NOTHING, Usage
@@ -75,7 +76,9 @@ async def make(services: Services, given: Given, target: Target) -> Outgoing | R
     if operation.name not in target.serves:
         return await _translated(services, given, target)
     if target.model and operation.where != "body":
-        return await asyncio.to_thread(_named_elsewhere, given.request, body, target)
+        if operation.where == "path":
+            return _named_elsewhere(given, target)
+        return await asyncio.to_thread(_named_elsewhere, given, target)
     if given.skeleton is None and sum(map(len, body)) <= INLINE:
         made = native(given.request, given.ask, body, target, given.cap)
         assert made is not None
@@ -94,12 +97,15 @@ async def make(services: Services, given: Given, target: Target) -> Outgoing | R
     return Outgoing(head, body, passthrough.wants_usage(operation.name, given.ask))
 
 
-def _named_elsewhere(request: Admitted, body: list[bytes], target: Target) -> Outgoing:
+def _named_elsewhere(given: Given, target: Target) -> Outgoing:
     """A form, or a request whose path names the model, with the engine's own name for it."""
+    request, body = given.request, given.body
     assert request.operation is not None
     head = request.forward
     if request.named:
-        head = head.replace(request.named.encode(), quote(target.model, safe="").encode(), 1)
+        named = unquote(request.named)  # of an engine with several models, one that is not the route's own
+        inner = named[len(given.ask.model or "") :].removeprefix(MEMBER) or target.model
+        head = head.replace(f"/models/{request.named}".encode(), b"/models/%b" % quote(inner, safe="").encode(), 1)
     else:
         body = [forms.renamed(b"".join(body), translate.headers(head).get("content-type", ""), target.model)]
     return Outgoing(target.outside.head(request.operation, head) if target.outside is not None else head, body)

@@ -120,7 +120,7 @@ class Relay(Hedged):
         """What the body, the form or the path says."""
         request = self._request
         if request.named:
-            return Ask(model=unquote(request.named))
+            return Ask(model=self._services.routes.owner(unquote(request.named)))
         if not request.reads_json:
             return form_ask(forms.fields(text, translate.headers(request.forward).get("content-type", "")))
         return read_ask(text)

@@ -12,6 +12,7 @@ from pierhead.config import TrafficSettings
 from pierhead.gateway.faults import Fault
 from pierhead.gateway.lanes import Lane
 from pierhead.gateway.link import Activity, Endpoint, Route, Snapshot
+from pierhead.gateway.operations import MEMBER
 from pierhead.gateway.plans import Live
 from pierhead.gateway.upstream import Target
 
@@ -143,6 +144,12 @@ class RouteTable:
             hint=f"{near}: pier pull {shown}",
             data={"model": shown},
         )
+
+    def owner(self, name: str) -> str:
+        """The route's name in that of a path, which may go on with the name of one of the engine's models."""
+        route, member, _ = name.rpartition(MEMBER)
+        known = not member or name in self._entries or _folded(name) in self._folded
+        return name if known else route
 
     def destination(self, name: str) -> Entry | None:
         """The entry that a plan names, which clients may not be able to name."""

@@ -18,6 +18,7 @@ class Places(msgspec.Struct, frozen=True):
     entry: str
     model_dir: str
     socket: str
+    bridge: str = ""
 
 
 class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
@@ -130,6 +131,7 @@ def expand(spec: LaunchSpec, places: Places) -> tuple[tuple[str, ...], dict[str,
     table: Mapping[str, str] = {
         "$(PYTHON)": places.python,
         "$(ENTRY)": places.entry,
+        "$(BRIDGE)": places.bridge,
         "$(MODEL_DIR)": places.model_dir,
         "$(SOCKET)": places.socket,
     }

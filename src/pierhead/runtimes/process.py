@@ -18,6 +18,7 @@ import msgspec
 import psutil
 
 from pierhead.config import RuntimeSettings
+from pierhead.engines import bridge
 from pierhead.engines.base import LaunchSpec
 from pierhead.errors import EngineFailed, RuntimeUnavailable, UsageError
 from pierhead.events import Listener, Note
@@ -260,7 +261,7 @@ class ProcessRuntime:
         if python is None:
             raise RuntimeUnavailable(f"the environment of the engine {spec.engine} is gone", hint="Try again.")
         if not confined:
-            places = Places(python, spec.entry, spec.model_dir, str(sockets / "engine.sock"))
+            places = Places(python, spec.entry, spec.model_dir, str(sockets / "engine.sock"), str(bridge.ENTRY))
             argv, env = expand(spec, places)
             return sandbox.plain(argv), {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8", **env}
         argv, env = expand(spec, sandbox.inside(python))

@@ -8,10 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+from pierhead.engines import bridge
 from pierhead.runtimes.base import Places
 
 MODEL_DIR = "/model"
 ENTRY = "/engine/entry"
+BRIDGE = "/engine/bridge"
 SOCKET_DIR = "/run/pierhead"
 UID = 65532
 TMP_SIZE = 64 << 20
@@ -28,7 +30,7 @@ INSTALL = (
 
 def inside(python: str = sys.executable) -> Places:
     """Where things are inside the sandbox."""
-    return Places(python, ENTRY, MODEL_DIR, f"{SOCKET_DIR}/engine.sock")
+    return Places(python, ENTRY, MODEL_DIR, f"{SOCKET_DIR}/engine.sock", BRIDGE)
 
 
 def bwrap_works() -> bool:
@@ -99,7 +101,7 @@ def bwrap(
     ]
     command += ["--ro-bind", model_dir, MODEL_DIR, "--bind", sockets, SOCKET_DIR]
     if entry:
-        command += ["--ro-bind", entry, ENTRY]
+        command += ["--ro-bind", entry, ENTRY, "--ro-bind", str(bridge.ENTRY), BRIDGE]
     return [*command, "--remount-ro", "/", "--chdir", "/", "--", *argv]
 
 

@@ -1,0 +1,183 @@
+"""Triton's real server behind a real daemon: models of each kind, in NVIDIA's own client's words, and its failures."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import tritonclient.http as triton
+from onnx import TensorProto, helper
+from tritonclient.utils import InferenceServerException
+
+pytestmark = pytest.mark.timeout(600)
+
+DOUBLE = """
+import triton_python_backend_utils as pb
+class TritonPythonModel:
+    @staticmethod
+    def auto_complete_config(config):
+        config.add_input({"name": "IN", "data_type": "TYPE_FP32", "dims": [-1]})
+        config.add_output({"name": "OUT", "data_type": "TYPE_FP32", "dims": [-1]})
+        config.set_max_batch_size(16)
+        return config
+    def execute(self, requests):
+        return [
+            pb.InferenceResponse([pb.Tensor("OUT", pb.get_input_tensor_by_name(r, "IN").as_numpy() * FACTOR)])
+            for r in requests
+        ]
+"""
+ENSEMBLE = """
+platform: "ensemble"
+max_batch_size: 16
+input [ { name: "IN" data_type: TYPE_FP32 dims: [ -1 ] } ]
+output [ { name: "SUM" data_type: TYPE_FP32 dims: [ -1 ] } ]
+ensemble_scheduling {
+  step [
+    { model_name: "double" model_version: 1 input_map { key: "IN" value: "IN" } output_map { key: "OUT" value: "d" } },
+    { model_name: "plus_one" model_version: -1 input_map { key: "X" value: "d" } output_map { key: "Y" value: "SUM" } }
+  ]
+}
+"""
+
+
+def plus_one(path: Path, operator: str = "Add") -> None:
+    """An ONNX model: Y = X + 1."""
+    one = helper.make_tensor("one", TensorProto.FLOAT, [1], [1.0])
+    free = ["rows", "columns"]
+    graph = helper.make_graph(
+        [helper.make_node(operator, ["X", "one"], ["Y"])],
+        "plus_one",
+        [helper.make_tensor_value_info("X", TensorProto.FLOAT, free)],
+        [helper.make_tensor_value_info("Y", TensorProto.FLOAT, free)],
+        [one],
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+
+
+def put(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+@dataclass
+class Host:
+    """One installation with a running daemon; ``url`` is its gateway's place."""
+
+    home: Path
+    env: dict[str, str]
+    url: str
+
+    def pier(self, *words: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "pierhead.cli.main", *words],
+            env=self.env,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def package(self, folder: Path, name: str, *options: str) -> None:
+        words = [word for option in options for word in ("--option", option)]
+        self.pier("package", "--dir", str(folder), name, "--allow-unsafe", *words)
+
+    def call(self, path: str, body: Any = None, timeout: float = 300) -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        with urllib.request.urlopen(f"http://{self.url}{path}", data, timeout) as answer:
+            text = answer.read()
+        return json.loads(text) if text[:1] in (b"{", b"[") else text.decode()
+
+    @property
+    def client(self) -> triton.InferenceServerClient:
+        return triton.InferenceServerClient(self.url, network_timeout=300, connection_timeout=300, concurrency=32)
+
+
+@pytest.fixture(scope="module")
+def host() -> Iterator[Host]:
+    home = Path(tempfile.mkdtemp(prefix="pier-"))
+    env = {k: v for k, v in os.environ.items() if not k.startswith("PIERHEAD_") and k != "DOCKER_HOST"}
+    env |= {
+        "PIERHEAD_HOME": str(home),
+        "PIERHEAD_GATEWAY__LISTEN": "127.0.0.1:0",
+        "PIERHEAD_RUNTIME__DEFAULT": "process",
+    }
+    if "PIERHEAD_RUNTIME__ENVIRONMENTS" in os.environ:
+        env["PIERHEAD_RUNTIME__ENVIRONMENTS"] = os.environ["PIERHEAD_RUNTIME__ENVIRONMENTS"]
+    read, write = os.pipe()
+    with (home / "serve.log").open("ab") as log:
+        daemon = subprocess.Popen(
+            [sys.executable, "-m", "pierhead.daemon", "--ready-fd", str(write)],
+            env=env,
+            pass_fds=(write,),
+            stdout=log,
+            stderr=log,
+        )
+    os.close(write)
+    try:
+        with os.fdopen(read, "rb") as pipe:
+            assert select.select([pipe], [], [], 60)[0]
+            said = json.loads(pipe.readline())
+        url = next(a for a in said["listeners"] if a.startswith(("127.", "http"))).removeprefix("http://")
+        yield Host(home, env, url)
+    finally:
+        daemon.send_signal(signal.SIGTERM)
+        daemon.wait(60)
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def numbers(name: str, values: list[list[float]], binary: bool = True) -> triton.InferInput:
+    tensor = triton.InferInput(name, [len(values), len(values[0])], "FP32")
+    tensor.set_data_from_numpy(np.array(values, np.float32), binary_data=binary)
+    return tensor
+
+
+@pytest.fixture(scope="module")
+def shop(host: Host, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A repository: a Python model in two versions, an ONNX model, and an ensemble of both."""
+    folder = tmp_path_factory.mktemp("shop")
+    put(folder / "double/1/model.py", DOUBLE.replace("FACTOR", "2"))
+    put(folder / "double/2/model.py", DOUBLE.replace("FACTOR", "4"))
+    put(folder / "double/config.pbtxt", 'backend: "python"\nversion_policy: { all { } }\n')
+    plus_one(folder / "plus_one/1/model.onnx")
+    put(folder / "pipeline/config.pbtxt", ENSEMBLE)
+    host.package(folder, "shop")
+    return "shop"
+
+
+def test_an_ensemble_of_a_python_and_an_onnx_model_answers_nvidias_client(host: Host, shop: str) -> None:
+    with contextlib.closing(host.client) as client:
+        assert client.is_server_ready()
+        for binary in (True, False):
+            output = triton.InferRequestedOutput("SUM", binary_data=binary)
+            found = client.infer(shop, [numbers("IN", [[1, 2, 3]], binary)], outputs=[output])
+            assert found.as_numpy("SUM").tolist() == [[3, 5, 7]]
+
+
+def test_each_model_of_the_repository_and_each_version_can_be_asked(host: Host, shop: str) -> None:
+    with contextlib.closing(host.client) as client:
+        inputs = [numbers("IN", [[1, 2]])]
+        assert client.infer(f"{shop}/models/double", inputs).as_numpy("OUT").tolist() == [[4, 8]]
+        first = client.infer(f"{shop}/models/double", inputs, model_version="1")
+        assert first.as_numpy("OUT").tolist() == [[2, 4]]
+        plus = client.infer(f"{shop}/models/plus_one", [numbers("X", [[1, 2]])])
+        assert plus.as_numpy("Y").tolist() == [[2, 3]]
+        with pytest.raises(InferenceServerException, match="nothing"):
+            client.infer(f"{shop}/models/nothing", inputs)
