@@ -18,7 +18,7 @@ ORDER: tuple[frozenset[str], ...] = tuple(
         "cli __main__",
         "daemon",
         "dashboard stack mcp gateway",
-        "releases fleet routing build",
+        "releases fleet routing build convert",
         "runtimes",
         "engines",
         "package",

@@ -167,7 +167,7 @@ def _recipe(paths: Paths, name: str, given: Mapping[str, Any], scratch: Path, li
         extras = (*(extra for extra in more if extra.role not in alone), *extras)
         packaged = merged(packaged, settings_of(_validated(base, packaged.options)))
     elif given["base"] is not None:
-        base = _model(paths, given["base"], listener)
+        base = model_of(paths, given["base"], listener)
     elif given["source"] is not None:
         base = _found(paths, given["source"], Path(), listener)
     else:
@@ -228,10 +228,10 @@ def _found(paths: Paths, text: str, folder: Path, listener: events.Listener) -> 
     path = folder / Path(text).expanduser()
     if path.exists() or text.startswith(("./", "../", "/", "~")):
         return inputs.detect(path)
-    return _model(paths, text, listener)
+    return model_of(paths, text, listener)
 
 
-def _model(paths: Paths, name: str, listener: events.Listener) -> ModelRecord:
+def model_of(paths: Paths, name: str, listener: events.Listener) -> ModelRecord:
     """A model of the store that may be used; pulled where it is not there."""
     from pierhead.trust.gate import Gate
 

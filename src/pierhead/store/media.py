@@ -45,6 +45,7 @@ ROLE = "ai.pierhead.role"  # of a layer whose type does not tell it: there are f
 SETTINGS = "ai.pierhead.settings"  # JSON, of a manifest: how the model is to run (``store.model.Packaged``)
 SCALE = "ai.pierhead.scale"  # of a LoRA's layer: how strongly it counts
 UNSAFE = "ai.pierhead.allowed-unsafe"  # what a user let in although it runs code
+MADE_BY = "ai.pierhead.made-by"  # the program that made a model out of its base, and how
 MEMORY = "ai.pierhead.memory"  # JSON: the memory that a weights layer's model needs
 
 Packing = Literal["raw", "tar", "tar+gzip", "tar+zstd"]
