@@ -12,8 +12,8 @@ from pierhead.gateway.usage import NOTHING, Usage, finish, plus
 
 if TYPE_CHECKING:
     from pierhead.gateway.admission import Admitted
-    from pierhead.gateway.answering import Answering
     from pierhead.gateway.ask import Ask
+    from pierhead.gateway.client import Client
     from pierhead.gateway.holder import Hold
     from pierhead.gateway.metrics import ModelStats
     from pierhead.gateway.outgoing import Outgoing
@@ -51,7 +51,7 @@ class Booked:
     _booked = False
 
     def __init__(
-        self, services: Services, client: Answering, request: Admitted, body: list[bytes], request_id: bytes
+        self, services: Services, client: Client, request: Admitted, body: list[bytes], request_id: bytes
     ) -> None:
         self._services = services
         self._client = self._asker = client
@@ -62,7 +62,7 @@ class Booked:
         services.metrics.relays += 1
 
     @property
-    def client(self) -> Answering:
+    def client(self) -> Client:
         """Where the answer is written to in the end."""
         return self._asker
 

@@ -6,9 +6,8 @@ What became of the request is booked before its last byte leaves, so that nobody
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from pierhead.gateway.booking import Booked
 from pierhead.gateway.dialects.base import SSE, Translation
 from pierhead.gateway.faults import Fault, engine_failed, from_engine
 from pierhead.gateway.passthrough import BARE, completed
@@ -20,11 +19,11 @@ from pierhead.gateway.usage import of_whole
 if TYPE_CHECKING:
     from pierhead.gateway.link import Trouble
 
-_ERROR_MAX = 65536
-_TAIL = 4096
+_ERROR_MAX: Final = 65536
+_TAIL: Final = 4096
 
 
-class Delivery(Booked, Translated):
+class Delivery(Translated):
     """A ``Receiver`` of an engine's answer and the ``Work`` of a client's connection, where it is about the answer."""
 
     # Defaults live on the class: a request that takes the usual way sets few of them.
@@ -94,8 +93,9 @@ class Delivery(Booked, Translated):
 
     def _bodiless(self, answer: Answer) -> None:
         length = answer.head.length
-        known = self._request.method == "HEAD" and length is not None and answer.head.status not in (204, 304)
-        framing = b"content-length: %d\r\n" % length if known else b""
+        if self._request.method != "HEAD" or answer.head.status in (204, 304):
+            length = None
+        framing = b"content-length: %d\r\n" % length if length is not None else b""
         line = self._client.connection_line()
         self._settle(True)
         self._client.write(b"%b%bx-request-id: %b\r\n%b\r\n" % (answer.prefix, framing, self.id, line))

@@ -11,7 +11,7 @@ from pierhead.gateway.ask import Ask
 from pierhead.gateway.budgets import PATIENCE, Account, Budgets
 from pierhead.gateway.faults import Fault
 from pierhead.gateway.ledger import MemoryLedger
-from pierhead.gateway.limits import sized, told
+from pierhead.gateway.limits import Bucket, sized, told
 from pierhead.gateway.link import Key, Price
 from pierhead.gateway.operations import Dialect, Operation
 from pierhead.gateway.plan import Plan, amount, answer_within, plan
@@ -94,7 +94,8 @@ class Holder:
         self.id = key.id
         self.room = room if room is not None else Budgets(MemoryLedger())
         self.open = 0
-        self.requests = self.tokens = None
+        self.requests: Bucket | None = None
+        self.tokens: Bucket | None = None
         self.update(key)
 
     def update(self, key: Key) -> None:

@@ -57,8 +57,8 @@ def sized(bucket: Bucket | None, capacity: int, now: float) -> Bucket | None:
 def told(requests: Bucket | None, tokens: Bucket | None, dialect: Dialect) -> bytes:
     """Header lines that tell a client where it stands, in the words of its dialect."""
     if dialect == "anthropic":
-        lines = [_anthropic(n, b) for n, b in ((b"requests", requests), (b"tokens", tokens)) if b is not None]
-        return b"".join(lines)
+        both = ((b"requests", requests), (b"tokens", tokens))
+        return b"".join([_anthropic(name, bucket) for name, bucket in both if bucket is not None])
     if requests is not None and tokens is not None:
         one, most, two, all_ = requests.level, requests.capacity, tokens.level, tokens.capacity
         return _BOTH % (

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote, unquote
 
 from pierhead.gateway import forms, passthrough, translate
+from pierhead.gateway.admission import Admitted
 from pierhead.gateway.ask import ABSENT, Ask
 from pierhead.gateway.dialects.base import Facts, Reply, Translation
 from pierhead.gateway.operations import MEMBER
+from pierhead.gateway.routes import Entry
 from pierhead.gateway.skeleton import INLINE
 from pierhead.gateway.tool_choice import MARK, adapt
 from pierhead.gateway.usage import NOTHING, Usage
 
 if TYPE_CHECKING:
-    from pierhead.gateway.admission import Admitted
-    from pierhead.gateway.routes import Entry
     from pierhead.gateway.services import Services
     from pierhead.gateway.upstream import Target
 

@@ -187,7 +187,8 @@ class Planned(Seated):
         self._disarm()
         head, self._head = self._head, None
         assert head is not None
-        super()._open(*head)
+        answer, translation, strips = head
+        super()._open(answer, translation, strips)
         return True
 
     def _counted(self, ok: bool) -> None:

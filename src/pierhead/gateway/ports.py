@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from pierhead.config import GatewaySettings
 from pierhead.gateway.admission import Door
@@ -16,9 +17,7 @@ _SHUTDOWN = 2.0  # seconds that a client gets to answer the end of its TLS conne
 class Ports:
     """Serves ``connect(door)`` on every listener until ``close``; connections live on when the certificate changes."""
 
-    def __init__(
-        self, settings: GatewaySettings, certificate: Certificate, connect: Callable[[Door], asyncio.Protocol]
-    ) -> None:
+    def __init__(self, settings: GatewaySettings, certificate: Certificate, connect: Callable[[Door], Any]) -> None:
         self._settings = settings
         self._certificate = certificate
         self._connect = connect

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import cast
+from typing import Final, cast
 
 from pierhead.gateway.admission import Admitted
 from pierhead.gateway.answering import BODY, BUSY, CONTINUE, HEAD, LINGER, Answering
@@ -18,8 +18,8 @@ from pierhead.gateway.upload import MOST, Upload
 from pierhead.gateway.vetting import Vetting
 from pierhead.gateway.wire import HEAD_END, BadMessage, parse_request
 
-_BACKLOG = 65536  # bytes of pipelined requests kept while one is answered
-_SKIP_BODY = 262144  # a refused request's body up to this size is read, to keep the connection
+_BACKLOG: Final = 65536  # bytes of pipelined requests kept while one is answered
+_SKIP_BODY: Final = 262144  # a refused request's body up to this size is read, to keep the connection
 _HIGH_WATER = 262144
 
 
@@ -29,8 +29,8 @@ def _host(transport: asyncio.BaseTransport, end: str) -> str:
     return str(address[0]) if address else ""
 
 
-class ClientConnection(Answering, asyncio.Protocol):
-    """The half of a connection that reads; see ``Answering`` for the other."""
+class ClientConnection(Answering):
+    """The half of a connection that reads; see ``Answering`` for the other. A protocol of asyncio by its methods."""
 
     __slots__ = ()
 

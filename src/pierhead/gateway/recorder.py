@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pierhead.gateway.admission import Admitted
-    from pierhead.gateway.answering import Answering
+    from pierhead.gateway.client import Client
 
 _REPLAY = b"\r\nx-pierhead-replay: "
 _ID = re.compile(r"[A-Za-z0-9_.:/+=-]{1,128}")
@@ -24,7 +24,7 @@ _ID = re.compile(r"[A-Za-z0-9_.:/+=-]{1,128}")
 class Tee:
     """Stands for a connection while one request is answered; ``settled`` is told what became of it."""
 
-    def __init__(self, client: Answering, request: Admitted, body: list[bytes], recorder: Recorder) -> None:
+    def __init__(self, client: Client, request: Admitted, body: list[bytes], recorder: Recorder) -> None:
         self._client = client
         self._dialect = request.dialect
         self._recorder = recorder
@@ -113,7 +113,7 @@ class Recorder:
         self._share = settings.record_sample if settings.record == "sampled" else 1.0
         self._except = frozenset(settings.record_except)
 
-    def client(self, client: Answering, request: Admitted, body: list[bytes]) -> Answering:
+    def client(self, client: Client, request: Admitted, body: list[bytes]) -> Client:
         """What a request's answer is written to: the connection, or what keeps a copy."""
         if request.operation is None or not request.reads_json or self._spared(request):
             return client

@@ -16,13 +16,13 @@ from pierhead.gateway.skeleton import INLINE
 from pierhead.gateway.usage import Usage
 
 if TYPE_CHECKING:
-    from pierhead.gateway.answering import Answering
+    from pierhead.gateway.client import Client
 
 
 class Recorder:
     """Stands before a client's connection and keeps a copy of what is written, up to ``most`` bytes."""
 
-    def __init__(self, client: Answering, most: int, done: Callable[[bytes], None]) -> None:
+    def __init__(self, client: Client, most: int, done: Callable[[bytes], None]) -> None:
         self._client = client
         self._left = most
         self._pieces: list[bytes] = []
@@ -94,7 +94,7 @@ class Remembered(Relay):
             return False
         kept = services.cache.get(self._name, time.monotonic()) if "no-cache" not in control else None
         if kept is None:
-            self._client = cast("Answering", Recorder(self._client, services.cache.most, self._record))
+            self._client = cast("Client", Recorder(self._client, services.cache.most, self._record))
             return False
         self._ask, self._entry = ask, entry
         self._stats = services.metrics.model(entry.name)

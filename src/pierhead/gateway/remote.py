@@ -10,7 +10,7 @@ import asyncio
 import functools
 import os
 import ssl
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from pierhead import __version__
 from pierhead.gateway.faults import Fault, from_engine
@@ -21,7 +21,6 @@ from pierhead.gateway.wire import BadMessage, Head
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_P = TypeVar("_P", bound=asyncio.Protocol)
 _SENT = {
     "openai": ("content-type", "accept", "openai-beta"),
     "anthropic": ("content-type", "accept", "anthropic-version", "anthropic-beta"),
@@ -88,7 +87,7 @@ class Outside:
         lines += [f"{name}: {value}\r\n".encode("latin-1") for name, value in missing.items()]
         return b"".join(lines)
 
-    async def connect(self, make: Callable[[], _P]) -> _P:
+    async def connect(self, make: Callable[[], Any]) -> Any:
         """A connection, encrypted and verified unless the administrator said otherwise; Fault when there is none."""
         remote, loop = self._remote, asyncio.get_running_loop()
         try:

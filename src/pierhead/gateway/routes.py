@@ -108,7 +108,7 @@ class RouteTable:
             target = before.pop(endpoint, None) or Target(endpoint)
             self._targets.setdefault(endpoint, target)
         place = (route.name, route.plan is None)
-        lane = lanes[place] = self.lanes.pop(place, None) or self._lane(route.name)
+        lane = lanes[place] = self.lanes.pop(place) if place in self.lanes else self._lane(route.name)
         targets = tuple(self._targets[e] for e in route.endpoints)
         lane.update(targets)
         known = self._entries.get(route.name)

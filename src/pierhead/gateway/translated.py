@@ -6,25 +6,18 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
+from pierhead.gateway.booking import Booked
 from pierhead.gateway.dialects.base import JSON, Reply, Save, Translation
 from pierhead.gateway.faults import REASONS, Fault
 from pierhead.gateway.skeleton import INLINE
-from pierhead.gateway.usage import Usage, plus
+from pierhead.gateway.usage import plus
 
 if TYPE_CHECKING:
-    from pierhead.gateway.admission import Admitted
-    from pierhead.gateway.services import Services
+    pass
 
 
-class Translated:
+class Translated(Booked):
     """What ``Delivery`` is made of beside the relaying itself."""
-
-    status: int
-    usage: Usage
-    id: bytes
-    _asked: bool
-    _services: Services
-    _request: Admitted
 
     def _translated(self, translation: Translation, body: bytes) -> None:
         """Give the client its whole answer, made of the engine's."""

@@ -7,7 +7,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, cast
 
 from pierhead.gateway.faults import REASONS
 from pierhead.gateway.link import Endpoint
@@ -19,12 +19,12 @@ from pierhead.sockets import open_unix, tcp_address
 if TYPE_CHECKING:
     from pierhead.gateway.lanes import Lane
 
-WHOLE = 65536  # a body up to this size is handed over in one piece
-_MAX_HEAD = 65536
-_MAX_INTERIM = 16
-_IDLE_MAX = 512
-_IDLE_POLITE = 2  # for servers that spend a thread on an idle connection (they send Keep-Alive)
-_IDLE_SECONDS = 30.0
+WHOLE: Final = 65536  # a body up to this size is handed over in one piece
+_MAX_HEAD: Final = 65536
+_MAX_INTERIM: Final = 16
+_IDLE_MAX: Final = 512
+_IDLE_POLITE: Final = 2  # for servers that spend a thread on an idle connection (they send Keep-Alive)
+_IDLE_SECONDS: Final = 30.0
 _DROPPED = HOP_BY_HOP | {b"content-length", b"x-request-id", b"server", b"date"}
 
 
@@ -114,12 +114,12 @@ class Target:
         Fault when a provider cannot be reached.
         """
         if self.outside is not None:
-            return await self.outside.connect(lambda: UpstreamConnection(self))
+            return await self.outside.connect(self._connection)
         loop = asyncio.get_running_loop()
         place = tcp_address(self.path)
         if place is not None:
             async with asyncio.timeout(timeout):
-                return (await loop.create_connection(lambda: UpstreamConnection(self), *place))[1]
+                return (await loop.create_connection(self._connection, *place))[1]
         give_up = loop.time() + timeout
         wait = 0.002
         while True:
@@ -139,8 +139,11 @@ class Target:
             except BaseException:
                 sock.close()
                 raise
-        _, conn = await loop.create_unix_connection(lambda: UpstreamConnection(self), sock=sock)
+        _, conn = await loop.create_unix_connection(self._connection, sock=sock)
         return conn
+
+    def _connection(self) -> Any:  # event loops ask for a subclass of their protocol, by its type only
+        return UpstreamConnection(self)
 
     def give_back(self, conn: UpstreamConnection, answer: Answer) -> None:
         """Keep ``conn`` for the next request, or close it when there are enough."""
@@ -167,8 +170,8 @@ class Target:
             self._idle.remove(conn)
 
 
-class UpstreamConnection(asyncio.Protocol):
-    """One connection to an engine; carries one request at a time."""
+class UpstreamConnection:
+    """One connection to an engine; carries one request at a time. A protocol of asyncio by its methods."""
 
     __slots__ = (
         "_answer",
@@ -211,6 +214,15 @@ class UpstreamConnection(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)
         self._transport.set_write_buffer_limits(high=1 << 20)
         self.target.connected += 1
+
+    def eof_received(self) -> None:
+        """The other end is closed: so is this one."""
+
+    def pause_writing(self) -> None:
+        """What waits to be sent is one request, which is in memory anyway."""
+
+    def resume_writing(self) -> None:
+        """See ``pause_writing``."""
 
     def begin(self, receiver: Receiver, head: bytes, body: Sequence[bytes], head_only: bool) -> None:
         """Send one request; the answer goes to ``receiver``."""
