@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Protocol, cast
+from typing import Any, Final, Protocol, cast
 
 from pierhead.gateway.admission import Admitted, Door
 from pierhead.gateway.booking import Booked
@@ -14,9 +14,12 @@ from pierhead.gateway.local import Locals
 from pierhead.gateway.services import Services
 from pierhead.gateway.upload import Upload
 
-HEAD, BODY, BUSY, LINGER = range(4)
-_LINGER_SECONDS = 2.0
-_DRAIN_IDLE = 1.0  # a connection just accepted may have its request under way: a drain does not cut it
+HEAD: Final = 0
+BODY: Final = 1
+BUSY: Final = 2
+LINGER: Final = 3
+_LINGER_SECONDS: Final = 2.0
+_DRAIN_IDLE: Final = 1.0  # a connection just accepted may have its request under way: a drain does not cut it
 _NOWHERE = ("::", 0)  # the ends of a connection that was reset before anyone looked
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 

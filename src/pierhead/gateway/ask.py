@@ -58,6 +58,13 @@ class Ask(msgspec.Struct):
         return None
 
 
+class Options(msgspec.Struct):
+    """What counts of Ollama's options."""
+
+    num_predict: int | None = None
+
+
+read_options = msgspec.json.Decoder(Options).decode
 _decode = msgspec.json.Decoder(Ask).decode
 
 

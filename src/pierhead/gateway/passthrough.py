@@ -6,7 +6,7 @@ What is absent is put in front of the other members, without decoding; what must
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import msgspec
 
@@ -14,7 +14,7 @@ from pierhead.gateway.ask import Ask
 from pierhead.gateway.unseen import ESCAPED
 
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-_USAGE = b'"stream_options":{"include_usage":true},'
+_USAGE: Final = b'"stream_options":{"include_usage":true},'
 _STREAMS = ("chat", "completions")
 
 
@@ -102,8 +102,8 @@ def _with(before: msgspec.Raw | None, value: Any) -> Any:
     return merged
 
 
-BARE = b'{"choices":[{"finish_reason":'  # how llama.cpp begins a chat's whole answer
-_SAYS = b'"message":{"role":"assistant",'  # no text of the answer can hold this: its quotes would be escaped
+BARE: Final = b'{"choices":[{"finish_reason":'  # how llama.cpp begins a chat's whole answer
+_SAYS: Final = b'"message":{"role":"assistant",'  # no text of the answer can hold this: its quotes would be escaped
 
 
 def completed(body: bytes) -> bytes:

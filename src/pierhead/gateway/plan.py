@@ -7,11 +7,11 @@ What its bytes do not bound (see ``unseen``) comes on top. Nothing has more than
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from pierhead.gateway.ask import ABSENT, Ask
+from pierhead.gateway.ask import ABSENT, Ask, read_options
 from pierhead.gateway.link import Price
 from pierhead.gateway.operations import Operation
 from pierhead.gateway.prices import affordable, bound
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from pierhead.gateway.budgets import Budgets
     from pierhead.gateway.routes import Entry
 
-MARGIN = 256  # tokens that a template may add on its own, until more are seen
-_LEAST = 16  # an answer is not clamped to less than this
-_AUDIO = 32  # bytes of a form's file that make a token at most
-_ENDLESS = 1 << 60  # more than any budget can be
+MARGIN: Final = 256  # tokens that a template may add on its own, until more are seen
+_LEAST: Final = 16  # an answer is not clamped to less than this
+_AUDIO: Final = 32  # bytes of a form's file that make a token at most
+_ENDLESS: Final = 1 << 60  # more than any budget can be
 _ONE = frozenset(("chat", "responses", "messages", "ollama-chat", "ollama-generate", "generate", "generate-stream"))
 _list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
@@ -93,17 +93,10 @@ def plan(
     return Plan(entry.name, prompt, answers, each * answers, min(each, _LEAST) * answers, margin, price)
 
 
-class _Options(msgspec.Struct):
-    num_predict: int | None = None
-
-
-_options = msgspec.json.Decoder(_Options).decode
-
-
 def _predicted(ask: Ask) -> int | None:
     """The limit in Ollama's options; None for none, or where they are not right."""
     try:
-        limit = _options(ask.options or b"{}").num_predict
+        limit = read_options(ask.options or b"{}").num_predict
     except msgspec.MsgspecError:
         return None
     return limit if limit is not None and limit >= 0 else None

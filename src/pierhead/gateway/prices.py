@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from pierhead.gateway.link import Price
 from pierhead.gateway.usage import Usage
@@ -12,8 +12,8 @@ from pierhead.gateway.usage import Usage
 if TYPE_CHECKING:
     from pierhead.gateway.routes import Entry
 
-_MILLION = 1_000_000
-_REMEMBERED = 10000
+_MILLION: Final = 1_000_000
+_REMEMBERED: Final = 10000
 
 
 def cost(price: Price, usage: Usage) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from pierhead.gateway.delivery import Delivery
 from pierhead.gateway.dialects.base import SSE
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from pierhead.gateway.ask import Ask
     from pierhead.gateway.upstream import Target
 
-_TRIES = 2  # replicas beside the first that one request may be sent to
-_ANSWER = 256  # tokens that an answer without a limit is taken to have, for the fairness of queues
-_ANSWER_MAX = 4096
+_TRIES: Final = 2  # replicas beside the first that one request may be sent to
+_ANSWER: Final = 256  # tokens that an answer without a limit is taken to have, for the fairness of queues
+_ANSWER_MAX: Final = 4096
 _RETRIED = (502, 503, 504)  # statuses by which an engine says that another one may do better
 
 

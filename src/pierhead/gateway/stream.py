@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Final
 
 from pierhead.gateway.dialects.base import Failing, Translation
 from pierhead.gateway.faults import Fault
@@ -11,9 +12,9 @@ from pierhead.gateway.metrics import ModelStats
 from pierhead.gateway.sse import EventSplitter
 from pierhead.gateway.usage import NOTHING, Usage, merged, tokens
 
-_TAIL = 4096
-_NO_CHOICE = b'"choices":[]'
-_NO_CHOICE_SPACED = b'"choices": []'
+_TAIL: Final = 4096
+_NO_CHOICE: Final = b'"choices":[]'
+_NO_CHOICE_SPACED: Final = b'"choices": []'
 _ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")  # of an event
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
+
+from pierhead.gateway.reported import Counts, counts, timings
 
 
 class Usage(NamedTuple):
@@ -16,39 +18,15 @@ class Usage(NamedTuple):
     known: bool = False
 
 
-class _Details(msgspec.Struct):
-    cached_tokens: int | None = None
-
-
-class _Usage(msgspec.Struct):
-    prompt_tokens: int = 0
-    completion_tokens: int | None = 0
-    prompt_tokens_details: _Details | None = None
-    # Anthropic's and the Responses API's words
-    input_tokens: int = 0
-    output_tokens: int = 0
-    cache_read_input_tokens: int | None = None
-    cache_creation_input_tokens: int | None = None
-    input_tokens_details: _Details | None = None
-
-
-class _Timings(msgspec.Struct):
-    prompt_n: int = 0
-    cache_n: int = 0
-    predicted_n: int = 0
-
-
 def plus(one: Usage, other: Usage) -> Usage:
     """What both together used."""
     known = one.known or other.known
     return Usage(one.prompt + other.prompt, one.completion + other.completion, one.cached + other.cached, known)
 
 
-_usage = msgspec.json.Decoder(_Usage).decode
-_timings = msgspec.json.Decoder(_Timings).decode
-NOTHING = Usage()
-_MOST = 1 << 31  # tokens of one answer
-_ENOUGH = 4096  # bytes at either end of an answer in which its usage is looked for
+NOTHING: Final = Usage()
+_MOST: Final = 1 << 31  # tokens of one answer
+_ENOUGH: Final = 4096  # bytes at either end of an answer in which its usage is looked for
 
 
 def _object(text: bytes, member: bytes) -> bytes:
@@ -57,6 +35,9 @@ def _object(text: bytes, member: bytes) -> bytes:
     if start < 0:
         return b""
     start += len(member)
+    end = text.find(b"}", start) + 1
+    if start < end <= start + 1024 and text.find(b"{", start, end) == start and text.rfind(b"{", start, end) == start:
+        return text[start:end]  # the usual one has no other inside
     end = start
     while 0 <= (end := text.find(b"}", end)) < start + 1024:
         end += 1
@@ -65,7 +46,7 @@ def _object(text: bytes, member: bytes) -> bytes:
     return b""
 
 
-def _of(usage: _Usage) -> Usage:
+def _of(usage: Counts) -> Usage:
     cached = usage.cache_read_input_tokens or 0
     for details in (usage.prompt_tokens_details, usage.input_tokens_details):
         if details is not None:
@@ -90,11 +71,11 @@ def tokens(tail: bytes) -> Usage:
     try:
         found = _object(tail, b'"usage":')
         if found:
-            return _of(_usage(found))
+            return _of(counts(found))
         found = _object(tail, b'"timings":')
         if found:
-            timings = _timings(found)
-            return _told(timings.prompt_n + timings.cache_n, timings.predicted_n, timings.cache_n)
+            seen = timings(found)
+            return _told(seen.prompt_n + seen.cache_n, seen.predicted_n, seen.cache_n)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         pass
     return NOTHING
