@@ -25,7 +25,19 @@ from typing import Any
 
 import psutil
 
-from gateway_peers import HERE, KEY, PEERS, PORT, PROXIES, UPSTREAM_PORT, Setup, available, listens, running
+from gateway_peers import (
+    HERE,
+    KEY,
+    PEERS,
+    PORT,
+    PROXIES,
+    UPSTREAM_PORT,
+    Setup,
+    available,
+    compiled_gateway,
+    listens,
+    running,
+)
 from harness import machine
 
 IDLE_MAX = 0.10
@@ -195,6 +207,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="gateway-bench-", dir="/tmp") as name:
         os.chmod(name, 0o755)  # nginx workers run as another user
         setup = Setup(Path(name), cores[0], cores[1], full=args.full)
+        if not args.interpreted:
+            setup.compiled = compiled_gateway(setup.notes)
+        out["compiled"] = int(bool(setup.compiled))
         names = available(["pierhead", *[p for p in PEERS if p in args.peers]], setup.notes)
         conf = setup.render("upstream.nginx.conf")
         binary = compiled(setup, "ssegen") if not args.no_sse else None
@@ -257,7 +272,7 @@ def flat(out: dict[str, Any], prefix: str = "") -> dict[str, float]:
 
 def show(out: dict[str, Any]) -> None:
     """The table."""
-    print(out["machine"])
+    print(f"{out['machine']}; Pierhead is {'compiled' if out['compiled'] else 'interpreted'}")
     for suffix, title in (("", "authentication on"), ("_noauth", "no authentication")):
         if f"rps{suffix}" not in out:
             continue
@@ -289,6 +304,7 @@ def main() -> None:
     parser.add_argument("--sse-seconds", type=float, default=6)
     parser.add_argument("--sse-step", type=float, default=1.15)
     parser.add_argument("--max-rounds", type=int, default=3)
+    parser.add_argument("--interpreted", action="store_true", help="Pierhead as its sources are, not compiled")
     parser.add_argument("--full", action="store_true", help="keys with limits and budgets, slots and the journal on")
     parser.add_argument("--rate", type=float, default=4000, help="requests/s of the added latency")
     parser.add_argument("--paced-connections", type=int, default=32)

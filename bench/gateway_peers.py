@@ -37,6 +37,7 @@ class Setup:
     proxy_core: int
     load_core: int
     notes: list[str] = field(default_factory=list)
+    compiled: str = ""  # the folder of Pierhead's compiled gateway; "": it is interpreted
     full: bool = False  # Pierhead with everything on that the product has for an ordinary request
 
     def render(self, name: str, **values: str) -> Path:
@@ -124,7 +125,17 @@ def pierhead(setup: Setup, *, auth: bool, upstream: str, streaming: bool) -> con
     given = setup.folder / "pierhead.json"
     given.write_text(json.dumps(config))
     argv = [sys.executable, "-m", "pierhead.gateway", "--admin", str(setup.folder / "admin.sock")]
-    return running(argv, setup.proxy_core, listens(PORT), stdin=given.open("rb"))
+    env = os.environ | ({"PYTHONPATH": setup.compiled} if setup.compiled else {})
+    return running(argv, setup.proxy_core, listens(PORT), stdin=given.open("rb"), env=env)
+
+
+def compiled_gateway(notes: list[str]) -> str:
+    """The folder of the gateway as its wheels have it; "" where it cannot be compiled."""
+    done = subprocess.run([sys.executable, str(ROOT / "scripts" / "compile")], capture_output=True, text=True)
+    if done.returncode != 0:
+        notes.append(f"pierhead: interpreted, as it could not be compiled here: {done.stderr.strip()[-200:]}")
+        return ""
+    return done.stdout.strip()
 
 
 def nginx(setup: Setup, *, auth: bool, upstream: str, streaming: bool) -> contextlib.AbstractContextManager[Any]:
