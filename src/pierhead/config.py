@@ -90,11 +90,14 @@ class GatewaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
 
 
 class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Engine defaults; ``context`` 0 means: as much as the estimate says fits, up to ``max_context``."""
+    """Engine defaults; ``context`` 0 means: as much as the estimate says fits, up to ``max_context``.
+
+    ``parallel`` 0 means: as many requests at a time as is usual for the engine (llama.cpp 1, vLLM 4).
+    """
 
     context: int = 0
     max_context: int = 8192
-    parallel: int = 1
+    parallel: int = 0
     threads: int = 0
     memory_reserve: int = 512 * 1024 * 1024
     options: dict[str, Any] = {}

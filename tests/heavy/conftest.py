@@ -2,11 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import anthropic
+import openai
 import pytest
+from tests.conftest import CACHE
+from tests.daemon.conftest import House, stocked  # noqa: F401  # a fixture
+
+from pierhead.engines import vllm
+from pierhead.events import Ready
+from pierhead.paths import resolve
+from pierhead.runtimes.environment import Environments
 
 HERE = Path(__file__).parent
+ENVIRONMENTS = Path(os.environ.get("PIERHEAD_RUNTIME__ENVIRONMENTS") or CACHE / "engines")
+PIER = str(Path(sys.prefix) / "bin" / "pier")
+START = 900.0  # seconds that an engine may take on a busy machine, installation included
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -14,3 +36,99 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(HERE):
             item.add_marker(pytest.mark.heavy)
+
+
+@dataclass
+class Installation:
+    """A daemon with real models in its store; engines are processes in environments that all tests share."""
+
+    house: House
+    address: str
+
+    @property
+    def openai(self) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"http://{self.address}/v1", api_key="none", max_retries=0, timeout=300)
+
+    @property
+    def anthropic(self) -> anthropic.Anthropic:
+        return anthropic.Anthropic(base_url=f"http://{self.address}", api_key="none", max_retries=0, timeout=300)
+
+    def pier(self, *args: str, timeout: float = 300) -> str:
+        """What ``pier`` says; it must succeed."""
+        done = subprocess.run([PIER, *args], env=self.house.env, capture_output=True, text=True, timeout=timeout)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def start(self, model: str, **settings: Any) -> Ready:
+        """Run a model with settings; raises the PierError that its engine's failure became."""
+        body = {"model": model, "settings": settings, "runtime": "process", "keep_alive": -1}
+        ready = [e for e in self.house.client.events("POST", "/replicas", body, timeout=START) if isinstance(e, Ready)]
+        return ready[-1]
+
+    def stop(self, model: str) -> None:
+        self.pier("stop", model)
+
+
+@pytest.fixture(scope="module")
+def installation(stocked: Path) -> Iterator[Installation]:  # noqa: F811
+    """One for each file of tests; SmolLM2 as GGUF is in its store."""
+    home = Path(tempfile.mkdtemp(prefix="pier-"))
+    env = {k: v for k, v in os.environ.items() if not k.startswith("PIERHEAD_") and k != "DOCKER_HOST"}
+    env |= {
+        "PIERHEAD_HOME": str(home),
+        "PIERHEAD_GATEWAY__LISTEN": "127.0.0.1:0",
+        "PIERHEAD_RUNTIME__DEFAULT": "process",
+        "PIERHEAD_RUNTIME__ENVIRONMENTS": str(ENVIRONMENTS),
+        "PIERHEAD_FLEET__START_TIMEOUT": str(START),
+        "PIERHEAD_FLEET__MAX_RESTARTS": "0",
+    }
+    paths = resolve(env)
+    paths.state.mkdir(parents=True)
+    shutil.copytree(stocked, paths.store, copy_function=shutil.copy2)
+    house = House(paths, env)
+    try:
+        said = house.start()
+        assert said, "the daemon said nothing"
+        assert "error" not in said, said
+        yield Installation(house, said["listeners"][0])
+    finally:
+        house.clear()
+        shutil.rmtree(home, ignore_errors=True)
+
+
+CONVERT = """
+import sys
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+folder, name, out = sys.argv[1:]
+model = AutoModelForCausalLM.from_pretrained(
+    folder, gguf_file=name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+).to(torch.bfloat16)
+if hasattr(model.config, "quantization_config"):
+    del model.config.quantization_config
+model.save_pretrained(out)
+AutoTokenizer.from_pretrained(folder, gguf_file=name).save_pretrained(out)
+"""
+
+
+@pytest.fixture(scope="session")
+def smollm2_safetensors(smollm2: Path) -> Path:
+    """SmolLM2 in Hugging Face's layout, made of the GGUF once, into the checkout's cache."""
+    target = CACHE / "models" / "smollm2-safetensors"
+    if not target.is_dir():
+        python = asyncio.run(Environments(ENVIRONMENTS).ensure("vllm", vllm.WHEELS, lambda _: None))
+        with tempfile.TemporaryDirectory(dir=CACHE / "models") as work:
+            made, tools = Path(work) / "made", Path(work) / "tools"
+            uv = str(Path(sys.prefix) / "bin" / "uv")
+            pins = ["gguf==0.19.0", "accelerate==1.15.0"]
+            run(uv, "pip", "install", "--quiet", "--no-deps", "--python", str(python), "--target", str(tools), *pins)
+            env = {**os.environ, "PYTHONPATH": str(tools), "HF_HUB_OFFLINE": "1"}
+            run(str(python), "-c", CONVERT, str(smollm2.parent), smollm2.name, str(made), env=env)
+            with contextlib.suppress(OSError):  # another worker was quicker
+                made.rename(target)
+    return target
+
+
+def run(*argv: str, env: dict[str, str] | None = None) -> None:
+    done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]

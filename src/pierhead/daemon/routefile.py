@@ -14,7 +14,7 @@ import msgspec
 from pierhead.daemon.baseurl import address
 from pierhead.errors import ConfigError
 from pierhead.gateway.link import Trouble
-from pierhead.gateway.operations import OPERATIONS
+from pierhead.gateway.operations import OPERATIONS, OWN
 
 _PROVIDER = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}\Z")
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}\Z")
@@ -179,14 +179,14 @@ def _check_provider(name: str, provider: Provider, at: str) -> None:
         if not _ROUTE.match(model):
             raise _refuse(f"{at}.models: '{model[:60]!r}' is no name of a model")
     for operation in provider.serves:
-        if operation not in OPERATIONS or operation.startswith("llamacpp-"):
+        if operation not in OPERATIONS or operation.startswith(OWN):
             raise _unknown_operation(operation, at)
     _amounts(at, timeout=provider.timeout, context=provider.context, slots=provider.slots)
 
 
 def _unknown_operation(operation: str, at: str) -> ConfigError:
     close = difflib.get_close_matches(operation, OPERATIONS, 1)
-    known = ", ".join(o for o in OPERATIONS if not o.startswith("llamacpp-"))
+    known = ", ".join(o for o in OPERATIONS if not o.startswith(OWN))
     return _refuse(
         f"{at}.serves: there is no operation '{operation}'",
         f"Did you mean '{close[0]}'?" if close else f"Known: {known}.",

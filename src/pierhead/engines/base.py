@@ -38,12 +38,15 @@ class Readiness(msgspec.Struct, frozen=True):
 class Environment(msgspec.Struct, frozen=True):
     """A Python environment that an engine has to itself, so that no engine's wheels meet another's.
 
-    ``requirements`` are pip's, exact pins of what matters; what those need comes with them. ``python`` is the minor
-    version that the wheels exist for ("": Pierhead's own).
+    ``requirements`` are pip's, exact pins of what matters; what those need comes with them, unless ``dependencies`` is
+    false and they are all. ``python`` is the minor version that the wheels exist for ("": Pierhead's own). ``torch`` is
+    the build of PyTorch (``cpu``) where the index of PyPI has another.
     """
 
     requirements: tuple[str, ...]
     python: str = ""
+    dependencies: bool = True
+    torch: Literal["", "cpu"] = ""
 
 
 class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):

@@ -18,6 +18,7 @@ BUILTIN: dict[str, str] = {
     "llamacpp": "pierhead.engines.llamacpp:make",
     "onnx": "pierhead.engines.onnx:make",
     "triton": "pierhead.engines.triton:make",
+    "vllm": "pierhead.engines.vllm:make",
 }
 
 

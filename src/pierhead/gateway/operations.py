@@ -55,11 +55,14 @@ _ALL = (
     Operation("llamacpp-props", "openai", "/props", False),
     Operation("llamacpp-infill", "openai", "/infill"),
     Operation("llamacpp-rerank", "openai", "/v1/rerank", False),
+    Operation("vllm-classify", "openai", "/classify", False),
 )
 OPERATIONS: dict[str, Operation] = {operation.name: operation for operation in _ALL}
 
+OWN = ("llamacpp-", "vllm-")  # how the names begin of what clients cannot ask for
+
 # Paths that clients use, also other spellings of the field (Cohere, Jina, vLLM).
-PATHS: dict[str, Operation] = {o.path: o for o in _ALL if o.where != "path" and not o.name.startswith("llamacpp-")} | {
+PATHS: dict[str, Operation] = {o.path: o for o in _ALL if o.where != "path" and not o.name.startswith(OWN)} | {
     "/rerank": OPERATIONS["rerank"],
     "/v2/rerank": OPERATIONS["rerank"],
     "/score": OPERATIONS["score"],

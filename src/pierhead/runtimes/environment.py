@@ -23,6 +23,7 @@ from pierhead.runtimes.lock import locked
 from pierhead.sources.installer import INSTALL, Tool, tools
 
 DEADLINE = 3600.0
+TORCH = "https://download.pytorch.org/whl"  # has the builds of PyTorch that PyPI lacks
 _MARK = "ready.json"
 Report = Callable[[str], None]
 _USERINFO = re.compile(r"(?<=://)[^/\s@'\"]+@")
@@ -86,12 +87,29 @@ class Environments:
         tell("making an environment")
         await self._run(_create(tool, self._base(wanted), place, wanted.python), tell)
         tell(f"installing {', '.join(wanted.requirements)}")
-        await self._run((*_install(tool, python), *wanted.requirements), tell)
+        await self._install(tool, python, wanted, tell)
         listed = await self._run(_listing(tool, python), lambda _: None)
         mark = {"requirements": wanted.requirements, "installed": sorted(listed)}
         temporary = place / f"{_MARK}.new"
         temporary.write_bytes(msgspec.json.encode(mark))
         temporary.replace(place / _MARK)
+
+    async def _install(self, tool: Tool, python: Path, wanted: Environment, tell: Report) -> None:
+        """From the user's own index; where that lacks the wanted build of PyTorch, from PyTorch's index as well."""
+        command = (*_install(tool, python), *(() if wanted.dependencies else ("--no-deps",)))
+        if not wanted.torch:
+            await self._run((*command, *wanted.requirements), tell)
+        elif tool.kind == "uv":
+            await self._run((*command, "--torch-backend", wanted.torch, *wanted.requirements), tell)
+        else:
+            try:
+                await self._run((*command, *wanted.requirements), tell)
+            except SourceUnavailable as exc:
+                if not any("torch" in line for line in exc.data.get("log", ())):
+                    raise
+                tell(f"asking {TORCH}/{wanted.torch} as well")
+                extra = ("--extra-index-url", f"{TORCH}/{wanted.torch}")
+                await self._run((*command, *extra, *wanted.requirements), tell)
 
     def _base(self, wanted: Environment) -> str:
         """The Python to make it from; "" where only uv can bring it."""

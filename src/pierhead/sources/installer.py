@@ -100,7 +100,7 @@ def _configured_uv(env: Mapping[str, str]) -> bool:
 
 
 def _configured_pip(env: Mapping[str, str]) -> bool:
-    if any(env.get(name) for name in ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_NO_INDEX")):
+    if any(env.get(name) for name in ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_NO_INDEX", "PIP_FIND_LINKS")):
         return True
     home = Path(env.get("HOME") or "~").expanduser()
     config = Path(env.get("XDG_CONFIG_HOME") or home / ".config")
@@ -108,7 +108,7 @@ def _configured_pip(env: Mapping[str, str]) -> bool:
     files += [config / "pip" / "pip.conf", home / ".pip" / "pip.conf", Path("/etc/pip.conf")]
     for file in files:
         with contextlib.suppress(OSError, UnicodeDecodeError):
-            if re.search(r"^\s*index-url\s*=", file.read_text(encoding="utf-8"), re.MULTILINE):
+            if re.search(r"^\s*(index-url|find-links)\s*=", file.read_text(encoding="utf-8"), re.MULTILINE):
                 return True
     return False
 

@@ -1,0 +1,231 @@
+"""vLLM as an engine: safetensors models as launch plans, on the CPU with its wheels or on CUDA with its image; pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pierhead.config import Settings
+from pierhead.engines.base import (
+    EngineFacts,
+    Environment,
+    ImageRecipe,
+    LaunchSpec,
+    Limits,
+    Plan,
+    PlanRequest,
+    Readiness,
+)
+from pierhead.engines.huggingface import adapters, is_model, kind, say
+from pierhead.engines.vllm_params import FLAGS, PARALLEL, Wishes
+from pierhead.errors import OutOfMemory, UsageError
+from pierhead.formats.estimate import Estimate
+from pierhead.formats.safetensors_estimate import cache_size, estimate, fit_context
+from pierhead.store.model import ModelFile
+
+VERSION = "0.32.0"
+IMAGE = f"docker.io/vllm/vllm-openai:v{VERSION}"
+# Exact and all of them, so that nothing is installed that serving does not need (1 GB of Triton, for one).
+PINS = tuple(Path(__file__).with_name("vllm_pins.txt").read_text(encoding="utf-8").split())
+WHEELS = Environment(PINS, dependencies=False, torch="cpu")
+CUDA_WHEELS = Environment((f"vllm=={VERSION}",))
+ENTRY = Path(__file__).with_name("vllm_entry.py")
+SMALLEST = 512  # tokens: no default context is chosen below this
+MIB = 1 << 20
+CUDA_HOST = 6 << 30  # of the machine's own memory, when the weights are on the GPU; nothing here could measure it
+_WRITES = ("chat", "completions", "count-tokens")
+_TOKENS = ("tokenize", "detokenize")
+
+FACTS = EngineFacts(
+    name="vllm",
+    title="vLLM",
+    formats=("safetensors",),
+    serves=(*_WRITES, "embeddings", "rerank", "score", "vllm-classify", *_TOKENS),
+    accelerators=("cpu", "cuda"),
+    metrics={
+        "running": "vllm:num_requests_running",
+        "waiting": "vllm:num_requests_waiting",
+        "cache_usage": "vllm:kv_cache_usage_perc",
+        "prompt_tokens": "vllm:prompt_tokens_total",
+        "generated_tokens": "vllm:generation_tokens_total",
+    },
+    parallel=PARALLEL,
+    lora="runtime",
+    sleep=True,  # on CUDA only
+    speculative=True,
+    untested="CUDA: the image, its memory and sleep mode were never run on a GPU by this project.",
+)
+
+
+class Vllm:
+    """Serves models in Hugging Face's layout through vLLM's own server."""
+
+    name = FACTS.name
+    facts = FACTS
+
+    def __init__(self, base_image: str = "", max_context: int = 8192) -> None:
+        self._base_image = base_image
+        self._max_context = max_context
+
+    def accepts(self, files: tuple[ModelFile, ...]) -> bool:
+        """Whether there are safetensors weights of one model."""
+        return is_model(files)
+
+    def capabilities(self, files: tuple[ModelFile, ...], metadata: Mapping[str, Any]) -> tuple[str, ...]:
+        """See ``Engine.capabilities``."""
+        return say(metadata)
+
+    def validate(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings under vLLM's own names; UsageError names an unknown one with its closest match."""
+        return FLAGS.canonical(settings)
+
+    def plan(self, request: PlanRequest) -> Plan:
+        """The launch plan; see ``Engine.plan``."""
+        wishes = Wishes.of(request.settings, request.cpus)
+        sizing: dict[str, Any] = {
+            "parallel": wishes.parallel,
+            "cache_bytes": wishes.cache_bytes,
+            "full": wishes.full,
+            "extra_weights": sum(f.size for f in request.files if f.role in ("lora", "draft")),
+        }
+        context = self._context(request, wishes, sizing)
+        needed = estimate(request.metadata, context=context, **sizing)
+        if wishes.device == "cuda":
+            needed = Estimate(0, 0, 0, CUDA_HOST)
+        if request.free_memory and needed.total > request.free_memory:
+            raise too_large(request.model, needed, context, request.free_memory)
+        flags = {**_usual(request, wishes, context), **wishes.flags, **_models(request, wishes)}
+        return Plan(spec=self._spec(request, wishes, flags, needed), context=context, memory=needed.total)
+
+    def _context(self, request: PlanRequest, wishes: Wishes, sizing: Mapping[str, Any]) -> int:
+        trained = int(request.metadata.get("context_length") or 0) or self._max_context
+        if wishes.context:
+            return wishes.context
+        limit = min(trained, self._max_context)
+        if not request.free_memory or wishes.device == "cuda":
+            return limit
+        fits = fit_context(request.metadata, free=request.free_memory, limit=limit, **sizing)
+        smallest = min(SMALLEST, limit)
+        if fits < smallest:
+            if estimate(request.metadata, context=smallest, **sizing).total > request.free_memory:
+                needed = estimate(request.metadata, context=smallest, **sizing)
+                raise too_large(request.model, needed, smallest, request.free_memory)
+            return smallest
+        return fits
+
+    def _spec(self, request: PlanRequest, wishes: Wishes, flags: Mapping[str, Any], needed: Estimate) -> LaunchSpec:
+        cuda = wishes.device == "cuda"
+        files = (("/opt/engine/entry.py", ENTRY.read_text(encoding="utf-8")),)
+        places = ("--socket", "$(SOCKET)", "--model-dir", "$(MODEL_DIR)", "--", "--model=$(MODEL_DIR)")
+        return LaunchSpec(
+            replica=request.replica,
+            model=request.model,
+            engine=self.name,
+            argv=("$(PYTHON)", "-I", "$(ENTRY)", *places, *FLAGS.argv(flags)),
+            env=_environ(wishes, flags),
+            model_dir=str(request.model_dir),
+            entry=str(ENTRY),
+            environment=CUDA_WHEELS if cuda else WHEELS,
+            image=ImageRecipe(self.name, IMAGE if cuda else self._base_image, () if cuda else PINS, files),
+            limits=Limits(memory=needed.total * 5 // 4 + 1024 * MIB, pids=4096),
+            readiness=Readiness(timeout=900.0),
+            devices=tuple(f"nvidia.com/gpu={gpu}" for gpu in wishes.gpus),
+            shm_size=1024 * MIB,
+            tmp_size=1024 * MIB,
+            serves=_work(request.metadata),
+        )
+
+
+def _usual(request: PlanRequest, wishes: Wishes, context: int) -> dict[str, Any]:
+    """Flags that a user's own come after."""
+    flags: dict[str, Any] = {
+        "served_model_name": [request.model],
+        "max_model_len": str(context),
+        "max_num_seqs": wishes.parallel,
+        "disable_uvicorn_access_log": True,
+        "shutdown_timeout": 0,
+    }
+    if wishes.device == "cpu":
+        size = cache_size(request.metadata, context=context, parallel=wishes.parallel, cache_bytes=wishes.cache_bytes)
+        flags |= {"kv_cache_memory_bytes": str(size)} if size else {}
+        flags |= {"enforce_eager": True}  # compiling needs a C++ compiler, and minutes at each start
+    if "tool_call_parser" in wishes.flags:
+        flags["enable_auto_tool_choice"] = True
+    return flags
+
+
+def _models(request: PlanRequest, wishes: Wishes) -> dict[str, Any]:
+    """Flags that name other models of the folder: adapters, and one that drafts."""
+    flags: dict[str, Any] = {}
+    names = {f.name for f in request.files}
+
+    def inside(folder: str) -> str:
+        if not any(name.startswith(f"{folder}/") for name in names):
+            raise UsageError(
+                f"the model '{request.model}' has no folder '{folder}'",
+                hint=f"It has: {', '.join(sorted(names))[:500]}.",
+            )
+        return folder  # the server runs in the model's folder
+
+    lora = {**adapters(request.files), **wishes.lora}
+    if lora:
+        listed = [{"name": name, "path": inside(folder)} for name, folder in lora.items()]
+        flags |= {"enable_lora": True, "lora_modules": [json.dumps(one) for one in listed]}
+    config: Any = wishes.flags.get("speculative_config")
+    if isinstance(config, dict) and "model" in config:
+        flags["speculative_config"] = {**config, "model": inside(str(config["model"]))}  # pyright: ignore[reportUnknownArgumentType]
+    return flags
+
+
+def _environ(wishes: Wishes, flags: Mapping[str, Any]) -> dict[str, str]:
+    """No network, nothing told to anybody, caches where it may write; the gateway sees to names."""
+    found = {
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "VLLM_SKIP_MODEL_NAME_VALIDATION": "1",  # a model has more names than one
+        "VLLM_CACHE_ROOT": "/tmp/vllm",  # noqa: S108
+        "XDG_CACHE_HOME": "/tmp/cache",  # noqa: S108
+        "PYTHONWARNINGS": "ignore::DeprecationWarning",
+    }
+    if wishes.device == "cpu":  # several engines share the cores: the system places their threads
+        found |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(wishes.threads)}
+    if flags.get("enable_lora"):
+        found["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
+    if flags.get("enable_sleep_mode"):
+        found["VLLM_SERVER_DEV_MODE"] = "1"  # else there are no routes for it
+    return found
+
+
+def _work(metadata: Mapping[str, Any]) -> tuple[str, ...]:
+    """The operations that the model is for."""
+    return {
+        "chat": (*_WRITES, *_TOKENS),
+        "write": ("completions", *_TOKENS),
+        "embed": ("embeddings", *_TOKENS),
+        "classify": ("vllm-classify", *_TOKENS),
+        "rank": ("rerank", "score", *_TOKENS),
+    }[kind(metadata)]
+
+
+def too_large(model: str, needed: Estimate, context: int, free: int) -> OutOfMemory:
+    """The refusal with its numbers."""
+
+    def mib(value: int) -> str:
+        return f"{value / MIB:,.0f} MiB"
+
+    return OutOfMemory(
+        f"'{model}' with a context of {context} tokens needs {mib(needed.total)} (weights {mib(needed.weights)}, "
+        f"KV cache {mib(needed.kv_cache)}, compute {mib(needed.compute)}, vLLM itself {mib(needed.overhead)}); "
+        f"{mib(free)} are free",
+        hint="Try a smaller --context, fewer --parallel, --option kv-cache-dtype=fp8, or stop another model.",
+        data={**needed.to_dict(), "needed": needed.total, "free": free, "context": context},
+    )
+
+
+def make(settings: Settings) -> Vllm:
+    """The engine as this installation has it."""
+    return Vllm(settings.runtime.base_image, settings.engine.max_context)

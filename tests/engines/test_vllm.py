@@ -1,0 +1,171 @@
+"""vLLM's launch plans: settings as its own flags, memory, other models in the folder; and the reason in its log."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from tests.conformance.test_engine import Sample
+
+from pierhead.engines import vllm_entry
+from pierhead.engines.base import Plan, PlanRequest
+from pierhead.engines.huggingface import kind
+from pierhead.engines.vllm import Vllm
+from pierhead.errors import OutOfMemory, UsageError
+from pierhead.store.model import ModelFile
+
+HERE = Path(__file__).parent
+GIB = 1 << 30
+
+
+def plan(free: int = 64 * GIB, extra: tuple[str, ...] = (), /, **settings: Any) -> Plan:
+    text = (HERE.parent / "conformance" / "engines" / "vllm.json").read_bytes()
+    given = msgspec.json.decode(text, type=Sample)
+    files = (*given.files, *(ModelFile(name, 1000, "weights" if "safetensors" in name else "config") for name in extra))
+    return Vllm().plan(PlanRequest("r1", "m", Path("/m"), files, given.metadata, settings, free, 2))
+
+
+def flags(made: Plan) -> list[str]:
+    return list(made.spec.argv[made.spec.argv.index("--") + 1 :])
+
+
+def test_settings_of_all_engines_become_vllms_own_flags() -> None:
+    made = plan(context=2048, parallel=3, threads=5)
+    assert {"--max-model-len=2048", "--max-num-seqs=3"} <= set(flags(made))
+    assert made.spec.env["OMP_NUM_THREADS"] == "5"
+    assert made.context == 2048
+
+
+def test_every_flag_of_vllm_can_be_set_and_has_the_type_that_vllm_gives_it() -> None:
+    made = plan(
+        **{"enable-prefix-caching": "off", "kv-cache-dtype": "fp8", "block-size": "32", "--stream-interval": 4},
+        generation_config="vllm",
+        limit_mm_per_prompt='{"image": 2}',
+    )
+    wanted = {"--no-enable-prefix-caching", "--kv-cache-dtype=fp8", "--block-size=32", "--stream-interval=4"}
+    assert wanted | {"--generation-config=vllm", '--limit-mm-per-prompt={"image":2}'} <= set(flags(made))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("kv-cache-dtype", "fp9", "fp8"),
+        ("block-size", "many", "int"),
+        ("enable-prefix-caching", "perhaps", "true or false"),
+        ("context", "-5", "number"),
+        ("limit-mm-per-prompt", "{", "JSON"),
+        ("max-num-batched-tokens", "1;rm", "K, M or G"),
+        ("chat-template", "--uds=/elsewhere", "text"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_refused_with_what_it_must_be(name: str, value: str, words: str) -> None:
+    with pytest.raises(UsageError, match=name) as refused:
+        Vllm().validate({name: value})
+    assert words in (refused.value.hint or "")
+
+
+@pytest.mark.parametrize("name", ["uds", "api-key", "--host", "middleware", "allowed-origins", "served_model_name"])
+def test_what_would_reach_out_or_belongs_to_the_gateway_cannot_be_set(name: str) -> None:
+    with pytest.raises(UsageError, match="cannot be set"):
+        Vllm().validate({name: "x"})
+
+
+def test_it_runs_without_network_and_tells_nobody() -> None:
+    env = plan().spec.env
+    assert {env[n] for n in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "VLLM_NO_USAGE_STATS", "DO_NOT_TRACK")} == {"1"}
+
+
+def test_on_the_cpu_the_cache_is_as_large_as_all_requests_need_and_counted() -> None:
+    made, twice = plan(context=1024, parallel=2), plan(context=1024, parallel=4)
+    per_token = 30 * 2 * 3 * 64 * 2  # layers, K and V, heads, their width, bytes
+    assert f"--kv-cache-memory-bytes={(2 * 8 + 1) * 128 * per_token}" in flags(made)
+    assert twice.memory - made.memory >= 2048 * per_token
+
+
+def test_where_nobody_names_a_context_the_largest_that_fits_is_taken() -> None:
+    roomy, tight = plan(parallel=4), plan(2500 << 20, parallel=4)
+    assert roomy.context == 8192
+    assert 512 <= tight.context < 8192
+    assert tight.memory <= 2500 << 20
+    with pytest.raises(OutOfMemory, match="vLLM itself") as refused:
+        plan(1 << 30)
+    assert refused.value.data["needed"] > refused.value.data["free"]
+
+
+def test_a_parser_of_tool_calls_turns_them_on() -> None:
+    assert {"--tool-call-parser=hermes", "--enable-auto-tool-choice"} <= set(flags(plan(tool_call_parser="hermes")))
+    assert "--enable-auto-tool-choice" not in flags(plan())
+
+
+def test_adapters_in_the_folder_are_served_under_their_names_and_more_can_come_later() -> None:
+    made = plan(64 * GIB, ("adapters/poet/adapter_config.json", "adapters/poet/adapter_model.safetensors"))
+    assert {"--enable-lora", '--lora-modules={"name": "poet", "path": "adapters/poet"}'} <= set(flags(made))
+    assert made.spec.env["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "1"
+    with pytest.raises(UsageError, match="has no folder 'nowhere'"):
+        plan(lora="x=nowhere")
+
+
+def test_a_model_that_drafts_is_one_of_the_folder_and_never_fetched() -> None:
+    config = {"model": "draft", "num_speculative_tokens": 3}
+    made = plan(64 * GIB, ("draft/config.json", "draft/model.safetensors"), speculative_config=config)
+    assert '--speculative-config={"model":"draft","num_speculative_tokens":3}' in flags(made)
+    with pytest.raises(UsageError, match="has no folder"):
+        plan(speculative_config={"model": "someone/elses", "num_speculative_tokens": 3})
+    assert '--speculative-config={"method":"ngram"}' in flags(plan(speculative_config={"method": "ngram"}))
+
+
+def test_on_cuda_it_is_vllms_own_image_with_the_gpus_that_were_asked_for() -> None:
+    made = plan(device="cuda", gpus="0,1", **{"tensor-parallel-size": 2, "enable-sleep-mode": True})
+    assert made.spec.image is not None
+    assert "vllm/vllm-openai" in made.spec.image.base
+    assert made.spec.devices == ("nvidia.com/gpu=0", "nvidia.com/gpu=1")
+    assert not any("kv-cache-memory" in flag or "enforce-eager" in flag for flag in flags(made))
+    assert made.spec.env["VLLM_SERVER_DEV_MODE"] == "1"
+    assert plan().spec.devices == ()
+
+
+@pytest.mark.parametrize(
+    ("metadata", "found"),
+    [
+        ({"class": "LlamaForCausalLM", "chat_template": "x"}, "chat"),
+        ({"class": "GPT2LMHeadModel"}, "write"),
+        ({"class": "BertModel", "causal": False}, "embed"),
+        ({"class": "BertForSequenceClassification", "causal": False}, "classify"),
+        ({"class": "BertForSequenceClassification", "labels": 1}, "rank"),
+        ({}, "write"),
+    ],
+)
+def test_the_class_of_a_model_tells_what_it_is_for(metadata: dict[str, Any], found: str) -> None:
+    assert kind(metadata) == found
+
+
+LOGS = [
+    (
+        [
+            "(EngineCore pid=22) ERROR 11-25 22:52:09 [core.py:1100] Traceback (most recent call last):",
+            "(EngineCore pid=22) ERROR 11-25 22:52:09 [core.py:1100] RuntimeError: The size of tensor a (3) must match",
+            "(APIServer pid=2) RuntimeError: Engine core initialization failed. See root cause above.",
+        ],
+        "The size of tensor a (3) must match",
+    ),
+    (
+        [
+            "(APIServer pid=2) pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig",
+            "(APIServer pid=2)   Value error, User-specified max_model_len (16384) is too large. [type=value_error]",
+            "(APIServer pid=2)     For further information visit https://errors.pydantic.dev/2/v/value_error",
+        ],
+        "User-specified max_model_len (16384) is too large.",
+    ),
+    (["api_server.py: error: argument --dtype: invalid choice: 'x'"], "argument --dtype: invalid choice: 'x'"),
+    (["(APIServer pid=2) INFO 11-25 22:52:09 [api.py:1] no error: all is well", ""], ""),
+]
+
+
+@pytest.mark.parametrize(("lines", "said"), LOGS)
+def test_of_a_long_log_the_first_reason_is_told(lines: list[str], said: str) -> None:
+    reason = vllm_entry.Reason()
+    for line in lines:
+        reason.hear(line)
+    assert reason.said == said

@@ -1,0 +1,116 @@
+"""The real vLLM on the CPU behind the gateway: what only it does, and what it says of models that it cannot serve."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from tests.heavy.conftest import Installation
+
+from pierhead.errors import EngineFailed, PierError
+
+pytestmark = pytest.mark.timeout(1500)
+HI: list[Any] = [{"role": "user", "content": "Say hello."}]
+
+
+@pytest.fixture(scope="module")
+def served(installation: Installation, smollm2_safetensors: Path) -> Installation:
+    installation.pier("package", "--safetensors-dir", str(smollm2_safetensors), "small")
+    installation.start("small", context=1024, parallel=2, **{"tool-call-parser": "hermes"})
+    return installation
+
+
+def test_it_says_what_it_can_do(served: Installation) -> None:
+    card = next(m for m in served.openai.models.list().data if m.id == "small")
+    assert card.to_dict()["capabilities"] == ["chat", "completions"]
+
+
+def test_it_answers_anthropics_client_through_translation(served: Installation) -> None:
+    message = served.anthropic.messages.create(model="small", max_tokens=8, messages=HI)
+    assert message.content[0].type == "text"
+    assert message.usage.output_tokens == 8
+    assert message.stop_reason == "max_tokens"
+    counted = served.anthropic.messages.count_tokens(model="small", messages=HI)
+    assert counted.input_tokens == message.usage.input_tokens
+
+
+def test_a_required_tool_is_called_with_arguments_of_its_schema(served: Installation) -> None:
+    schema = {"type": "object", "properties": {"city": {"type": "string", "maxLength": 20}}, "required": ["city"]}
+    tool: Any = {"type": "function", "function": {"name": "weather", "parameters": schema}}
+    answer = served.openai.chat.completions.create(
+        model="small",
+        messages=[{"role": "user", "content": "What is the weather in Paris?"}],
+        tools=[tool],
+        tool_choice={"type": "function", "function": {"name": "weather"}},
+        max_tokens=64,
+        temperature=0,
+    )
+    calls = answer.choices[0].message.tool_calls
+    assert calls
+    assert calls[0].type == "function"
+    assert calls[0].function.name == "weather"
+    assert isinstance(json.loads(calls[0].function.arguments)["city"], str)
+
+
+def test_embeddings_of_a_model_that_only_writes_are_refused_in_words(served: Installation) -> None:
+    with pytest.raises(openai.APIStatusError) as refused:
+        served.openai.embeddings.create(model="small", input="a")
+    assert refused.value.status_code in (400, 404, 501)
+    assert "embeddings" in str(refused.value)
+
+
+def test_tokens_are_vllms_own_and_go_both_ways(served: Installation) -> None:
+    tokens: Any = served.openai.post("/tokenize", body={"model": "small", "prompt": "one two"}, cast_to=object)
+    body = {"model": "small", "tokens": tokens["tokens"]}
+    text: Any = served.openai.post("/detokenize", body=body, cast_to=object)
+    assert "one two" in text["prompt"]
+
+
+def without_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer_config.json").unlink()
+
+
+def of_an_unknown_kind(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "strange", "architectures": ["StrangeForCausalLM"]}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def of_other_sizes(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"intermediate_size": 1024}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+BAD: list[tuple[Callable[[Path], None], str]] = [
+    (without_tokenizer, "tokenizer"),
+    (of_an_unknown_kind, "strange"),
+    (of_other_sizes, "1024|1536|shape|size"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "words"), BAD, ids=lambda x: getattr(x, "__name__", ""))
+def test_a_model_that_cannot_be_served_gives_the_engines_own_reason(
+    installation: Installation, smollm2_safetensors: Path, tmp_path: Path, spoil: Callable[[Path], None], words: str
+) -> None:
+    folder = tmp_path / "spoilt"
+    shutil.copytree(smollm2_safetensors, folder)
+    spoil(folder)
+    name = spoil.__name__.replace("_", "-")
+    installation.pier("package", "--safetensors-dir", str(folder), name)
+    with pytest.raises(EngineFailed, match=f"(?i)engine: .*({words})"):
+        installation.start(name, context=512)
+
+
+def test_a_context_that_the_model_does_not_have_is_refused(
+    installation: Installation, smollm2_safetensors: Path
+) -> None:
+    installation.pier("package", "--safetensors-dir", str(smollm2_safetensors), "long")
+    with pytest.raises(PierError, match="16384"):
+        installation.start("long", context=16384)
