@@ -138,11 +138,22 @@ class FleetSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 
     ``replicas`` is how many of each model are kept (1 to 64), as memory allows; ``models`` has a table for each model
     that differs, by its name: ``[fleet.models.NAME]`` with ``replicas``.
+
+    ``memory_budget`` is what all models together may use, in bytes or as ``"3GiB"``, with ``engine.memory_reserve`` of
+    it kept free (0: what the machine or the control group has). A start that finds no memory, because models that hold
+    it are busy, waits for them for ``memory_wait`` (0: it is refused). Where a model would never fit, ``shrink`` says
+    whether it is tried with less: ``unasked`` with a smaller context where nobody asked for one, ``always`` also with a
+    smaller one than was asked for and with fewer slots, ``never``. What replicas truly use is read after their requests
+    and every ``measure`` seconds.
     """
 
     keep_alive: float = 300.0
     replicas: Replicas = 1
     models: dict[str, ModelFleet] = {}
+    memory_budget: int | str = 0
+    memory_wait: float = 300.0
+    shrink: Literal["never", "unasked", "always"] = "unasked"
+    measure: float = 15.0
     start_timeout: float = 300.0
     drain_timeout: float = 30.0
     max_restarts: int = 5

@@ -37,6 +37,7 @@ class Engine:
         self.spec = spec
         self.folder = folder
         self.healthy = True
+        self.uses = (0, 0)  # bytes: anonymous, of mapped files
         self._place = place
         self._exit: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
         self._server: asyncio.Server | None = None
@@ -73,7 +74,7 @@ class Engine:
         return await self.wait()
 
     async def stats(self) -> Stats:
-        return Stats(at=time.time())
+        return Stats(at=time.time(), anonymous=self.uses[0], mapped=self.uses[1])
 
     async def logs(self, *, tail: int | None = None, follow: bool = False) -> AsyncIterator[bytes]:
         for line in (b"loading", b"engine: it is broken"):
@@ -212,7 +213,7 @@ class Yard:
     folder: Path
     memory: Memory = Memory(1 << 40, 1 << 40)
     fleet_settings: FleetSettings = FleetSettings(
-        backoff_initial=0.01, backoff_max=5.0, max_restarts=3, drain_timeout=5.0
+        backoff_initial=0.01, backoff_max=5.0, max_restarts=3, drain_timeout=5.0, memory_wait=0.0, measure=0.0
     )
     supervisors: list[Supervisor] = field(default_factory=list)
     events: list[AnyEvent] = field(default_factory=list)

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pierhead.errors import OutOfMemory
-from pierhead.fleet.memory import Memory, read_memory
-from pierhead.fleet.scheduler import Claim, decide, free_memory
+from pierhead.errors import OutOfMemory, UsageError
+from pierhead.fleet.memory import Memory, limited, parse_size, read_memory
+from pierhead.fleet.scheduler import Claim, Decision, Wait, choose_device, decide, free_memory, overdrawn
 from pierhead.fleet.state import State
 
 GIB = 1 << 30
@@ -54,21 +54,108 @@ def test_eviction_takes_the_longest_unused_and_never_what_is_pinned_or_busy(
     except OutOfMemory:
         assert need > free_memory(memory, held, reserve)
         return
+    if isinstance(decision, Wait):
+        assert need > free_memory(memory, held, reserve)
+        assert any(not c.pinned and not c.evictable for c in held)  # for somebody, and not for ever
+        return
     assert decision.evict == tuple(c.replica for c in idle[: len(decision.evict)])
     if need <= free_memory(memory, held, reserve):
         assert decision.evict == ()
     assert all(not c.pinned and not c.open for c in held if c.replica in decision.evict)
 
 
+@given(claims, st.integers(0, 16 * GIB), st.integers(0, GIB), st.integers(0, 16 * GIB))
+def test_all_that_stays_and_what_is_planned_never_exceed_the_budget(
+    held: list[Claim], total: int, reserve: int, need: int
+) -> None:
+    try:
+        decision = decide(held, Memory(total, total), reserve, needs(need))
+    except OutOfMemory:
+        return
+    if isinstance(decision, Decision):
+        gone = (State.STOPPED, State.FAILED, State.DRAINING, State.STOPPING)
+        stay = sum(c.memory for c in held if c.state not in gone and c.replica not in decision.evict)
+        assert stay + need + reserve <= total or not need
+
+
+@given(claims, st.integers(0, 16 * GIB), st.integers(0, GIB))
+def test_an_overdrawn_ledger_is_mended_by_the_longest_unused(held: list[Claim], total: int, reserve: int) -> None:
+    leave = overdrawn(held, Memory(total, total), reserve)
+    idle = sorted((c for c in held if c.evictable), key=lambda c: (c.last_used, c.replica))
+    assert leave == tuple(c.replica for c in idle[: len(leave)])
+    gone = (State.STOPPED, State.FAILED, State.DRAINING, State.STOPPING)
+    rest = sum(c.memory for c in held if c.state not in gone and c.replica not in leave)
+    assert rest + reserve <= total or len(leave) == len(idle)
+
+
 def test_a_model_that_fits_evicts_nobody() -> None:
     held = [Claim("a", "a", GIB, State.READY)]
-    assert decide(held, Memory(8 * GIB, 6 * GIB), 0, needs(GIB)).evict == ()
+    assert decide(held, Memory(8 * GIB, 6 * GIB), 0, needs(GIB)) == Decision(GIB)
 
 
 def test_as_few_idle_models_leave_as_make_room() -> None:
     held = [Claim(str(n), f"m{n}", 2 * GIB, State.READY, last_used=n) for n in range(3)]
-    assert decide(held, Memory(8 * GIB, 2 * GIB), 0, needs(3 * GIB)).evict == ("0",)
-    assert decide(held, Memory(8 * GIB, 2 * GIB), 0, needs(5 * GIB)).evict == ("0", "1")
+    assert decide(held, Memory(8 * GIB, 2 * GIB), 0, needs(3 * GIB)) == Decision(3 * GIB, ("0",))
+    assert decide(held, Memory(8 * GIB, 2 * GIB), 0, needs(5 * GIB)) == Decision(5 * GIB, ("0", "1"))
+
+
+def test_it_waits_for_the_busy_and_the_just_started_but_not_for_the_pinned() -> None:
+    held = [Claim("a", "gemma", 2 * GIB, State.READY, open=1), Claim("b", "qwen", GIB, State.LOADING)]
+    outcome = decide(held, Memory(4 * GIB, 4 * GIB), 0, needs(3 * GIB))
+    assert isinstance(outcome, Wait)
+    assert "gemma (busy), qwen (loading)" in (outcome.why.hint or "")
+    fresh = [Claim("a", "gemma", 2 * GIB, State.READY, settled=False)]
+    assert isinstance(decide(fresh, Memory(4 * GIB, 4 * GIB), 0, needs(3 * GIB)), Wait)
+    with pytest.raises(OutOfMemory):
+        decide([Claim("a", "gemma", 2 * GIB, State.READY, pinned=True)], Memory(3 * GIB, GIB), 0, needs(2 * GIB))
+
+
+def test_what_is_leaving_counts_as_gone_when_others_are_chosen() -> None:
+    held = [Claim("a", "a", 2 * GIB, State.DRAINING, open=1), Claim("b", "b", GIB, State.READY)]
+    assert decide(held, Memory(4 * GIB, GIB), 0, needs(3 * GIB)) == Decision(3 * GIB)
+    assert free_memory(Memory(4 * GIB, GIB), held, 0) == GIB  # but it is not gone yet
+
+
+def test_less_is_tried_only_where_all_would_never_fit_and_after_all_have_left() -> None:
+    held = [Claim("a", "a", 2 * GIB, State.READY), Claim("b", "b", GIB, State.READY, pinned=True)]
+    machine = Memory(4 * GIB, GIB)
+    assert decide(held, machine, 0, needs(4 * GIB), smaller=lambda free: free) == Decision(3 * GIB, ("a",))
+    with pytest.raises(OutOfMemory):
+        decide(held, machine, 0, needs(4 * GIB))
+
+
+def test_memory_that_is_measured_tells_what_other_programs_use() -> None:
+    held = [Claim("a", "a", 3 * GIB, State.READY, measured=GIB)]  # 2 GiB of mapped weights, which count as available
+    assert free_memory(Memory(8 * GIB, 7 * GIB), held, 0) == 5 * GIB
+    assert free_memory(Memory(8 * GIB, 4 * GIB), held, 0) == 2 * GIB  # others use 3 GiB
+
+
+def test_each_accelerator_has_a_ledger_of_its_own() -> None:
+    gpus = {"nvidia.com/gpu=0": Memory(8 * GIB, 8 * GIB), "nvidia.com/gpu=1": Memory(24 * GIB, 24 * GIB)}
+    held = [Claim("a", "a", GIB, State.READY, open=1, devices={"nvidia.com/gpu=1": 20 * GIB})]
+    assert choose_device(held, gpus, 0, 6 * GIB) == ("nvidia.com/gpu=0", Decision(6 * GIB))
+    idle = [Claim("a", "a", GIB, State.READY, devices={"nvidia.com/gpu=1": 20 * GIB})]
+    assert choose_device(idle, gpus, 0, 12 * GIB) == ("nvidia.com/gpu=1", Decision(12 * GIB, ("a",)))
+    name, outcome = choose_device(held, gpus, 0, 12 * GIB)
+    assert (name, type(outcome)) == ("nvidia.com/gpu=1", Wait)
+    with pytest.raises(OutOfMemory):
+        choose_device(held, gpus, 0, 30 * GIB)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [(5, 5), ("5", 5), ("3GiB", 3 * GIB), ("3 gb", 3 * GIB), ("1.5G", 3 * GIB // 2), ("2m", 2 << 20)]
+)
+def test_a_budget_is_written_as_people_write_sizes(text: int | str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+def test_a_budget_bounds_the_machine_and_no_size_is_refused() -> None:
+    assert limited(Memory(8 * GIB, 5 * GIB), 3 * GIB) == Memory(3 * GIB, 5 * GIB, "[fleet] memory_budget")
+    assert (
+        limited(Memory(8 * GIB, 5 * GIB), 0) == limited(Memory(8 * GIB, 5 * GIB), 9 * GIB) == Memory(8 * GIB, 5 * GIB)
+    )
+    with pytest.raises(UsageError, match="much"):
+        parse_size("much")
 
 
 def test_the_refusal_names_the_numbers_and_who_holds_memory() -> None:
@@ -77,7 +164,7 @@ def test_the_refusal_names_the_numbers_and_who_holds_memory() -> None:
         Claim("b", "qwen", GIB, State.READY, pinned=True),
     ]
     with pytest.raises(OutOfMemory) as caught:
-        decide(held, Memory(4 * GIB, GIB), 0, needs(3 * GIB))
+        decide(held, Memory(4 * GIB, GIB), 0, needs(4 * GIB))
     assert "gemma (busy), qwen (pinned)" in (caught.value.hint or "")
     assert [h["replica"] for h in caught.value.data["holders"]] == ["a", "b"]
 

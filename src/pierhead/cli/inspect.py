@@ -95,10 +95,20 @@ def inspect(
     elif all(isinstance(told.get(key), int) for key in (*_PARTS, "context", "total")):  # as it was packaged
         need = {key: told[key] for key in (*_PARTS, "context", "total")} | {"parallel": 1, "cache_type": "f16"}
     said = _attached(model, remote) if attestations else {}
+    said["peaks"] = _peaks(paths, str(found.get("digest") or ""))
     if as_json:
         print_json({**found, "estimate": need, **freshness, **said})
         return
     _show({**found, **freshness, **said}, summary, need)
+
+
+def _peaks(paths: Paths, digest: str) -> list[dict[str, Any]]:
+    """What replicas of this model were seen to use on this machine."""
+    import msgspec
+
+    from pierhead.fleet.peaks import Peaks
+
+    return [msgspec.to_builtins(peak) for peak in Peaks(paths.state / "memory-peaks.json").of_model(digest)[:5]]
 
 
 def _attached(model: str, remote: bool) -> dict[str, Any]:
@@ -241,5 +251,6 @@ def _show(found: dict[str, Any], summary: dict[str, Any], need: dict[str, Any]) 
         head = f"{size(need['total'])} at {need['context']:,} tokens × {need['parallel']}, {need['cache_type']} cache"
         told = _PARTS | {key: name for key, name in _BESIDE.items() if need.get(key)}
         parts = ", ".join(f"{name} {size(need[key])}" for key, name in told.items())
-        rows.append(("Memory", f"{head}\n{parts}"))
+        seen = [f"seen to use {size(p['memory'])} at {p['context']:,} tokens" for p in found.get("peaks", ())]
+        rows.append(("Memory", "\n".join((head, parts, *seen))))
     pairs([(name, value) for name, value in rows if value])

@@ -61,14 +61,15 @@ def ps(as_json: bool) -> None:
             r["runtime"],
             str(r["context"]),
             size(r["memory_estimate"]),
+            size(r["memory_peak"]) if r.get("memory_peak") else "-",
             str(r["requests_open"]),
             age(r["started"]).removesuffix(" ago"),
             "pinned" if r["pinned"] else age(r["expires_at"]) if r["expires_at"] else "-",
         )
         for r in found
     ]
-    head = ("ID", "MODEL", "STATE", "RUNTIME", "CONTEXT", "MEMORY", "OPEN", "UP", "UNLOADS")
-    table(head, rows, right=(4, 5, 6), fold=(1,), spare=(6, 3, 4, 7, 8))
+    head = ("ID", "MODEL", "STATE", "RUNTIME", "CONTEXT", "MEMORY", "PEAK", "OPEN", "UP", "UNLOADS")
+    table(head, rows, right=(4, 5, 6, 7), fold=(1,), spare=(6, 7, 3, 4, 8, 9))
     if not found:
         say("Nothing runs. `pier run MODEL` starts a model; so does the first request for it.")
     for r in found:

@@ -91,6 +91,7 @@ class Daemon:
             changed=self._fleet_changed,
             withdrawn=self._withdrawn,
             trusted=self._trusted,
+            peaks=paths.state / "memory-peaks.json",
         )
         self.link = GatewayLink(
             paths=paths,

@@ -12,7 +12,10 @@ if TYPE_CHECKING:
 
 
 class ReplicaInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """One replica; times are ISO 8601 UTC, ``memory_estimate`` bytes, ``ready_s`` seconds from asked to ready.
+    """One replica; times are ISO 8601 UTC, ``ready_s`` seconds from asked to ready.
+
+    ``memory_estimate`` are the bytes that it claimed when it started, ``memory_peak`` the most that it was seen to use
+    (0: not known yet).
 
     ``wanted`` is how many replicas its model keeps (0: none, it ends), ``expires_at`` when the whole model is unloaded.
     ``call_prefix`` is what the gateway has a required tool call begin with, ``serves`` which of its operations the
@@ -28,6 +31,7 @@ class ReplicaInfo(msgspec.Struct, frozen=True, kw_only=True):
     context: int
     parallel: int
     memory_estimate: int
+    memory_peak: int
     pid: int | None
     container: str | None
     started: str
@@ -66,6 +70,7 @@ def describe_replica(replica: Replica, idle_at: float | None) -> ReplicaInfo:
         context=plan.context if plan else 0,
         parallel=life.parallel,
         memory_estimate=plan.memory if plan else 0,
+        memory_peak=replica.peak,
         pid=pid if isinstance(pid, int) else None,
         container=getattr(instance, "container", None),
         started=iso(replica.started),

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from pierhead.errors import UsageError
 
 UNLIMITED = 1 << 62
 
@@ -31,6 +34,21 @@ def read_memory(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup"
             else:
                 best = Memory(total, best.available, best.bound)
     return best
+
+
+def limited(memory: Memory, budget: int) -> Memory:
+    """The same within a budget (0: none)."""
+    if budget <= 0 or budget >= memory.total:
+        return memory
+    return Memory(budget, memory.available, "[fleet] memory_budget")
+
+
+def parse_size(text: int | str) -> int:
+    """Bytes that ``3GiB``, ``3 GB``, ``500M`` or a plain number means (GB and GiB are the same); UsageError else."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", str(text).strip(), re.IGNORECASE)
+    if match is None:
+        raise UsageError(f"{text!r} is no size of memory", hint="Write bytes, or for example 3GiB.")
+    return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
 
 
 def processor_features(proc: Path = Path("/proc")) -> frozenset[str]:

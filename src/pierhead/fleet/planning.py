@@ -8,16 +8,21 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pierhead.config import EngineSettings
+import msgspec
+
+from pierhead.config import EngineSettings, FleetSettings
 from pierhead.engines.base import Engine, Plan, PlanRequest
 from pierhead.engines.registry import choose
-from pierhead.errors import UsageError
+from pierhead.errors import OutOfMemory, UsageError
 from pierhead.fleet.holdings import Models
 from pierhead.fleet.memory import processor_features
+from pierhead.fleet.peaks import Peaks, kind
 from pierhead.fleet.replica import Replica
 from pierhead.store.model import ModelRecord, opening
 
 _NOTHING: Mapping[str, Any] = {}
+ROOMY = 1 << 62  # bytes that everything fits in
+SMALLEST = 512  # tokens: nothing is tried with a smaller context
 
 
 class Planning:
@@ -29,11 +34,15 @@ class Planning:
         engines: Sequence[Engine],
         settings: EngineSettings,
         trusted: Callable[[ModelRecord], object],
+        fleet: FleetSettings,
+        peaks: Peaks,
     ) -> None:
         self._store = store
         self._engines = engines
         self._settings = settings
         self._trusted = trusted
+        self._fleet = fleet
+        self._peaks = peaks
         self._processor = processor_features()
 
     def engine(self, record: ModelRecord, asked: Mapping[str, Any] = _NOTHING) -> Engine:
@@ -73,10 +82,39 @@ class Planning:
     def plan(self, replica: Replica, folder: Path, free: int, like: Plan | None = None) -> Plan:
         """The plan for ``free`` bytes of memory, with the context of the plan it is to be ``like``.
 
-        OutOfMemory when they are too few.
+        OutOfMemory when they are too few. What a replica of the same kind was seen to use counts, if it is more.
         """
+        return self._planned(replica, folder, free, _context(like))
+
+    def smaller(self, replica: Replica, folder: Path, free: int) -> Plan:
+        """The plan with as much context and as many slots as ``free`` bytes allow, where the user allowed less."""
+        try:
+            return self._planned(replica, folder, free, {})
+        except OutOfMemory:
+            whole = self._planned(replica, folder, ROOMY, {})
+            if self._fleet.shrink != "always" or not whole.context:
+                raise
+        context, parallel = whole.context, self.parallel(replica.life.model, replica.life.intent.settings)
+        while parallel > 1 or context > SMALLEST:
+            parallel, context = (parallel // 2, context) if parallel > 1 else (1, max(SMALLEST, context // 2))
+            with contextlib.suppress(OutOfMemory):
+                return self._planned(replica, folder, free, {"context": context, "parallel": parallel})
+        return self._planned(replica, folder, free, {"context": context, "parallel": parallel})
+
+    def whole(self, replica: Replica, folder: Path, like: Plan | None) -> Callable[[int], Plan]:
+        """What plans with all that was asked for, or with the usual context, or not at all."""
+        full = self.plan(replica, folder, ROOMY, like)
+
+        def plan(free: int) -> Plan:
+            if full.memory <= free:
+                return full
+            return self._planned(replica, folder, free, _context(full))  # refuses in the engine's words
+
+        return plan
+
+    def _planned(self, replica: Replica, folder: Path, free: int, more: Mapping[str, Any]) -> Plan:
         model = replica.life.model
-        asked = replica.life.intent.settings | ({"context": like.context} if like is not None and like.context else {})
+        asked = {**replica.life.intent.settings, **more}
         request = PlanRequest(
             replica=replica.id,
             model=model.name,
@@ -89,7 +127,17 @@ class Planning:
             processor=self._processor,
             opening=opening(model.packaged),
         )
-        return self.engine(model, asked).plan(request)
+        plan = self.engine(model, asked).plan(request)
+        seen = self._peaks.of(kind(model.digest, plan.spec))
+        if seen > plan.memory:
+            plan = msgspec.structs.replace(plan, memory=seen)
+        if plan.memory > free:
+            raise OutOfMemory(
+                f"'{model.name}' was seen to use {seen >> 20:,} MiB; {max(0, free) >> 20:,} MiB are free",
+                hint="Try a smaller --context, or stop another model.",
+                data={"needed": plan.memory, "free": free, "context": plan.context},
+            )
+        return plan
 
     def _whole(self, model: ModelRecord, asked: Mapping[str, Any]) -> dict[str, Any]:
         """The configuration's settings, over them those that the model was packaged with, over them what is asked."""
@@ -100,6 +148,11 @@ class Planning:
         for layer in (ours.options, packaged, asked):  # each in the engine's own words, so that the last one counts
             found |= engine.validate(_of_engine(layer))
         return found
+
+
+def _context(like: Plan | None) -> dict[str, Any]:
+    """The setting for the context of a plan; some engines know none."""
+    return {"context": like.context} if like is not None and like.context else {}
 
 
 def _of_engine(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,6 +26,8 @@ from pierhead.store.model import ModelRecord
 
 log = logging.getLogger(__name__)
 
+SETTLED = 5.0  # seconds in which the request that a replica was started for reaches it; it does not leave before
+
 
 @dataclass
 class Life:
@@ -67,6 +69,8 @@ class Replica:
         self.restarts = 0
         self.open = 0
         self.last_used = 0.0
+        self.measured = 0  # anonymous bytes, as last read
+        self.peak = 0  # the most bytes that it was seen to use, with its mapped weights
         self._runtime: Runtime | None = None
         self._admit = admit
         self._changed = changed
@@ -105,6 +109,13 @@ class Replica:
         if was != open_requests or last_used:
             self._signal()
 
+    def measure(self, anonymous: int, used: int) -> bool:
+        """Note what it was seen to use; True when that is more than it had claimed."""
+        before = self.claim().memory
+        self.measured = anonymous
+        self.peak = max(self.peak, used)
+        return self.claim().memory > before
+
     async def until(self, reached: Callable[[], bool], timeout: float | None = None) -> bool:
         """Wait until ``reached()`` holds, looked at after every change; False when ``timeout`` seconds passed."""
         try:
@@ -120,12 +131,14 @@ class Replica:
         return Claim(
             replica=self.id,
             model=self.life.model.name,
-            memory=0 if self.plan is None else self.plan.memory,
+            memory=0 if self.plan is None else max(self.plan.memory, self.peak),
             state=self.state,
             open=self.open,
             pinned=self.life.intent.pinned,
             last_used=max(self.last_used, self.ready_at),
             ready_at=self.ready_at,
+            measured=self.measured,
+            settled=self.last_used > self.ready_at or time.time() - self.ready_at > SETTLED,
         )
 
     def differences(self, runtime: str | None, settings: Mapping[str, Any]) -> list[str]:

@@ -130,16 +130,15 @@ class Roster:
         ending = [m.leave(self._settings.drain_timeout) for m in group.members]
         await asyncio.shield(asyncio.gather(*ending))
 
-    async def evict(self, names: Sequence[str], tell: Callable[[Replica], None]) -> None:
-        """Stop idle replicas that another needs the memory of; returns when they are gone."""
+    def evict(self, names: Sequence[str], drain: float, tell: Callable[[Replica], None]) -> None:
+        """Begin to stop idle replicas that another needs the memory of; a request that was quicker is finished."""
         for group in self.groups.values():
             if group.live and all(m.id in names for m in group.live):
                 group.intent.replicas = 0  # it goes as a whole: nothing of it is started again
         victims = [self.replicas[name] for name in names if name in self.replicas]
         for victim in victims:
             tell(victim)
-        ending = [victim.leave(self._settings.drain_timeout) for victim in victims]
-        await asyncio.shield(asyncio.gather(*ending))
+            victim.leave(drain)
 
     def again(self, group: Group) -> None:
         """Give those a new start that failed while others of their model live."""

@@ -10,22 +10,27 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from pierhead.config import Settings
 from pierhead.engines.base import Engine, Plan
 from pierhead.errors import DaemonUnavailable, NotFound, PierError
 from pierhead.events import Listener, Note, Ready, ignore
 from pierhead.fleet import adoption
 from pierhead.fleet import record as records
+from pierhead.fleet.admission import Admission, Ticket
 from pierhead.fleet.ask import Ask
 from pierhead.fleet.choice import RuntimeChooser
 from pierhead.fleet.group import Group
 from pierhead.fleet.holdings import Models
 from pierhead.fleet.info import ReplicaInfo, describe_replica
-from pierhead.fleet.memory import Memory, read_memory
+from pierhead.fleet.memory import Memory, limited, parse_size, read_memory
+from pierhead.fleet.meter import Meter
+from pierhead.fleet.peaks import Peaks
 from pierhead.fleet.planning import Planning
 from pierhead.fleet.replica import Life, Replica
 from pierhead.fleet.roster import Roster
-from pierhead.fleet.scheduler import decide
+from pierhead.fleet.scheduler import Claim, overdrawn
 from pierhead.fleet.state import COMING, Backoff, State
 from pierhead.runtimes.base import Instance, Runtime
 from pierhead.store.model import ModelRecord
@@ -50,16 +55,20 @@ class Supervisor:
         withdrawn: Callable[[], Awaitable[None]] | None = None,
         memory: Callable[[], Memory] = read_memory,
         trusted: Callable[[ModelRecord], object] = lambda record: None,
+        peaks: Path | None = None,
     ) -> None:
         self._store = store
-        self._planning = Planning(store, engines, settings.engine, trusted)
+        self._peaks = Peaks(peaks or replicas_dir / "peaks.json")
+        self._planning = Planning(store, engines, settings.engine, trusted, settings.fleet, self._peaks)
         self._settings = settings
         self._dir = replicas_dir
-        self._memory = memory
+        budget = parse_size(settings.fleet.memory_budget)
+        self._memory = lambda: limited(memory(), budget)
         self._withdrawn = withdrawn or _at_once
         self.chooser = RuntimeChooser(runtimes, settings.runtime.default)
         self._roster = Roster(store, settings.fleet, self._make, changed)
-        self._admission = asyncio.Lock()
+        self._admission = Admission(self._claims, self._memory, settings.engine.memory_reserve, self._make_room)
+        self._meter = Meter(self._peaks, settings.fleet.measure, self.all, self._restore)
         self._adopted = asyncio.Event()
         self._closing = False
 
@@ -182,6 +191,11 @@ class Supervisor:
         return group is not None and bool(group.live)
 
     @property
+    def waiting(self) -> int:
+        """How many starts wait for memory."""
+        return self._admission.waiting
+
+    @property
     def busy(self) -> bool:
         """Whether there is anything that a daemon must stay up for."""
         return any(r.state is not State.FAILED for r in self.all()) or self.chooser.building
@@ -237,33 +251,73 @@ class Supervisor:
             parallel=self._planning.parallel(group.model, group.intent.settings),
             spare=bool(group.live),
         )
-        replica = Replica(life, self._admit, self._roster.moved)
+        replica = Replica(life, self._admit, self._moved)
         self._roster.add(group, replica)
         return replica
 
     async def _admit(self, replica: Replica, refusal: PierError | None) -> tuple[Plan, str, Runtime]:
         """Find memory for a replica, stopping idle ones for it, and choose where it runs: as others of its model do."""
         life = replica.life
-        self._planning.engine(life.model, life.intent.settings)
-        folder = await asyncio.to_thread(self._planning.hold, replica)
-        async with self._admission:
-            group = self._roster.group(replica)
+        group = self._roster.group(replica)
+        if replica.plan is None:
+            self._planning.engine(life.model, life.intent.settings)
+            folder = await asyncio.to_thread(self._planning.hold, replica)
             twin = group.twin(replica) if group is not None else None
-            decision = decide(
-                [r.claim() for r in self.all() if r is not replica],
-                self._memory(),
-                self._settings.engine.memory_reserve,
-                lambda free: self._planning.plan(replica, folder, free, twin.plan if twin is not None else None),
-                evict=not life.spare,
-            )
-            await self._roster.evict(
-                decision.evict,
-                lambda r: replica.emit(Note(message=f"stopping {r.life.model.name}, idle, to make room")),
-            )
-            replica.plan = decision.plan
+            plan = await self._admission.admit(self._ticket(replica, folder, twin.plan if twin is not None else None))
+        else:  # the runtime before could not start it: its memory is promised already
+            plan = replica.plan
+        twin = group.twin(replica) if group is not None else None
         asked = twin.runtime_name if twin is not None else life.intent.runtime
-        name, runtime = await self.chooser.choose(asked, decision.plan.spec, replica.emit, refusal)
-        return decision.plan, name, runtime
+        name, runtime = await self.chooser.choose(asked, plan.spec, replica.emit, refusal)
+        return plan, name, runtime
+
+    def _ticket(self, replica: Replica, folder: Path, like: Plan | None) -> Ticket:
+        fleet, planning = self._settings.fleet, self._planning
+        whole = planning.whole(replica, folder, like)
+
+        def place(plan: Plan) -> None:
+            replica.plan = plan
+
+        def smaller(free: int) -> Plan:
+            plan = planning.smaller(replica, folder, free)
+            note = Note(message=f"memory is short: it starts with a context of {plan.context:,} tokens")
+            return msgspec.structs.replace(plan, notes=(*plan.notes, note.message))
+
+        return Ticket(
+            replica=replica.id,
+            plan=whole,
+            smaller=smaller if like is None and fleet.shrink != "never" else None,
+            evict=not replica.life.spare,
+            place=place,
+            tell=lambda text: replica.emit(Note(message=text)),
+            patience=fleet.memory_wait,
+        )
+
+    def _claims(self) -> list[Claim]:
+        """The ledger."""
+        return [r.claim() for r in self.all()]
+
+    def _make_room(self, names: Sequence[str], ticket: Ticket) -> None:
+        """Begin to stop idle replicas for one that wants their memory."""
+        asking = self._roster.replicas.get(ticket.replica)
+
+        def tell(victim: Replica) -> None:
+            if asking is not None:
+                asking.emit(Note(message=f"stopping {victim.life.model.name}, idle, to make room"))
+
+        self._roster.evict(names, self._settings.gateway.request_timeout, tell)
+
+    def _restore(self) -> None:
+        """Replicas use more than they had claimed: idle ones leave until all claims fit again."""
+        names = overdrawn(self._claims(), self._memory(), self._settings.engine.memory_reserve)
+        if names:
+            log.warning("replicas use more memory than was estimated: stopping %s, idle", ", ".join(names))
+            self._roster.evict(names, self._settings.gateway.request_timeout, lambda victim: None)
+
+    def _moved(self, replica: Replica) -> None:
+        self._roster.moved(replica)
+        self._meter.moved(replica)
+        self._admission.look()
 
     def _cool(self, failed: Replica, *, explicit: bool) -> None:
         """A model that crashed again and again is not started by every request, but when a person asks."""
@@ -283,6 +337,8 @@ class Supervisor:
         """End: with ``drain`` every replica is stopped; else what runs goes on, for the next daemon."""
         self._closing = True
         self._roster.close()
+        self._admission.close()
+        await asyncio.gather(*self._meter.close(), return_exceptions=True)
         await self.chooser.close()
         everything = self.all()
         if drain:

@@ -48,7 +48,10 @@ class Exit(msgspec.Struct, frozen=True):
 
 
 class Stats(msgspec.Struct, frozen=True):
-    """One reading. Bytes, seconds of CPU since start, processes."""
+    """One reading. Bytes, seconds of CPU since start, processes.
+
+    ``anonymous`` and ``mapped`` are the parts of memory that are its own and that are pages of files; 0: not known.
+    """
 
     memory: int = 0
     memory_limit: int = 0
@@ -57,6 +60,8 @@ class Stats(msgspec.Struct, frozen=True):
     read_bytes: int = 0
     written_bytes: int = 0
     at: float = 0.0
+    anonymous: int = 0
+    mapped: int = 0
 
 
 class ExecResult(msgspec.Struct, frozen=True):

@@ -250,6 +250,8 @@ def reading(raw: dict[str, Any]) -> Stats:
         read_bytes=moved("read"),
         written_bytes=moved("write"),
         at=time.time(),
+        anonymous=detail.get("anon", detail.get("total_rss", detail.get("rss", 0))),
+        mapped=detail.get("file_mapped", detail.get("total_mapped_file", detail.get("mapped_file", 0))),
     )
 
 

@@ -123,19 +123,22 @@ class ProcessInstance:
             return []
 
     async def stats(self) -> Stats:
-        memory = pids = 0
+        memory = pids = anonymous = mapped = 0
         cpu = 0.0
         read = written = 0
         for process in self._family():
             with contextlib.suppress(psutil.Error):
-                memory += process.memory_info().rss
+                used = process.memory_info()
+                memory += used.rss
+                mapped += used.shared
+                anonymous += used.rss - used.shared
                 times = process.cpu_times()
                 cpu += times.user + times.system
                 counters = process.io_counters()
                 read, written = read + counters.read_bytes, written + counters.write_bytes
                 pids += process.num_threads()
         limit = self._cgroup.memory_limit() or self._spec.limits.memory
-        return Stats(memory, limit, cpu, pids, read, written, time.time())
+        return Stats(memory, limit, cpu, pids, read, written, time.time(), anonymous, mapped)
 
     def logs(self, *, tail: int | None = None, follow: bool = False) -> AsyncIterator[bytes]:
         return read_log(self.folder / "log", self._ended, tail=tail, follow=follow)

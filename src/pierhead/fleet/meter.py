@@ -1,0 +1,89 @@
+"""Reads what replicas truly use after their requests, corrects their claims with it, and remembers the peaks."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+
+from pierhead.errors import PierError
+from pierhead.fleet.peaks import Peaks, kind
+from pierhead.fleet.replica import Replica
+from pierhead.fleet.state import State
+
+_PAUSE = 2.0  # seconds between two readings of one replica, at least
+
+
+class Meter:
+    """Reads each replica when it has become idle, and all of them every ``every`` seconds (0: never).
+
+    Engines keep the memory that a request made them take, so a reading after it shows its peak. ``replicas`` are those
+    that are kept, ``grown`` is called when claims have grown.
+    """
+
+    def __init__(
+        self, peaks: Peaks, every: float, replicas: Callable[[], Sequence[Replica]], grown: Callable[[], None]
+    ) -> None:
+        self.peaks = peaks
+        self._every = every
+        self._replicas = replicas
+        self._grown = grown
+        self._read_at: dict[str, float] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._closed = False
+
+    def moved(self, replica: Replica) -> None:
+        """Something about a replica has changed."""
+        if replica.state is State.STOPPED:
+            self._read_at.pop(replica.id, None)
+            return
+        if replica.state is not State.READY or self._closed:
+            return
+        if self._timer is None and self._every > 0:
+            self._timer = asyncio.get_running_loop().call_later(self._every, self._all)
+        if not replica.open and time.monotonic() - self._read_at.get(replica.id, 0.0) >= _PAUSE:
+            self._begin([replica])
+
+    def close(self) -> list[asyncio.Task[None]]:
+        """Read no more; what is under way."""
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        for task in self._tasks:
+            task.cancel()
+        return list(self._tasks)
+
+    def _all(self) -> None:
+        self._timer = None
+        ready = [r for r in self._replicas() if r.state is State.READY]
+        if ready and not self._closed:
+            self._timer = asyncio.get_running_loop().call_later(self._every, self._all)
+            self._begin(ready)
+
+    def _begin(self, replicas: Sequence[Replica]) -> None:
+        for replica in replicas:
+            self._read_at[replica.id] = time.monotonic()
+        task = asyncio.create_task(self._read(replicas))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _read(self, replicas: Sequence[Replica]) -> None:
+        news = grown = False
+        for replica in replicas:
+            instance = replica.instance
+            if instance is None or replica.plan is None:
+                continue
+            with contextlib.suppress(PierError):
+                stats = await instance.stats()
+                if stats.anonymous:
+                    weights = min(stats.mapped, replica.life.model.size)
+                    grown |= replica.measure(stats.anonymous, stats.anonymous + weights)
+                    digest, spec = replica.life.model.digest, replica.plan.spec
+                    key, context = kind(digest, spec), replica.plan.context
+                    news |= self.peaks.learn(key, replica.peak, digest, spec.engine, context)
+        if news:
+            await asyncio.to_thread(self.peaks.save)
+        if grown:
+            self._grown()
