@@ -45,6 +45,12 @@ async def opened(yard: Yard, **fleet: object) -> tuple[Supervisor, Watch]:
     return await yard.open(changed=watch), watch
 
 
+def served(fleet: Supervisor, model: str) -> None:
+    """Its replicas have had their first requests: from now on they may leave."""
+    for replica in fleet.find(model):
+        fleet.activity(replica.id, 0, replica.ready_at + 1)
+
+
 def states(fleet: Supervisor, model: str = "a") -> list[str]:
     return [r.state for r in fleet.replicas() if r.model == model]
 
@@ -208,6 +214,7 @@ async def test_no_other_model_leaves_for_a_second_replica_and_a_first_one_takes_
     assert states(fleet, "b") == ["ready"]  # idle, but alone
     await fleet.stop_replica("b")
     await watch.until(ready(fleet, 2))
+    served(fleet, "a")
     await fleet.ensure_ready("c")
     await watch.until(lambda: states(fleet) == ["ready", "failed"])
     assert states(fleet, "c") == ["ready"]
@@ -219,6 +226,7 @@ async def test_a_model_that_is_evicted_as_a_whole_does_not_come_back_by_itself(y
     fleet, watch = await opened(yard)
     await fleet.ensure_ready("a", replicas=2)
     await watch.until(ready(fleet, 2))
+    served(fleet, "a")
     await fleet.ensure_ready("c")
     assert states(fleet) == []
     fleet.activity(fleet.find("c")[0].id, 1, 0)
