@@ -1,4 +1,4 @@
-"""The verb quantize, and the bars of such work: one form of a model becomes another; the work is elsewhere."""
+"""The verbs quantize and convert: one form of a model becomes another, with bars; the work is elsewhere."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from pierhead.cli.output import here, print_json, printable, say, settings, size
 from pierhead.errors import UsageError
 
 if TYPE_CHECKING:
+    from pierhead.convert import convert as conversion
     from pierhead.convert.job import Workshop
     from pierhead.convert.quantize import Made
     from pierhead.paths import Paths
@@ -181,4 +182,75 @@ def _show(made: Made) -> None:
     if made.fallbacks:
         warn(f"{made.fallbacks} of {made.tensors} tensors do not fit {made.type} and took a larger type.")
     say(f"Quantized to {made.name}. Try it: pier run {made.name}")
+    click.echo(made.digest)
+
+
+_TASKS = "feature-extraction, text-classification, token-classification …"
+
+
+@click.command(
+    cls=Verb,
+    examples=(
+        ("pier convert my-model my-model:f16 --to gguf", "For llama.cpp; `pier quantize` makes it smaller."),
+        ("pier convert ./my-classifier sentiment --to onnx", "A folder as transformers writes it, for ONNX Runtime."),
+        ("pier convert minilm minilm:onnx --to onnx --task feature-extraction", "Vectors of tokens, to be pooled."),
+    ),
+)
+@click.argument("source", shell_complete=complete_model)
+@click.argument("target", metavar="NAME")
+@option("--to", "kind", type=click.Choice(["gguf", "onnx"]), required=True, help="The form to make.")
+@option(
+    "--type",
+    "weights",
+    default="auto",
+    metavar="TYPE",
+    section="GGUF",
+    help="F32, F16, BF16 or Q8_0 [default: as it is]",
+)
+@option("--task", default="", metavar="TASK", section="ONNX", help=f"{_TASKS} [default: what it was trained for]")
+@option(
+    "--opset",
+    type=click.IntRange(11, 30),
+    metavar="N",
+    section="ONNX",
+    help="Of the operators [default: the exporter's]",
+)
+@json_option
+def convert(source: str, target: str, kind: str, weights: str, task: str, opset: int | None, as_json: bool) -> None:
+    """Make GGUF or ONNX out of SOURCE, a model in safetensors, and call it NAME.
+
+    SOURCE is a model of the store or a folder as transformers writes it. llama.cpp's own converter and Hugging Face's
+    Optimum do it, in an environment of their own (about 1.5 GB) that the first use installs. No code of the model is
+    run.
+    """
+    from pierhead.cli.package import created, model_of
+    from pierhead.convert import convert as work
+
+    paths = here()
+    name = next((known for known in work.GGUF_TYPES if known.upper() == weights.upper()), weights)
+    wish = work.Wish(target, kind, created(os.environ), name, task, opset or 0)
+    with watching(as_json) as (listener, tell):
+        path = Path(source).expanduser()
+        local = path.is_dir() or source.startswith(("./", "../", "/", "~"))
+        found = path if local else model_of(paths, source, listener)
+        made = asyncio.run(work.convert(open_store(paths), workshop(paths), found, wish, listener, tell))
+    if as_json:
+        print_json(made)
+    else:
+        _show_converted(made)
+
+
+def _show_converted(made: conversion.Made) -> None:
+    from pierhead.cli.output import pairs
+
+    rows = [
+        ("Size", f"{size(made.size_before)} → {size(made.size_after)}"),
+        ("Form", f"{made.format} {made.type}".strip()),
+    ]
+    if made.task:
+        rows.append(("Task", made.task))
+    if made.difference is not None:
+        rows.append(("Largest difference", f"{made.difference:.1e}, of any number in the answers to two sentences"))
+    pairs(rows)
+    say(f"Converted to {made.name}.")
     click.echo(made.digest)

@@ -29,6 +29,7 @@ VERBS: dict[str, dict[str, tuple[str, str]]] = {
         "adopt": ("pierhead.cli.adopt:adopt", "Take over models of Ollama or Docker Model Runner."),
         "package": ("pierhead.cli.package:package", "Make a model out of files, a folder or another model."),
         "quantize": ("pierhead.cli.convert:quantize", "Make a smaller model out of a GGUF model."),
+        "convert": ("pierhead.cli.convert:convert", "Make GGUF or ONNX out of safetensors."),
         "list": ("pierhead.cli.listing:list_models", "List the models in the store."),
         "push": ("pierhead.cli.registry:push", "Send a model to a registry."),
         "login": ("pierhead.cli.registry:login", "Keep a login for a registry."),

@@ -72,23 +72,22 @@ class Workshop:
         return _outcome(process.returncode, result, words)
 
     def _command(self, job: Job, python: str, source: Path, target: Path) -> tuple[list[str], dict[str, str]]:
-        script = str(_JOBS / job.script)
         env = {"PYTHONDONTWRITEBYTECODE": "1", "HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE"}
         told = json.dumps(job.told)
         if self._confined:
-            argv = (python, "-I", sandbox.ENTRY, sandbox.MODEL_DIR, sandbox.SOCKET_DIR, told)
+            argv = (python, "-I", f"{sandbox.ENTRY}/{job.script}", sandbox.MODEL_DIR, sandbox.SOCKET_DIR, told)
             command = sandbox.bwrap(
                 argv,
                 env,
                 model_dir=str(source),
-                entry=script,
+                entry=str(_JOBS),
                 sockets=str(target),
                 python=python,
                 tmp_size=job.tmp_size,
             )
             return command, {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
         path = {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8", "HOME": str(target)}
-        return sandbox.plain((python, "-I", script, str(source), str(target), told)), {**path, **env}
+        return sandbox.plain((python, "-I", str(_JOBS / job.script), str(source), str(target), told)), {**path, **env}
 
 
 async def _results(stream: asyncio.StreamReader, tell: Progress) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from pierhead.convert.job import Job, Workshop
 from pierhead.convert.types import TYPES, WHOLE, known
 from pierhead.engines.base import Environment
 from pierhead.errors import EngineFailed, OutOfSpace, UsageError
-from pierhead.events import Listener, Note
+from pierhead.events import AnyEvent, Listener, Note
 from pierhead.package.build import package
 from pierhead.package.inputs import Input, Inputs
 from pierhead.package.recipe import Recipe
@@ -180,9 +180,18 @@ def _commit(store: Store, base: ModelRecord, wish: Wish, file: Path, listener: L
         if f.role != "weights" and f.digest
     ]
     files = (Input(file, file.name, "weights", "gguf"), *others)
-    return package(
-        store, recipe(base, wish.name, wish.created, files, f"llama-quantize {wish.type}, {PACKAGE}"), listener
-    )
+    made_by = f"llama-quantize {wish.type}, {PACKAGE}"
+    return package(store, recipe(base, wish.name, wish.created, files, made_by), warnings_of(listener))
+
+
+def warnings_of(listener: Listener) -> Listener:
+    """All but notes that say how the store took the files in: they were ours, and go again."""
+
+    def heard(event: AnyEvent) -> None:
+        if not isinstance(event, Note) or event.level == "warning":
+            listener(event)
+
+    return heard
 
 
 def recipe(base: ModelRecord, name: str, created: str, files: tuple[Input, ...], made_by: str) -> Recipe:

