@@ -93,6 +93,8 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """Engine defaults; ``context`` 0 means: as much as the estimate says fits, up to ``max_context``.
 
     ``parallel`` 0 means: as many requests at a time as is usual for the engine (llama.cpp 1, vLLM 4).
+    ``options`` go to every engine that knows them; ``defaults`` has a table for each engine, by its name:
+    ``[engine.defaults.llamacpp]``. A model's own settings are in ``models.toml``.
     """
 
     context: int = 0
@@ -101,6 +103,7 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     threads: int = 0
     memory_reserve: int = 512 * 1024 * 1024
     options: dict[str, Any] = {}
+    defaults: dict[str, dict[str, Any]] = {}
 
 
 class RuntimeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -22,6 +22,10 @@ VERBS: dict[str, dict[str, tuple[str, str]]] = {
         "logs": ("pierhead.cli.operate:logs", "Print the log of an engine, the gateway or the daemon."),
         "stats": ("pierhead.cli.operate:stats", "Watch memory, CPU and processes of what runs."),
         "stop": ("pierhead.cli.operate:stop", "Stop models, gracefully."),
+        "settings": (
+            "pierhead.cli.settings:settings",
+            "Show and change a model's settings, and where each comes from.",
+        ),
         "bench": ("pierhead.cli.bench:bench", "Measure how fast a model answers under load."),
     },
     "Models": {

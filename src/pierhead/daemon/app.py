@@ -24,6 +24,8 @@ from pierhead.daemon.gateway_link import GatewayLink
 from pierhead.daemon.gateway_process import Spawned
 from pierhead.daemon.keys import Keys
 from pierhead.daemon.lifecycle import Announcer, Held, reopen_logs
+from pierhead.daemon.modelbook import ModelBook
+from pierhead.daemon.modelsettings import ModelDesk
 from pierhead.daemon.prices import load as load_prices
 from pierhead.daemon.routebook import RouteBook
 from pierhead.daemon.routefile import RouteTable
@@ -35,6 +37,7 @@ from pierhead.daemon.wire import GatewayInfo, RouteList, StatusInfo
 from pierhead.engines.registry import engines
 from pierhead.errors import PierError
 from pierhead.events import AnyEvent, Listener, PullDone
+from pierhead.fleet.layers import Layers
 from pierhead.fleet.supervisor import Supervisor
 from pierhead.gateway.link import Activity, Endpoint, Key, Price, Route, Snapshot
 from pierhead.gateway.stderr import LogOfStderr
@@ -79,9 +82,12 @@ class Daemon:
             loaded.settings.sources.pypi_installer,
         )
         self.gate = Gate(paths.config)
+        book = ModelBook(paths.config / "models.toml")
+        known = engines(loaded.settings)
         self.fleet = Supervisor(
             store=self.store,
-            engines=engines(loaded.settings),
+            engines=known,
+            layers=Layers(known, loaded, lambda: book.current),
             runtimes={
                 "process": ProcessRuntime(paths.replicas, loaded.settings.runtime, self._environments),
                 "docker": self._docker,
@@ -93,6 +99,7 @@ class Daemon:
             trusted=self._trusted,
             peaks=paths.state / "memory-peaks.json",
         )
+        self.models = ModelDesk(book, self.store, self.fleet, self._fleet_changed)
         self.link = GatewayLink(
             paths=paths,
             settings=loaded.settings.gateway,
@@ -127,6 +134,7 @@ class Daemon:
         server = self._server()
         watch = FolderWatch(self.paths.store)
         loop.add_reader(watch.fd, self._store_event, watch)
+        self.models.refresh()
         adoption = asyncio.create_task(self.fleet.adopt())
         background = [adoption, asyncio.create_task(self._refresh_models())]
         try:
@@ -139,6 +147,7 @@ class Daemon:
             background.append(asyncio.create_task(self.link.run()))
             background.append(asyncio.create_task(self._serve(server, held)))
             background.append(asyncio.create_task(self.book.follow(self.link.push)))
+            background.append(asyncio.create_task(self.models.follow()))
             background.append(asyncio.create_task(self._fold_usage()))
             self._touch()
             log.info("daemon %s ready, pid %d, gateway on %s", __version__, os.getpid(), ", ".join(self.link.listeners))

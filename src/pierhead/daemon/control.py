@@ -78,6 +78,13 @@ class Control:
         self.parts.models_changed()
         return _json(await asyncio.to_thread(store.get, body.target))
 
+    async def settings(self, request: Request) -> Response:
+        return _json(await self.parts.models.show(_name(request), everything=_flag(request, "all")))
+
+    async def change_settings(self, request: Request) -> Response:
+        body = await _body(request, wire.SettingsChange)
+        return _json(await self.parts.models.change(_name(request), body))
+
     async def replicas(self, _: Request) -> Response:
         return _json(self.parts.fleet.replicas())
 

@@ -64,6 +64,22 @@ def _models(c: Control) -> tuple[Operation, ...]:
         Operation(
             "POST", "/api/v1/models/copy", c.copy_model, "Give a model one more name.", ModelRecord, wire.CopyRequest
         ),
+        Operation(
+            "GET",
+            "/api/v1/settings/{name:path}",
+            c.settings,
+            "The settings of a model, with where each comes from; `*`: those for all models.",
+            wire.ModelSettings,
+            query=(Parameter("all", "boolean", "Also what its engine does where nobody says anything."),),
+        ),
+        Operation(
+            "PATCH",
+            "/api/v1/settings/{name:path}",
+            c.change_settings,
+            "Change settings in models.toml, for the next start.",
+            wire.ModelSettings,
+            wire.SettingsChange,
+        ),
         Operation("GET", "/api/v1/models/{name:path}", c.model, "One model by name or digest.", ModelRecord),
         Operation("DELETE", "/api/v1/models/{name:path}", c.remove_model, "Remove a model's name.", Removed),
     )

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from pierhead.config import Settings
 from pierhead.daemon.keys import Keys
+from pierhead.daemon.modelsettings import ModelDesk
 from pierhead.daemon.routefile import RouteTable
 from pierhead.daemon.usage import Usage
 from pierhead.daemon.wire import RouteList, StatusInfo
@@ -23,6 +24,7 @@ class Parts(Protocol):
     store: Store
     fleet: Supervisor
     keys: Keys
+    models: ModelDesk
     usage: Usage
     settings: Settings
     paths: Paths

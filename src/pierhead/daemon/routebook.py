@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import os
-import secrets as random
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
 from msgspec.structs import replace
 
-from pierhead.daemon import routefile
+from pierhead.daemon import routefile, tomlfile
 from pierhead.daemon.providers import make
 from pierhead.daemon.routefile import RouteFile, RouteTable, To, When
 from pierhead.daemon.secrets import Secrets
-from pierhead.daemon.watch import FolderWatch
+from pierhead.daemon.tomlfile import read_text, write_text
 from pierhead.daemon.wire import RouteInfo, RouteList
-from pierhead.errors import AccessDenied, ConfigError, NotFound, PierError
+from pierhead.errors import NotFound, PierError
 from pierhead.gateway.link import Route
 
 log = logging.getLogger(__name__)
-_MAX = 4 << 20
 
 
 class RouteBook:
@@ -43,7 +39,7 @@ class RouteBook:
     def refresh(self) -> None:
         """Read file and secrets again; a file that is broken changes nothing but ``error``. Blocking."""
         try:
-            read = routefile.read(self._text(), str(self.file))
+            read = routefile.read(read_text(self.file), str(self.file))
             providers = {n: replace(p, ca_file=p.ca_file or self._ca_file) for n, p in read.providers.items()}
             self.current = replace(read, providers=providers)
             self.error = None
@@ -52,23 +48,6 @@ class RouteBook:
                 log.warning("%s; the last good routes stay in force", exc)
             self.error = exc
         self._values = {p.secret: self._secret(p.secret) for p in self.current.providers.values() if p.secret}
-
-    def _text(self) -> str:
-        try:
-            with self.file.open("rb") as opened:
-                raw = opened.read(_MAX + 1)
-        except FileNotFoundError:
-            return ""
-        except OSError as exc:
-            raise ConfigError(
-                f"cannot read {self.file}: {exc.strerror}", hint="Let the daemon's user read it."
-            ) from exc
-        if len(raw) > _MAX:
-            raise ConfigError(f"{self.file} is longer than {_MAX >> 20} MiB", hint="Take routes out of it.")
-        try:
-            return raw.decode("utf-8")
-        except UnicodeDecodeError as exc:
-            raise ConfigError(f"{self.file} is not UTF-8", hint="Save it as UTF-8.") from exc
 
     def _secret(self, reference: str) -> str | PierError:
         try:
@@ -106,29 +85,7 @@ class RouteBook:
 
     async def follow(self, changed: Callable[[], None]) -> None:
         """Read again whenever file or secrets change, until cancelled; ``changed`` is called afterwards."""
-        loop = asyncio.get_running_loop()
-        dirty = asyncio.Event()
-        watches: dict[Path, FolderWatch] = {}
-
-        def notice(watch: FolderWatch) -> None:
-            watch.names()
-            dirty.set()
-
-        try:
-            while True:
-                for folder in self._folders() - watches.keys():
-                    with contextlib.suppress(OSError):
-                        watches[folder] = watch = FolderWatch(folder)
-                        loop.add_reader(watch.fd, notice, watch)
-                        dirty.set()  # what changed before it was watched
-                await dirty.wait()
-                dirty.clear()
-                await asyncio.to_thread(self.refresh)
-                changed()
-        finally:
-            for watch in watches.values():
-                loop.remove_reader(watch.fd)
-                watch.close()
+        await tomlfile.follow(self._folders, self.refresh, changed)
 
     # --- editing --------------------------------------------------------------------------------------------------
 
@@ -145,7 +102,7 @@ class RouteBook:
     def _edit(self, name: str, table: RouteTable | None) -> None:
         import tomlkit  # only here: it keeps comments and order, and is slow to import
 
-        before = self._text()
+        before = read_text(self.file)
         if name not in routefile.read(before, str(self.file)).routes and table is None:
             raise NotFound(f"there is no configured route '{name}'", hint="`pier route list` shows what there is.")
         document = tomlkit.parse(before)
@@ -156,27 +113,8 @@ class RouteBook:
             routes[name] = _table(table)
         after = tomlkit.dumps(document)
         routefile.read(after, str(self.file))
-        self._write(after)
+        write_text(self.file, after)
         self.refresh()
-
-    def _write(self, text: str) -> None:
-        target = self.file.resolve()  # of a link, the file behind it
-        temporary = target.with_name(f".{target.name}.{random.token_hex(4)}")
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            mode = target.stat().st_mode & 0o777 if target.exists() else 0o600
-            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-            with os.fdopen(fd, "w", encoding="utf-8") as out:
-                out.write(text)
-                out.flush()
-                os.fsync(out.fileno())
-            temporary.replace(target)
-        except OSError as exc:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise AccessDenied(
-                f"cannot write {target}: {exc.strerror}", hint="Edit the file where it comes from."
-            ) from exc
 
 
 def _table(table: RouteTable) -> dict[str, object]:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import msgspec
 
 from pierhead.config import Replicas
+from pierhead.fleet.merge import Setting
 from pierhead.gateway.grants import Wanted
 from pierhead.runtimes.base import Capabilities
 
@@ -79,6 +80,28 @@ class RouteText(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A whole ``routes.toml``."""
 
     toml: str
+
+
+class ModelSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """The settings of a model (``*``: of all), each with where it comes from and what it stands over.
+
+    ``file`` is the user's ``models.toml``; ``error`` is what is wrong with it, while its last good version is in force.
+    What a model that is ``running`` was started with may be older.
+    """
+
+    model: str
+    engine: str = ""
+    file: str
+    error: dict[str, Any] | None = None
+    running: bool = False
+    settings: tuple[Setting, ...] = ()
+
+
+class SettingsChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What to write into ``models.toml`` and what to take out of it, by the names of settings."""
+
+    set: dict[str, str | int | float | bool | list[Any] | dict[str, Any]] = {}
+    unset: tuple[str, ...] = ()
 
 
 class PullRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

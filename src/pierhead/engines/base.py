@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import msgspec
 
@@ -174,9 +174,21 @@ class Engine(Protocol):
         ...
 
     def validate(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Settings in canonical form; UsageError names an unknown one with its closest match."""
+        """Settings in canonical form; UsageError names an unknown one with its closest match.
+
+        Only the error for an unknown one has its name as ``data["parameter"]``.
+        """
         ...
 
     def plan(self, request: PlanRequest) -> Plan:
         """The launch plan; UsageError for bad settings, OutOfMemory (with the numbers) when nothing fits."""
+        ...
+
+
+@runtime_checkable
+class Describes(Protocol):
+    """An engine that can say what it does where nobody says anything."""
+
+    def defaults(self) -> dict[str, Any]:
+        """Its settings in canonical form, as they are by themselves."""
         ...

@@ -13,7 +13,7 @@ import msgspec
 
 from pierhead.config import Settings
 from pierhead.engines.base import EngineFacts, ImageRecipe, LaunchSpec, Limits, Plan, PlanRequest
-from pierhead.engines.llamacpp_params import canonical
+from pierhead.engines.llamacpp_params import canonical, usual
 from pierhead.engines.llamacpp_template import Template
 from pierhead.errors import OutOfMemory, UsageError
 from pierhead.formats.estimate import Estimate, estimate, fit_context
@@ -88,6 +88,10 @@ class LlamaCpp:
     def validate(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Settings under llama.cpp's names; UsageError names an unknown one with its closest match."""
         return canonical(settings)
+
+    def defaults(self) -> dict[str, Any]:
+        """What llama.cpp does by itself."""
+        return usual()
 
     def plan(self, request: PlanRequest) -> Plan:
         """The launch plan; see ``Engine.plan``."""

@@ -100,6 +100,17 @@ def table() -> dict[str, Any]:
     return found
 
 
+def usual() -> dict[str, Any]:
+    """The defaults of all of them, as ``canonical`` would have them."""
+    return {name: _shown(value) for name, value in table().items()}
+
+
+def _shown(value: Any) -> Any:
+    if isinstance(value, bool | int | float | str | dict):
+        return value  # pyright: ignore[reportUnknownVariableType]
+    return list(value) if isinstance(value, list | tuple | set) else str(value.name)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+
+
 def canonical(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings under llama.cpp's own names with values of the right type; UsageError for what is not one."""
     done: dict[str, Any] = {}

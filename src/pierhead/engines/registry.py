@@ -30,7 +30,7 @@ def engines(settings: Settings) -> tuple[Engine, ...]:
 def choose(known: Sequence[Engine], files: tuple[ModelFile, ...], name: str = "", model: str = "") -> Engine:
     """The engine called ``name``, or the first that serves these files; UsageError when there is none."""
     if name:
-        found = _named(known, name)
+        found = find(known, name)
         if not found.accepts(files):
             raise UsageError(
                 f"the engine {name} cannot serve '{model}': it reads {', '.join(found.facts.formats)}",
@@ -50,7 +50,8 @@ def choose(known: Sequence[Engine], files: tuple[ModelFile, ...], name: str = ""
     )
 
 
-def _named(known: Sequence[Engine], name: str) -> Engine:
+def find(known: Sequence[Engine], name: str) -> Engine:
+    """The engine called ``name``; UsageError with the closest when there is none."""
     for engine in known:
         if engine.name == name:
             return engine

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pierhead.config import MOST_REPLICAS, FleetSettings
+from pierhead.config import MOST_REPLICAS
 from pierhead.errors import UsageError
 from pierhead.events import Listener, ignore
 from pierhead.fleet.intent import Intent
+from pierhead.fleet.merge import Setting, values
 from pierhead.store.model import ModelRecord
 
 
@@ -38,21 +40,14 @@ class Ask:
                 hint=f"Give a number from 1 to {MOST_REPLICAS}.",
             )
 
-    def intent(self, fleet: FleetSettings, replicas: int, now: float) -> Intent:
-        """How a model that does not run is kept; ``replicas`` when nothing was asked (0: as configured)."""
+    def intent(self, usual: Mapping[str, Setting], replicas: int, now: float) -> Intent:
+        """How a model that does not run is kept: as asked, or as is ``usual``; ``replicas`` that it had, or 0."""
+        kept: dict[str, Any] = values(usual)
         return Intent(
             settings=self.settings,
-            runtime=self.runtime,
-            keep_alive=fleet.keep_alive if self.keep_alive is None else self.keep_alive,
-            pinned=bool(self.pin),
-            replicas=self.replicas or replicas or configured(fleet, self.model),
+            runtime=kept["runtime"] if self.runtime is None else self.runtime,
+            keep_alive=kept["keep_alive"] if self.keep_alive is None else self.keep_alive,
+            pinned=bool(kept["pin"] if self.pin is None else self.pin),
+            replicas=self.replicas or replicas or kept["replicas"],
             asked=now,
         )
-
-
-def configured(fleet: FleetSettings, model: ModelRecord) -> int:
-    """The number of replicas that the configuration gives a model, by any of its names."""
-    for name in (model.name, *model.names):
-        if (table := fleet.models.get(name) or fleet.models.get(name.removesuffix(":latest"))) is not None:
-            return table.replicas
-    return fleet.replicas

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from pierhead.config import EngineSettings, FleetSettings
+from pierhead.config import FleetSettings
 from pierhead.engines.base import Engine, Plan, PlanRequest
-from pierhead.engines.registry import choose
 from pierhead.errors import OutOfMemory, UsageError
 from pierhead.fleet.holdings import Models
+from pierhead.fleet.layers import Layers, of_engine
 from pierhead.fleet.memory import processor_features
+from pierhead.fleet.merge import values
 from pierhead.fleet.peaks import Peaks, kind
 from pierhead.fleet.replica import Replica
 from pierhead.store.model import ModelRecord, opening
@@ -26,20 +27,18 @@ SMALLEST = 512  # tokens: nothing is tried with a smaller context
 
 
 class Planning:
-    """Knows the engines, the configuration's settings and the store; ``trusted`` raises for a model refused."""
+    """Knows the engines, by the layers of settings, and the store; ``trusted`` raises for a model refused."""
 
     def __init__(
         self,
         store: Models,
-        engines: Sequence[Engine],
-        settings: EngineSettings,
+        layers: Layers,
         trusted: Callable[[ModelRecord], object],
         fleet: FleetSettings,
         peaks: Peaks,
     ) -> None:
         self._store = store
-        self._engines = engines
-        self._settings = settings
+        self.layers = layers
         self._trusted = trusted
         self._fleet = fleet
         self._peaks = peaks
@@ -47,8 +46,7 @@ class Planning:
 
     def engine(self, record: ModelRecord, asked: Mapping[str, Any] = _NOTHING) -> Engine:
         """The engine that serves this model, or the one that is ``asked`` for; UsageError when there is none."""
-        wanted = asked.get("engine") or record.packaged.options.get("engine") or ""
-        return choose(self._engines, record.laid_out, str(wanted), record.name)
+        return self.layers.engine(record, asked)
 
     def capabilities(self, record: ModelRecord) -> tuple[str, ...]:
         """What a model can do, by the engine that would serve it; empty where none does."""
@@ -62,7 +60,7 @@ class Planning:
         if not settings:
             return {}
         engine = {"engine": settings["engine"]} if settings.get("engine") else {}
-        return engine | self.engine(record, settings).validate(_of_engine(settings))
+        return engine | self.engine(record, settings).validate(of_engine(settings))
 
     def parallel(self, record: ModelRecord, asked: Mapping[str, Any]) -> int:
         """Requests at a time. A model whose packaged settings cannot be used is refused when it is planned."""
@@ -140,21 +138,10 @@ class Planning:
         return plan
 
     def _whole(self, model: ModelRecord, asked: Mapping[str, Any]) -> dict[str, Any]:
-        """The configuration's settings, over them those that the model was packaged with, over them what is asked."""
-        ours, engine = self._settings, self.engine(model, asked)
-        defaults = {"context": ours.context, "parallel": ours.parallel, "threads": ours.threads}
-        packaged = {**({"context": model.packaged.context} if model.packaged.context else {}), **model.packaged.options}
-        found = engine.validate({k: v for k, v in defaults.items() if v and k in engine.facts.common})
-        for layer in (ours.options, packaged, asked):  # each in the engine's own words, so that the last one counts
-            found |= engine.validate(_of_engine(layer))
-        return found
+        """All settings that hold, over all layers."""
+        return values(self.layers.settings(model, asked))
 
 
 def _context(like: Plan | None) -> dict[str, Any]:
     """The setting for the context of a plan; some engines know none."""
     return {"context": like.context} if like is not None and like.context else {}
-
-
-def _of_engine(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Those that the engine itself understands."""
-    return {name: value for name, value in settings.items() if name != "engine"}

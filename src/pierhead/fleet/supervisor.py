@@ -24,6 +24,7 @@ from pierhead.fleet.choice import RuntimeChooser
 from pierhead.fleet.group import Group
 from pierhead.fleet.holdings import Models
 from pierhead.fleet.info import ReplicaInfo, describe_replica
+from pierhead.fleet.layers import Layers, plain
 from pierhead.fleet.memory import Memory, limited, parse_size, read_memory
 from pierhead.fleet.meter import Meter
 from pierhead.fleet.peaks import Peaks
@@ -56,10 +57,12 @@ class Supervisor:
         memory: Callable[[], Memory] = read_memory,
         trusted: Callable[[ModelRecord], object] = lambda record: None,
         peaks: Path | None = None,
+        layers: Layers | None = None,
     ) -> None:
         self._store = store
         self._peaks = Peaks(peaks or replicas_dir / "peaks.json")
-        self._planning = Planning(store, engines, settings.engine, trusted, settings.fleet, self._peaks)
+        self.layers = layers or Layers(engines, plain(settings))
+        self._planning = Planning(store, self.layers, trusted, settings.fleet, self._peaks)
         self._settings = settings
         self._dir = replicas_dir
         budget = parse_size(settings.fleet.memory_budget)
@@ -154,6 +157,11 @@ class Supervisor:
         group = self._roster.groups.get(model.digest)
         return group.intent.replicas if group is not None and group.live else 0
 
+    def asked(self, model: ModelRecord) -> Mapping[str, Any]:
+        """The settings that were asked for of what runs; empty when it does not."""
+        group = self._roster.groups.get(model.digest)
+        return group.intent.settings if group is not None and group.live else {}
+
     def info(self, replica: Replica) -> ReplicaInfo:
         group = self._roster.group(replica)
         return describe_replica(replica, group.idle_at if group is not None else None)
@@ -210,7 +218,7 @@ class Supervisor:
                 raise DaemonUnavailable("the daemon is shutting down", hint="Try again in a moment.")
             group = self._roster.groups.get(model.digest)
             if group is None:
-                group = self._roster.open(model, ask.intent(self._settings.fleet, replicas, time.time()))
+                group = self._roster.open(model, ask.intent(self.layers.keeping(model), replicas, time.time()))
                 self._roster.begin(group)
                 return group
             if not group.live:

@@ -1,0 +1,133 @@
+"""Shows the settings of one model with where each comes from, and makes ready what is to be written; holds nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pierhead.daemon.modelbook import ModelBook
+from pierhead.daemon.wire import ModelSettings, SettingsChange
+from pierhead.engines.base import Describes, Engine
+from pierhead.engines.common import COMMON, checked, spelled
+from pierhead.fleet.layers import ENGINE, Layers
+from pierhead.fleet.merge import Layer, Setting, merge
+from pierhead.fleet.modelsfile import ALL, KEEPING, kept
+from pierhead.fleet.supervisor import Supervisor
+from pierhead.store.layout import Store
+from pierhead.store.model import ModelRecord
+
+_SWITCH = {"true": True, "false": False}
+
+
+class ModelDesk:
+    """The settings of all models. ``changed`` is called after they were: what a model can do may be another now."""
+
+    def __init__(self, book: ModelBook, store: Store, fleet: Supervisor, changed: Callable[[], None]) -> None:
+        self._book = book
+        self._store = store
+        self._fleet = fleet
+        self._changed = changed
+
+    def refresh(self) -> None:
+        """Read ``models.toml``. Blocking."""
+        self._book.refresh()
+
+    async def follow(self) -> None:
+        """Read it again whenever it changes, until cancelled."""
+        await self._book.follow(self._changed)
+
+    async def show(self, name: str, *, everything: bool = False) -> ModelSettings:
+        """What holds for a model, or (``*``) is said for all; ``everything``: what its engine does by itself, too."""
+        if name == ALL:
+            return _everybody(self._book)
+        record = await asyncio.to_thread(self._store.get, name)
+        asked, running = self._fleet.asked(record), self._fleet.in_use(record.digest)
+        return _shown(self._fleet.layers, self._book, record, asked, running=running, everything=everything)
+
+    async def change(self, name: str, wanted: SettingsChange) -> ModelSettings:
+        """Write what is wanted into ``models.toml``; UsageError for what the model's engine would not take."""
+        record = None if name == ALL else await asyncio.to_thread(self._store.get, name)
+        layers = self._fleet.layers
+        engine = None if record is None else layers.engine(record, _engine(wanted))
+        ready = dict(_typed(name, value, engine) for name, value in wanted.set.items())
+        names = (ALL,) if record is None else (record.name, *record.names)
+        await self._book.edit(names, ready, wanted.unset, lambda file: layers.reading(file).check(record))
+        self._changed()
+        return await self.show(name)
+
+
+def _shown(
+    layers: Layers, book: ModelBook, record: ModelRecord, asked: Mapping[str, Any], *, running: bool, everything: bool
+) -> ModelSettings:
+    """All that holds for a model; ``everything``: what its engine does where nobody says anything, too."""
+    engine = layers.engine(record, asked)
+    found = layers.settings(record, asked)
+    if everything and isinstance(engine, Describes):
+        usual = merge([Layer("default", engine.facts.title, engine.defaults())])
+        found = {**usual, **{n: _above(s, usual.get(n)) for n, s in found.items()}}
+    chosen = layers.chosen(record, asked) or Setting(name=ENGINE, value=engine.name, origin="default", where="Pierhead")
+    names = sorted(found, key=lambda name: (list(COMMON).index(name) if name in COMMON else len(COMMON), name))
+    return ModelSettings(
+        model=record.name,
+        engine=engine.name,
+        file=str(book.file),
+        error=book.error.to_dict() if book.error is not None else None,
+        running=running,
+        settings=(chosen, *layers.keeping(record).values(), *(found[name] for name in names)),
+    )
+
+
+def _above(setting: Setting, usual: Setting | None) -> Setting:
+    """A value that stands over the engine's own."""
+    return setting if usual is None else merge([*_layers(usual), *_layers(setting)])[setting.name]
+
+
+def _layers(setting: Setting) -> list[Layer]:
+    under = [Layer(o.origin, o.where, {setting.name: o.value}) for o in reversed(setting.over)]
+    return [*under, Layer(setting.origin, setting.where, {setting.name: setting.value})]
+
+
+def _everybody(book: ModelBook) -> ModelSettings:
+    """What models.toml says for all models."""
+    table, where = book.current.everybody, f"{book.current.path} [all models]"
+    said = {k: v for k in KEEPING if (v := getattr(table.keeping, k)) is not None}
+    return ModelSettings(
+        model=ALL,
+        file=str(book.file),
+        error=book.error.to_dict() if book.error is not None else None,
+        settings=tuple(merge([Layer("models.toml", where, {**said, **table.settings})]).values()),
+    )
+
+
+def _engine(wanted: SettingsChange) -> dict[str, Any]:
+    """The engine that is to serve from now on, where that is what changes."""
+    return {ENGINE: wanted.set[ENGINE]} if wanted.set.get(ENGINE) else {}
+
+
+def _typed(given: str, value: Any, engine: Engine | None) -> tuple[str, Any]:
+    """A name and a value as they are written into the file: numbers and switches as such."""
+    name = spelled(given)
+    if name in KEEPING:
+        plain = _SWITCH.get(value.lower(), value) if name == "pin" and isinstance(value, str) else value
+        plain = _number(plain) if name in ("replicas", "keep_alive") else plain
+        kept({name: plain}, given)
+        return name, plain
+    if name in COMMON:
+        return name, checked(name, value)
+    if engine is None:
+        return name, value
+    found = engine.validate({given: value})
+    if len(found) != 1:
+        return name, value
+    [(canonical, typed)] = found.items()
+    if canonical in COMMON:
+        return canonical, typed
+    return name, value if isinstance(typed, str) else typed
+
+
+def _number(value: Any) -> Any:
+    try:
+        return int(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
