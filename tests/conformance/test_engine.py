@@ -83,6 +83,7 @@ def test_a_misspelt_setting_is_refused_with_the_one_that_is_meant(engine: Engine
     with pytest.raises(UsageError) as refused:
         engine.validate({wrong: 1})
     assert wrong in refused.value.message
+    assert refused.value.data["parameter"] == wrong
     assert meant in (refused.value.hint or "")
 
 
