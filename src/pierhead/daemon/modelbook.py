@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from pierhead.daemon import tomlfile
 from pierhead.daemon.tomlfile import read_text, write_text
-from pierhead.engines.common import COMMON, spelled
+from pierhead.engines.common_settings import COMMON, spelled
 from pierhead.errors import PierError, UsageError
 from pierhead.fleet import modelsfile
 from pierhead.fleet.modelsfile import KEEPING, ModelsFile

@@ -9,7 +9,7 @@ from typing import Any
 from pierhead.daemon.modelbook import ModelBook
 from pierhead.daemon.wire import ModelSettings, SettingsChange
 from pierhead.engines.base import Describes, Engine
-from pierhead.engines.common import COMMON, checked, spelled
+from pierhead.engines.common_settings import COMMON, checked, spelled
 from pierhead.fleet.layers import ENGINE, Layers
 from pierhead.fleet.merge import Layer, Setting, merge
 from pierhead.fleet.modelsfile import ALL, KEEPING, kept

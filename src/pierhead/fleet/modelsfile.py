@@ -10,7 +10,7 @@ from typing import Any, Literal, cast
 import msgspec
 
 from pierhead.config import Replicas
-from pierhead.engines.common import COMMON, checked, spelled
+from pierhead.engines.common_settings import COMMON, checked, spelled
 from pierhead.errors import ConfigError, UsageError
 
 ALL = "*"  # the table of what holds for all models
