@@ -188,7 +188,7 @@ def main() -> int:
             thread.start()
         for thread in threads:
             thread.join()
-        running = len({r["id"] for r in Client(paths).get("/api/v1/replicas")})
+        running = {r["id"] for r in Client(paths).get("/api/v1/replicas")}
         told = log.read_text("utf-8", "replace")
     for failure in seen.failures[:10]:
         print(f"  {failure}", file=sys.stderr)
@@ -198,7 +198,7 @@ def main() -> int:
         "oom_kills": kills() - before,
         "failed": len(seen.failures),
         "completions": seen.answered.total(),
-        "evictions": len(seen.replicas) - running,
+        "evictions": len(seen.replicas - running),
         "models_answered": len(seen.answered),
         "most_claimed_mib": seen.most / (1 << 20),
         "slowest_s": seen.slowest,

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import shutil
+import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +24,7 @@ from pierhead.fleet.memory import Memory
 from pierhead.fleet.peaks import Peaks, kind
 from pierhead.fleet.scheduler import Claim
 from pierhead.fleet.state import State
+from pierhead.fleet.warm import read_ahead
 
 from .conftest import MIB, Yard
 
@@ -223,3 +227,24 @@ def test_a_kind_is_the_model_the_engine_and_all_that_it_is_told() -> None:
     other = msgspec.structs.replace(SPEC, argv=("run", "--context", "1024"))
     assert kind("sha256:a", SPEC) == kind("sha256:a", msgspec.structs.replace(SPEC, replica="other"))
     assert len({kind("sha256:a", SPEC), kind("sha256:b", SPEC), kind("sha256:a", other)}) == 3
+
+
+@pytest.mark.skipif(shutil.which("fincore") is None, reason="util-linux shows what is in memory")
+def test_weights_are_read_ahead_by_the_kernel(tmp_path: Path) -> None:
+    file = tmp_path / "weights.gguf"
+    with file.open("wb") as out:
+        out.write(os.urandom(4 * MIB))
+        out.flush()
+        os.fsync(out.fileno())
+        os.posix_fadvise(out.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def resident() -> int:
+        told = subprocess.run(["fincore", "-nbo", "RES", str(file)], capture_output=True, check=True, text=True)
+        return int(told.stdout)
+
+    before = resident()
+    read_ahead([file, tmp_path / "absent"])
+    deadline = time.monotonic() + 10
+    while resident() < 4 * MIB and time.monotonic() < deadline:
+        os.sched_yield()
+    assert before < 4 * MIB == resident()

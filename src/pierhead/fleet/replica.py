@@ -69,6 +69,7 @@ class Replica:
         self.restarts = 0
         self.open = 0
         self.last_used = 0.0
+        self.gone = False  # its program has ended and nothing of it is left in memory
         self.measured = 0  # anonymous bytes, as last read
         self.peak = 0  # the most bytes that it was seen to use, with its mapped weights
         self._runtime: Runtime | None = None
@@ -131,13 +132,13 @@ class Replica:
         return Claim(
             replica=self.id,
             model=self.life.model.name,
-            memory=0 if self.plan is None else max(self.plan.memory, self.peak),
+            memory=0 if self.plan is None or self.gone else max(self.plan.memory, self.peak),
             state=self.state,
             open=self.open,
             pinned=self.life.intent.pinned,
             last_used=max(self.last_used, self.ready_at),
             ready_at=self.ready_at,
-            measured=self.measured,
+            measured=0 if self.gone else self.measured,
             settled=self.last_used > self.ready_at or time.time() - self.ready_at > SETTLED,
         )
 
@@ -297,10 +298,23 @@ class Replica:
             instance, self.instance = self.instance, None
             try:
                 if instance is not None:
-                    await instance.stop()
+                    await self._finish(instance)
             finally:
                 self._move(State.STOPPED)
                 self.life.lease.close()
+
+    async def _finish(self, instance: Instance) -> None:
+        """End the program; others get its memory as soon as it is gone, before its remains are cleared away."""
+        ending = asyncio.ensure_future(instance.stop())
+        gone = asyncio.ensure_future(instance.wait())
+        try:
+            await asyncio.wait({ending, gone}, return_when=asyncio.FIRST_COMPLETED)
+            self.gone = True
+            self._signal()
+            await ending
+        finally:
+            gone.cancel()
+            await asyncio.gather(gone, return_exceptions=True)
 
     async def _drained(self, instance: Instance, drain: float) -> None:
         idle = asyncio.create_task(self.until(lambda: not self.open))

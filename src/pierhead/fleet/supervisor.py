@@ -33,6 +33,7 @@ from pierhead.fleet.replica import Life, Replica
 from pierhead.fleet.roster import Roster
 from pierhead.fleet.scheduler import Claim, overdrawn
 from pierhead.fleet.state import COMING, Backoff, State
+from pierhead.fleet.warm import read_ahead
 from pierhead.runtimes.base import Instance, Runtime
 from pierhead.store.model import ModelRecord
 
@@ -283,8 +284,11 @@ class Supervisor:
         fleet, planning = self._settings.fleet, self._planning
         whole = planning.whole(replica, folder, like)
 
+        weights = [folder / f.name for f in replica.life.model.laid_out if f.role in ("weights", "mmproj", "draft")]
+
         def place(plan: Plan) -> None:
             replica.plan = plan
+            asyncio.get_running_loop().run_in_executor(None, read_ahead, weights)  # others may still be ending
 
         def smaller(free: int) -> Plan:
             plan = planning.smaller(replica, folder, free)
