@@ -29,17 +29,19 @@ def served(house: House, tmp_path: Path) -> tuple[House, str]:
     house.env["PIERHEAD_RUNTIME__ENVIRONMENTS"] = os.environ.get(
         "PIERHEAD_RUNTIME__ENVIRONMENTS", str(CACHE / "engines")
     )
-    for name, make in (("mood", models.classifier), ("vectors", models.embedder), ("twice", models.doubler)):
+    makers = {"mood": models.classifier, "vectors": models.embedder, "twice": models.doubler, "order": models.ranker}
+    for name, make in makers.items():
         pier(house, "package", str(make(tmp_path / name)), name)
     said = house.start()
     assert "error" not in said, said
     return house, said["listeners"][0]
 
 
-def pier(house: House, *args: str) -> str:
-    done = subprocess.run([PIER, *args], env=house.env, capture_output=True, text=True, timeout=150)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def pier(house: House, *args: str, stdin: str = "", fails: bool = False) -> str:
+    """What the command prints; of one that fails, what it complains of."""
+    done = subprocess.run([PIER, *args], env=house.env, input=stdin, capture_output=True, text=True, timeout=150)
+    assert (done.returncode != 0) is fails, done.stderr
+    return done.stderr if fails else done.stdout
 
 
 def ask(address: str, path: str, body: Any = None) -> Any:
@@ -65,6 +67,7 @@ def test_a_packaged_folder_is_served_by_its_first_request(served: tuple[House, s
         "mood": ["classify", "infer", "predict"],
         "vectors": ["embeddings", "infer", "predict"],
         "twice": ["infer", "predict"],
+        "order": ["rerank", "infer", "predict"],
     }
 
     client = openai.OpenAI(base_url=f"http://{address}/v1", api_key="none", max_retries=0)
@@ -95,3 +98,29 @@ def tritons(address: str) -> None:
         assert client.infer("mood", [text]).as_numpy("label").tolist() == [b"POSITIVE"]
     finally:
         client.close()
+
+
+def test_a_person_gets_what_the_model_makes_of_a_text_instead_of_a_chat(served: tuple[House, str]) -> None:
+    house, _ = served
+    assert pier(house, "run", "mood", "a good film").split() == ["POSITIVE", "0.9820"]
+    told = json.loads(pier(house, "run", "mood", "bad", "--json"))
+    assert (told["label"], told["model"]) == ("NEGATIVE", "mood")
+    assert told["score"] == max(told["probs"])
+    assert json.loads(pier(house, "run", "vectors", "c")) == [0, 0, 1]
+    assert json.loads(pier(house, "run", "twice", '{"x": [[1, 2, 3, 4]]}'))["total"] == [10]
+    lines = pier(house, "run", "order", "film", stdin="bad film\n\ngood film\n").splitlines()
+    assert [line.split(maxsplit=1)[1] for line in lines] == ["TEXT", "good film", "bad film"]
+    assert "one text per line" in pier(house, "run", "order", "film", fails=True)
+    assert "the text is no JSON" in pier(house, "run", "twice", "hello", fails=True)
+    assert "no input 'z'" in pier(house, "run", "twice", '{"z": 1}', fails=True)
+
+
+def test_a_model_that_cannot_start_says_why_in_one_line(served: tuple[House, str], tmp_path: Path) -> None:
+    house, _ = served
+    folder = models.classifier(tmp_path / "wrong")
+    (folder / "tokenizer.json").write_text("{}")
+    pier(house, "package", str(folder), "wrong")
+    said = pier(house, "run", "wrong", "hello", fails=True)
+    assert "engine: tokenizer.json cannot be used" in said
+    assert "Traceback" not in said
+    assert "Did you mean 'max_batch'?" in pier(house, "run", "mood", "a", "--option", "max-bach=3", fails=True)

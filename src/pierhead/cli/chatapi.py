@@ -28,7 +28,7 @@ class Stream:
             self._connection.request("POST", "/v1/chat/completions", json.dumps({**body, "stream": True}), headers)
             self._response = self._connection.getresponse()
             if self._response.status != 200:
-                raise _refusal(self._response)
+                raise refusal(self._response)
         except (OSError, http.client.HTTPException) as exc:
             self.close()
             raise DaemonUnavailable("the gateway does not answer", hint=f"See {paths.daemon_log}.") from exc
@@ -68,7 +68,8 @@ def _broken() -> EngineFailed:
     return EngineFailed("the answer broke off", hint="`pier logs MODEL` shows what the engine said; ask again.")
 
 
-def _refusal(response: http.client.HTTPResponse) -> PierError:
+def refusal(response: http.client.HTTPResponse) -> PierError:
+    """What an answer other than 200 means."""
     data = response.read(1 << 20)
     try:
         raw: Any = json.loads(data)["error"]

@@ -16,7 +16,8 @@ from pierhead.cli.help import Verb, json_option, option
 from pierhead.cli.models import fetch_missing, open_store
 from pierhead.cli.output import here, print_json, say, warn
 from pierhead.cli.progress import bars
-from pierhead.cli.request import Request, piped
+from pierhead.cli.request import Request, piped, quote
+from pierhead.cli.work import abilities, chats, work
 from pierhead.daemon.client import Client
 from pierhead.errors import NotFound, UsageError
 from pierhead.paths import Paths
@@ -29,6 +30,7 @@ _EXAMPLES = (
     ('pier run smollm2 "Sum this up:" < letter.txt', "The prompt, then what comes through the pipe."),
     ('pier run smollm2 "Invent a ship." --format ship.schema.json', "An answer that keeps to a JSON schema."),
     ('pier run smollm2 "Hi" --replicas 2', "Two engines, over which the gateway spreads requests; 1 drains one."),
+    ('pier run sentiment "What a film!"', "A classifier answers with its label and how sure it is."),
     ('pier run smollm2 "Hi" --context 2048 --option threads=2', "Any engine parameter, by name."),
 )
 
@@ -67,10 +69,12 @@ def run(model: str, prompt: str | None, as_json: bool, **given: Any) -> None:
     """Ask MODEL once, or chat with it.
 
     With PROMPT (or text from a pipe) one answer is printed; without, a chat opens. A model that is not in the store is
-    pulled first. A background daemon keeps it loaded for the next time.
+    pulled first. A background daemon keeps it loaded for the next time. Of a model that does not chat, the answer is
+    what it makes of PROMPT: a label, a vector, an order of the lines that come through the pipe.
     """
     request = Request(model, given)
-    text = "\n\n".join(part for part in (prompt, piped()) if part)
+    through = piped()
+    text = "\n\n".join(part for part in (prompt, through) if part)
     asked = bool(text or given["files"] or given["images"])
     content = request.first(text)
     if not asked and (as_json or not sys.stdin.isatty()):
@@ -80,6 +84,10 @@ def run(model: str, prompt: str | None, as_json: bool, **given: Any) -> None:
     if given["images"]:
         check_sight(record)
     load_s = start(paths, record.name, request, quiet=as_json)
+    able = abilities(paths, record)
+    if not chats(able):
+        work(paths, record, able, prompt or "", through, request.content("", list(map(quote, given["files"]))), as_json)
+        return
     if not asked:
         from pierhead.cli.chat import chat
 
