@@ -31,8 +31,8 @@ _SERVER = (
 # Execution provider → the distribution of ONNX Runtime that has it.
 RUNTIMES = {
     "cpu": "onnxruntime==1.32.0",
-    "cuda": "onnxruntime-gpu==1.31.1",
-    "tensorrt": "onnxruntime-gpu==1.31.1",
+    "cuda": "onnxruntime-gpu[cuda,cudnn]==1.31.1",
+    "tensorrt": "onnxruntime-gpu[cuda,cudnn]==1.31.1",
     "openvino": "onnxruntime-openvino==1.24.1",
 }
 # What a model is for → the operations that it answers.
@@ -82,6 +82,11 @@ class Onnx:
     def __init__(self, base_image: str = "") -> None:
         self._base_image = base_image
 
+    @staticmethod
+    def environment(provider: str = "cpu") -> Environment:
+        """The wheels that the server needs for an execution provider."""
+        return Environment((RUNTIMES[provider], *_SERVER))
+
     def accepts(self, files: tuple[ModelFile, ...]) -> bool:
         """Whether there is an ONNX graph."""
         return bool(_graphs(files))
@@ -116,10 +121,7 @@ class Onnx:
     def _spec(self, request: PlanRequest, server: dict[str, Any], needed: OnnxEstimate, task: str) -> LaunchSpec:
         told = json.dumps(server, separators=(",", ":")).replace("$(", "$$(")
         places = ("--socket", "$(SOCKET)", "--model-dir", "$(MODEL_DIR)")
-        pins = (RUNTIMES[server["provider"]], *_SERVER)
-        gpu = server["provider"] in ("cuda", "tensorrt")
-        if gpu:  # its CUDA libraries come as wheels of their own
-            pins = (pins[0].replace("-gpu==", "-gpu[cuda,cudnn]=="), *_SERVER)
+        environment, gpu = self.environment(server["provider"]), server["provider"] in ("cuda", "tensorrt")
         return LaunchSpec(
             replica=request.replica,
             model=request.model,
@@ -127,8 +129,8 @@ class Onnx:
             argv=("$(PYTHON)", "-I", "$(ENTRY)", *places, "--settings", told),
             model_dir=str(request.model_dir),
             entry=str(ENTRY),
-            environment=Environment(pins),
-            image=ImageRecipe(self.name, self._base_image, pins, entry_files(), dependencies=gpu),
+            environment=environment,
+            image=ImageRecipe(self.name, self._base_image, environment.requirements, entry_files(), dependencies=gpu),
             limits=Limits(memory=needed.total * 5 // 4 + 512 * MIB),
             devices=(f"nvidia.com/gpu={server['provider_options'].get('device_id', 'all')}",) if gpu else (),
             serves=SERVES[task],
