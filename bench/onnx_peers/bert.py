@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy
-from safetensors import safe_open
-
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+from safetensors import safe_open
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 SMALL = ("tokenizer.json", "tokenizer_config.json", "config.json", "modules.json", "sentence_bert_config.json")
