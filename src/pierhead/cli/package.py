@@ -28,6 +28,7 @@ _PATH = click.Path(path_type=Path)
 _EXAMPLES = (
     ("pier package ./model-Q4_K_M.gguf mine", "A file; the other parts of a split model are found beside it."),
     ("pier package ./my-model team/mine:1.0", "A folder with safetensors, ONNX or a model of your own."),
+    ("pier package ./my_model.py mine", "A Python class with load and predict, and what it needs, pinned."),
     ("pier package --from smollm2 --lora style.gguf=0.8 smollm2-style", "Another model with a LoRA: only it is read."),
     ("pier package -f Modelfile mine", "As a Modelfile says."),
     ("pier package --from smollm2 --context-size 2048 --push localhost:5000/team/small:1", "To a registry at once."),
@@ -43,6 +44,7 @@ _EXAMPLES = (
 )
 @option("--dduf", type=_PATH, metavar="FILE", section=_SOURCE, help="A DDUF archive.")
 @option("--dir", "folder", type=_PATH, metavar="DIR", section=_SOURCE, help="A folder of any model, as it is.")
+@option("--python", "program", type=_PATH, metavar="PATH", section=_SOURCE, help="A .py file or folder with a class.")
 @option(
     "--from",
     "base",
@@ -72,6 +74,7 @@ _EXAMPLES = (
 @option(
     "--link", is_flag=True, section=_HOW, help="Hard-link weights instead of copying them; they must not change then."
 )
+@option("--no-lock", is_flag=True, section=_HOW, help="Do not look up exact versions of what a Python model needs.")
 @option("--allow-unsafe", is_flag=True, section=_HOW, help="Take in files that would run code of their author.")
 @option("--annotation", "annotations", multiple=True, metavar="K=V", section=_HOW, help="Of the manifest; repeatable.")
 @option("--push", is_flag=True, section=_HOW, help="Send it to a registry afterwards; NAME says where.")
@@ -109,14 +112,14 @@ def _emit(event: events.AnyEvent) -> None:
 
 def _one_source(names: tuple[str, ...], given: dict[str, Any]) -> str:
     """The name; a source that stands before it becomes one of the options."""
-    kinds = ("gguf", "safetensors_dir", "onnx", "dduf", "folder", "base", "modelfile")
+    kinds = ("gguf", "safetensors_dir", "onnx", "dduf", "folder", "program", "base", "modelfile")
     told = [kind for kind in kinds if given[kind] is not None]
     *before, name = names or ("",)
     given["source"] = before[0] if before else None
     if len(before) > 1 or len(told) + (given["source"] is not None) != 1:
         raise UsageError(
             "say what to package, once, and what to call it",
-            hint="`pier package ./model.gguf NAME`, or one of --gguf, --safetensors-dir, --onnx, --dir, --from, -f.",
+            hint="`pier package ./model.gguf NAME`, or one of --gguf, --safetensors-dir, --onnx, --python, --from …",
         )
     return name
 
@@ -168,6 +171,8 @@ def _recipe(paths: Paths, name: str, given: Mapping[str, Any], scratch: Path, li
         packaged = merged(packaged, settings_of(_validated(base, packaged.options)))
     elif given["base"] is not None:
         base = model_of(paths, given["base"], listener)
+    elif (program := _program(given)) is not None:
+        base = python_inputs(program, scratch, lock=not given["no_lock"])
     elif given["source"] is not None:
         base = _found(paths, given["source"], Path(), listener)
     else:
@@ -185,6 +190,28 @@ def _recipe(paths: Paths, name: str, given: Mapping[str, Any], scratch: Path, li
         allow_unsafe=given["allow_unsafe"],
         annotations=_pairs(given["annotations"], "annotation"),
     )
+
+
+def _program(given: Mapping[str, Any]) -> Path | None:
+    """The Python file or folder that is to be packaged, where it is one."""
+    from pierhead.package.python_model import is_program
+
+    if given["program"] is not None:
+        return given["program"]
+    path = Path(given["source"]).expanduser() if given["source"] else None
+    return path if path is not None and path.exists() and is_program(path) else None
+
+
+def python_inputs(path: Path, scratch: Path, *, lock: bool = True) -> Any:
+    """A Python model's files; its requirements are pinned unless that is not wanted."""
+    from pierhead.engines.python import BOUNDS
+    from pierhead.engines.python_settings import canonical
+    from pierhead.package.python_model import find, prepare, settings_of
+
+    if not path.exists():
+        raise NotFound(f"no such file or folder: {path}", hint="Check the path.")
+    program = find(path)
+    return prepare(program, canonical(settings_of(program)), scratch, BOUNDS, lock=lock)
 
 
 def _files(given: Mapping[str, Any]) -> Any:
@@ -262,6 +289,10 @@ def _validated(base: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     from pierhead.engines.llamacpp import LlamaCpp
 
     files = base.laid_out if isinstance(base, ModelRecord) else base.files
+    if any(file.format == "python" for file in files):
+        from pierhead.engines.python_settings import canonical
+
+        return canonical(options)
     weights = {file.format for file in files if file.role == "weights"}
     if "gguf" not in weights:
         raise UsageError(

@@ -330,7 +330,10 @@ class GatewayLink:
             ready = await self._ensure(wish.model, wish.failed, lambda event: self._progress(wish.id, event, wire))
             result = StartResult(id=wish.id, endpoint=ready)
         except PierError as exc:
-            result = StartResult(id=wish.id, error=exc.to_dict())
+            told = exc.to_dict()
+            if any(str(line).startswith("Traceback (") for line in exc.data.get("log", ())):
+                told["data"] = {name: value for name, value in exc.data.items() if name != "log"}  # not for clients
+            result = StartResult(id=wish.id, error=told)
         except Exception as exc:  # a bug must not leave a client waiting
             log.exception("ensure_ready(%s)", wish.model)
             result = StartResult(id=wish.id, error=PierError(f"internal error: {exc!r}").to_dict())

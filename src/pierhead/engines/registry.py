@@ -15,6 +15,7 @@ from pierhead.store.model import ModelFile
 GROUP = "pierhead.engines"
 # Name to a function of the settings that makes it; where several serve a format, the first one is taken.
 BUILTIN: dict[str, str] = {
+    "python": "pierhead.engines.python:make",
     "llamacpp": "pierhead.engines.llamacpp:make",
     "onnx": "pierhead.engines.onnx:make",
     "triton": "pierhead.engines.triton:make",

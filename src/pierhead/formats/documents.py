@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
 from pierhead.errors import PierError
-from pierhead.formats import gguf, templates
+from pierhead.formats import gguf, python_model, templates
 from pierhead.formats.findings import Finding, short
 from pierhead.formats.protobuf import Bad, fields
 
@@ -70,6 +70,8 @@ def _python(data: bytes, name: str) -> list[Finding]:
 
 def _json(data: bytes, name: str) -> list[Finding]:
     base = PurePosixPath(name.lower().rpartition("!")[2]).name
+    if base == python_model.NAME:
+        return [Finding(name, "unsafe", "it is a Python model: its author's code is run to serve it")]
     told = any(word in data for word in (b"auto_map", b"chat_template", b"Lambda"))
     if not told and b"\\u" not in data:  # a word may be spelt with escapes
         return []

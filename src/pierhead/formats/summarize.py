@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from pierhead.errors import AccessDenied, CorruptData, NotFound, PierError, UsageError
-from pierhead.formats import dduf, onnx, safetensors
+from pierhead.formats import dduf, onnx, python_model, safetensors
 from pierhead.formats.folder import MAX_TEMPLATE, read_config, read_dduf, read_safetensors
 from pierhead.formats.gguf import FIRST_STEP_REMOTE, MAX_STEP, Header, merge, next_length
 from pierhead.formats.gguf_parser import HeaderParser, corrupt
@@ -53,6 +55,9 @@ def read_summary(files: Sequence[File]) -> Reading[dict[str, Any]]:
 
 def _weights(files: Sequence[File]) -> Reading[dict[str, Any]]:
     weights = sorted((f for f in files if f.role == "weights"), key=lambda f: f.name)
+    program = next((f for f in files if f.format == python_model.FORMAT), None)
+    if program is not None:
+        return (yield from _python(program, weights))
     format = format_of_weights(weights)
     chosen = [f for f in weights if f.format == format]
     beside = {f.name: f for f in files if f.role not in ("weights", "mmproj", "lora", "draft")}
@@ -163,6 +168,14 @@ def _onnx(graphs: Sequence[File], weights: Sequence[File]) -> Reading[dict[str, 
     if len(models) > 1:
         found["graphs"] = {name: {"inputs": m.inputs, "outputs": m.outputs} for name, m in models.items()}
     return found
+
+
+def _python(program: File, weights: Sequence[File]) -> Reading[dict[str, Any]]:
+    """A class of somebody's own; what its weights are is its own matter."""
+    found = python_model.decode((yield from text(program, python_model.MAX_SIZE)))
+    size = sum(f.size or 0 for f in weights)
+    about = {"name": found.cls, "architecture": "python", "python": msgspec.to_builtins(found)}
+    return {**_bare(python_model.FORMAT), **about, "weights_bytes": size, "layers": 0}
 
 
 def _bare(format: str) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from pierhead.store.files import os_errors
 from pierhead.store.layers import config_of
 from pierhead.store.layout import Store
 from pierhead.store.manifest import Manifest
-from pierhead.store.media import HEAVY, UNSAFE
+from pierhead.store.media import HEAVY, PYTHON, UNSAFE
 from pierhead.store.model import Blob, ModelFile, ModelRecord
 
 MAX_TEMPLATE = 1 << 20
@@ -101,9 +101,15 @@ def _gate(recipe: Recipe, listener: Listener) -> str:
     """Refuse files that run code, unless that is allowed; the text that remembers what was."""
     files = (*(recipe.base.files if isinstance(recipe.base, Inputs) else ()), *recipe.extras)
     found, allowed = check(
-        [(f.name, f.path) for f in files], allow=recipe.allow_unsafe, again="the same command with --allow-unsafe"
+        [(f.name, f.path) for f in files],
+        allow=recipe.allow_unsafe,
+        again="the same command with --allow-unsafe",
+        vouched=True,
     )
+    code = {f.name for f in files if f.role == "code"} if any(f.format == PYTHON for f in files) else set[str]()
     for finding in found:
+        if finding.file in code:  # that is what is packaged
+            continue
         listener(Note(message=f"{finding.file}: {finding.reason}", level="warning"))
     return allowed
 

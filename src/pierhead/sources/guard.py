@@ -38,6 +38,7 @@ class Guard:
         self._listener = listener
         self._allow_unsafe = allow_unsafe
         self._said: list[Attachment] = []
+        self._vouched = False
 
     async def before(self, name: str) -> None:
         """Learn what is said about the model, and ask the policy; Untrusted when it does not allow the model.
@@ -56,6 +57,7 @@ class Guard:
             warnings = await asyncio.to_thread(self._gate.check, self._plan.source, name, digest, self._said)
         except Untrusted as exc:
             raise Untrusted(f"{exc.message}; {trouble}", hint=exc.hint, data=exc.data) if trouble else exc from None
+        self._vouched = await asyncio.to_thread(self._gate.vouches, self._plan.source, name, digest, self._said)
         for warning in warnings:
             self._listener(Note(message=warning, level="warning"))
 
@@ -63,7 +65,9 @@ class Guard:
         """Refuse what runs code; the plan, which remembers what was allowed."""
         files = [(layer.filepath, self._store.blob_path(layer.digest)) for layer in layers]
         again = f"pier pull {self._plan.source} --name {name} --allow-unsafe"
-        found, allowed = await asyncio.to_thread(check, files, allow=self._allow_unsafe, again=again)
+        found, allowed = await asyncio.to_thread(
+            check, files, allow=self._allow_unsafe, again=again, vouched=self._vouched
+        )
         for finding in found:
             self._listener(Note(message=f"{finding.file}: {finding.reason}", level="warning"))
         if not allowed:

@@ -136,6 +136,24 @@ class Installer:
                 problems.append(exc)
         raise next((p for p in problems if not isinstance(p, NotFound)), problems[0])
 
+    async def lock(self, requirements: Sequence[str]) -> list[str]:
+        """Exact versions of all packages that these lead to on this machine, as ``name==version``, sorted.
+
+        NotFound when no index has one of them or they exclude each other; SourceUnavailable as in ``resolve``.
+        """
+        for text in requirements:
+            _check(text)
+        what = ", ".join(requirements)
+        tool = self._tools()[0]
+        if tool.kind == "uv":
+            args = ("pip", "compile", "--quiet", "--no-header", "--no-annotate", "--no-emit-index-url")
+            argv = (*tool.argv, *args, "--python", sys.executable, "-")
+            lines = (await self._run(argv, what, "\n".join(requirements))).splitlines()
+            return sorted(line.strip() for line in lines if "==" in line and not line.startswith((" ", "#", "-")))
+        args = ("install", "--quiet", "--dry-run", "--ignore-installed", "--report", "-")
+        found = _report(await self._run((*tool.argv, *args, *requirements), what))
+        return sorted(f"{canonicalize_name(wheel.name)}=={wheel.version}" for wheel in found)
+
     async def download(self, requirement: str, folder: Path) -> Path:
         """Let the tool itself download the wheel into ``folder``: it has the user's logins. The wheel's path."""
         _check(requirement)
@@ -172,12 +190,7 @@ class Installer:
     async def _pip(self, tool: Tool, requirements: Sequence[str]) -> list[Found]:
         args = ("install", "--quiet", "--dry-run", "--ignore-installed", "--no-deps", "--only-binary", ":all:")
         argv = (*tool.argv, *args, "--report", "-", *requirements)
-        text = await self._run(argv, ", ".join(requirements))
-        try:
-            report = msgspec.json.decode(text, type=dict[str, Any])
-        except (msgspec.DecodeError, RecursionError) as exc:
-            raise SourceUnavailable("pip's answer cannot be read: pip 22.2 or newer is needed", hint=INSTALL) from exc
-        return [_from_report(item) for item in _tables(report.get("install"))]
+        return _report(await self._run(argv, ", ".join(requirements)))
 
     async def _run(self, argv: Sequence[str], what: str, stdin: str = "") -> str:
         env = {**self._env, "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1", "NO_COLOR": "1"}
@@ -249,6 +262,15 @@ def _from_lock(package: dict[str, Any]) -> list[Found]:
         local = Path(str(wheel["path"])) if wheel.get("path") else None
         return [_place(package, place, local, sha256, size if isinstance(size, int) else None)]
     return []
+
+
+def _report(text: str) -> list[Found]:
+    """What pip says that it would install."""
+    try:
+        report = msgspec.json.decode(text, type=dict[str, Any])
+    except (msgspec.DecodeError, RecursionError) as exc:
+        raise SourceUnavailable("pip's answer cannot be read: pip 22.2 or newer is needed", hint=INSTALL) from exc
+    return [_from_report(item) for item in _tables(report.get("install"))]
 
 
 def _from_report(item: dict[str, Any]) -> Found:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pierhead.store.media import format_of
+from pierhead.store.media import PYTHON, PYTHON_MODEL, format_of
 from pierhead.store.model import Role
 
 _LICENCES = ("license", "licence", "copying", "notice", "use_policy")
@@ -15,6 +15,8 @@ _DATA = (".parquet", ".arrow", ".jsonl", ".csv", ".tsv")
 def classify(path: str) -> tuple[Role, str]:
     """Role, and the format where it is weights (``data``: weights that another file describes)."""
     name = path.rsplit("/", 1)[-1].lower()
+    if path == PYTHON_MODEL:
+        return "code", PYTHON
     if format := format_of(name):
         return ("mmproj" if format == "gguf" and "mmproj" in name else "weights"), format
     if name.endswith(".mmproj"):

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple, get_args
 
+from pierhead.formats.python_model import FORMAT as PYTHON
+from pierhead.formats.python_model import NAME as PYTHON_MODEL
 from pierhead.store.model import Role
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -114,6 +116,8 @@ def kind_of(media_type: str, filepath: str = "", role: str = "") -> Kind | None:
     if role in _ROLES and role != known.role:
         format = known.format or (format_of(filepath) if role in HEAVY else "")
         known = known._replace(role=role, format=format)  # pyright: ignore[reportArgumentType]
+    if known.role == "code" and filepath == PYTHON_MODEL:
+        known = known._replace(format=PYTHON)
     return known
 
 

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from pierhead.errors import Untrusted
 from pierhead.registry.referrers import Attachment, kept
 from pierhead.store.layout import Store
 from pierhead.store.model import ModelRecord
@@ -39,6 +40,19 @@ class Gate:
         if found is None:
             return []
         return policy.decide(found, [name], digest, evidence_of(said), self._today(), origins=[source])
+
+    def vouches(self, source: str, name: str, digest: str, said: Sequence[Attachment]) -> bool:
+        """Whether the policy asks for somebody's signature on this model, and it is there: its code may be run."""
+        found = self._current()
+        if found is None:
+            return False
+        rules = [found.content.rules[number] for number, _ in found.rules_for([policy.canonical(source)])]
+        if not rules or any(rule.require not in ("any", "all") for rule in rules):
+            return False
+        try:
+            return not policy.decide(found, [name], digest, evidence_of(said), self._today(), origins=[source])
+        except Untrusted:
+            return False
 
     def check_start(self, store: Store, record: ModelRecord) -> list[str]:
         """The same for a model of the store by what is kept with it, offline; a good answer is remembered."""

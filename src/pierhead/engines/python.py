@@ -1,0 +1,174 @@
+"""The Python engine: turns somebody's own class and its settings into a launch plan; pure, runs none of its code."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
+
+from pierhead.config import Settings
+from pierhead.engines.base import EngineFacts, Environment, ImageRecipe, LaunchSpec, Limits, Plan, PlanRequest
+from pierhead.engines.python_settings import SETTINGS, canonical
+from pierhead.errors import OutOfMemory, UsageError
+from pierhead.formats.python_model import FORMAT, NAME, OPERATIONS, PythonModel, of_summary
+from pierhead.store.model import ModelFile
+
+ENTRY = Path(__file__).with_name("python_entry")
+MIB = 1 << 20
+PROGRAM = 96 * MIB  # the server with nothing of the model's
+# The server's own packages: as they were tried, and the bounds within which a model may want others.
+SERVER = ("fastapi==0.165.0", "uvicorn==0.54.0", "uvloop==0.23.0", "httptools==0.9.0", "python-multipart==0.0.34")
+BOUNDS = ("fastapi>=0.115,<1", "uvicorn>=0.30,<1", "uvloop>=0.20", "httptools>=0.6", "python-multipart>=0.0.9")
+PYTHONS = tuple(f"3.{minor}" for minor in range(11, 15))
+# What a library takes in memory when it is imported, in MiB; measured roughly, it only has to be of the right size.
+_LIBRARIES = {
+    "torch": 500,
+    "tensorflow": 700,
+    "jax": 400,
+    "transformers": 200,
+    "onnxruntime": 80,
+    "scikit-learn": 150,
+    "scipy": 80,
+    "pandas": 100,
+    "numpy": 40,
+}
+FACTS = EngineFacts(
+    name="python",
+    title="Python",
+    formats=(FORMAT,),
+    serves=tuple(OPERATIONS.values()),
+    accelerators=("cpu", "cuda", "rocm"),
+    common=("threads",),
+    parallel=0,
+    metrics={"running": "python_model_running", "waiting": "python_model_waiting"},
+    untested="models that use a GPU",
+)
+
+
+@functools.cache
+def entry_files() -> tuple[tuple[str, str], ...]:
+    """The server program as files of an image."""
+    return tuple(
+        (f"/opt/engine/entry/{path.name}", path.read_text(encoding="utf-8")) for path in sorted(ENTRY.glob("*.py"))
+    )
+
+
+def make(settings: Settings) -> Python:
+    """The engine as the configuration wants it."""
+    return Python(settings.runtime.base_image)
+
+
+class Python:
+    """Serves a class with ``load`` and ``predict`` (or ``chat``, ``embed`` …) that was packaged as a model."""
+
+    name = FACTS.name
+    facts = FACTS
+
+    def __init__(self, base_image: str = "") -> None:
+        self._base_image = base_image
+
+    def accepts(self, files: tuple[ModelFile, ...]) -> bool:
+        """Whether the file is there that says which class it is."""
+        return any(file.name == NAME and file.format == FORMAT for file in files)
+
+    def capabilities(self, files: tuple[ModelFile, ...], metadata: Mapping[str, Any]) -> tuple[str, ...]:
+        """See ``Engine.capabilities``."""
+        found = _program(metadata)
+        return found.serves if found is not None else ()
+
+    def validate(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings in canonical form; UsageError names an unknown one with its closest match."""
+        return canonical(settings)
+
+    def plan(self, request: PlanRequest) -> Plan:
+        """The launch plan; see ``Engine.plan``."""
+        program = _program(request.metadata)
+        if program is None:
+            raise UsageError(f"'{request.model}' does not say which class it is", hint="Package the model again.")
+        settings = {name: setting.default for name, setting in SETTINGS.items()}
+        settings |= canonical(program.settings) | canonical(request.settings)
+        needed = settings["memory"] or estimate(program, request.files, settings["workers"])
+        if request.free_memory and needed > request.free_memory:
+            raise too_large(request.model, needed, request.free_memory, settings["workers"])
+        return Plan(spec=self._spec(request, program, settings, needed), context=0, memory=needed)
+
+    def _spec(self, request: PlanRequest, program: PythonModel, settings: Mapping[str, Any], needed: int) -> LaunchSpec:
+        server = {
+            "name": request.model,
+            "module": program.module,
+            "cls": program.cls,
+            **{name: settings[name] for name in ("max_batch_size", "batch_delay_ms", "concurrency", "workers")},
+        }
+        told = json.dumps(server, separators=(",", ":")).replace("$(", "$$(")
+        places = ("--socket", "$(SOCKET)", "--model-dir", "$(MODEL_DIR)")
+        pins = requirements(program)
+        threads = str(settings["threads"] or max(1, request.cpus // settings["workers"]))
+        return LaunchSpec(
+            replica=request.replica,
+            model=request.model,
+            engine=self.name,
+            argv=("$(PYTHON)", "-I", "$(ENTRY)", *places, "--settings", told),
+            model_dir=str(request.model_dir),
+            entry=str(ENTRY),
+            environment=Environment(pins, _python(request.model, program.python)),
+            env={"OMP_NUM_THREADS": threads, "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"},
+            image=ImageRecipe(self.name, self._base_image, pins, entry_files(), dependencies=True),
+            limits=Limits(memory=max(needed * 2, needed + 1024 * MIB)),
+            serves=program.serves,
+        )
+
+
+def requirements(program: PythonModel) -> tuple[str, ...]:
+    """What is installed for a model: what it was locked to, else what its author wrote, and the server's own."""
+    if program.locked:
+        return (*program.locked, *BOUNDS)
+    return (*program.requirements, *BOUNDS) if program.requirements else SERVER
+
+
+def estimate(program: PythonModel, files: tuple[ModelFile, ...], workers: int) -> int:
+    """Bytes that it may take: its libraries, and its weights once in memory with a fifth on top; for each worker."""
+    names = {re.split(r"[^a-z0-9-]", text.lower().replace("_", "-"), maxsplit=1)[0] for text in requirements(program)}
+    libraries = sum(size for name, size in _LIBRARIES.items() if name in names) * MIB
+    weights = sum(f.size for f in files if f.role in ("weights", "lora", "draft", "mmproj"))
+    return (PROGRAM + libraries + weights * 6 // 5) * workers
+
+
+def too_large(model: str, needed: int, free: int, workers: int) -> OutOfMemory:
+    """The refusal with its numbers."""
+    each = f" for {workers} workers" if workers > 1 else ""
+    return OutOfMemory(
+        f"'{model}' is taken to need {needed / MIB:,.0f} MiB{each}; {free / MIB:,.0f} MiB are free",
+        hint="Stop another model, ask for fewer workers, or say what it needs: --option memory=500MiB.",
+        data={"needed": needed, "free": free},
+    )
+
+
+def _program(metadata: Mapping[str, Any]) -> PythonModel | None:
+    try:
+        return of_summary(metadata)
+    except msgspec.ValidationError:
+        return None
+
+
+def _python(model: str, wanted: str) -> str:
+    """The version of Python for what the author says; "" for this one."""
+    own = f"{sys.version_info.major}.{sys.version_info.minor}"
+    try:
+        asked = SpecifierSet(wanted)
+    except InvalidSpecifier as exc:
+        raise UsageError(
+            f"'{model}' asks for Python '{wanted[:40]}'", hint="Write requires-python as '>=3.11'."
+        ) from exc
+    if f"{own}.{sys.version_info.micro}" in asked:
+        return ""
+    for version in PYTHONS:
+        if any(f"{version}.{micro}" in asked for micro in (0, 99)):
+            return version
+    raise UsageError(f"'{model}' asks for Python {wanted}; the server runs on {PYTHONS[0]} to {PYTHONS[-1]}")
