@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import http.server
 import json
+import signal
+import subprocess
+import sys
 import threading
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
@@ -14,7 +17,7 @@ import pytest
 
 from pierhead.paths import Paths
 
-from .conftest import Pier
+from .conftest import Pier, environment
 
 ONE = {"PIERHEAD_ENGINE__THREADS": "1"}
 LITTLE = ("--requests", "2", "--prompt-tokens", "40", "--output-tokens", "4", "--warmup", "1")
@@ -118,3 +121,17 @@ def test_what_cannot_be_measured_is_said(bare: Pier, args: tuple[str, ...], said
     assert done.returncode
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_ctrl_c_ends_a_test_at_once(rival: str, tmp_path: Path) -> None:
+    env = environment(tmp_path / "home") | {"OPENAI_API_KEY": "sk-secret"}
+    args = ("bench", "big-model", "--url", rival, "--duration", "600", "--concurrency", "2", "--warmup", "1")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pierhead.cli.main", *args], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stderr is not None
+    assert b"Warming up" in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert b"Traceback" not in said

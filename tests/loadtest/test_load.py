@@ -173,6 +173,18 @@ async def test_an_idle_connection_that_the_server_closed_is_no_failure(bench: Be
     assert server.connections >= 12
 
 
+async def test_an_answer_that_ends_with_its_connection_is_whole_where_it_has_no_length(bench: Bench) -> None:
+    async def old(request: Request) -> None:
+        body = b'{"data": [], "usage": {"prompt_tokens": 20, "total_tokens": 20}}'
+        request.raw(b"HTTP/1.0 200 OK\r\nContent-Type: application/json\r\n\r\n" + body)
+        await request.writer.drain()
+        request.writer.close()
+
+    outcome, _ = await bench(old, task="embeddings")
+    assert not errors(outcome.passes[0].answers)
+    assert {a.prompt_tokens for a in outcome.passes[0].answers} == {20}
+
+
 async def test_a_server_that_goes_away_for_good_is_failures_not_an_end(bench: Bench) -> None:
     turn = iter(range(1000))
 

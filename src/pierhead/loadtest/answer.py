@@ -77,6 +77,15 @@ class Answer:
         return self._done
 
     @property
+    def sse(self) -> bool:
+        """Whether it is a stream of events."""
+        return self._sse
+
+    def forget(self) -> None:
+        """Keep the figures only."""
+        self._rest = b""
+
+    @property
     def body(self) -> bytes:
         """An answer in one piece, or the words of a refusal."""
         return self._rest

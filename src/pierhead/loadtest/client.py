@@ -57,6 +57,7 @@ class Connection(asyncio.Protocol):
         self._waiter: asyncio.Future[None] | None = None
         self._now = 0.0
         self._type = b""
+        self._framed = False
         self.open = True
         self.heard = False
 
@@ -85,8 +86,11 @@ class Connection(asyncio.Protocol):
             self._settle(self._answer.error)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if name.lower() == b"content-type":
+        name = name.lower()
+        if name == b"content-type":
             self._type = value.lower()
+        elif name in (b"content-length", b"transfer-encoding"):
+            self._framed = True
 
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()
@@ -106,7 +110,7 @@ class Connection(asyncio.Protocol):
     def send(self, data: bytes, answer: Answer) -> asyncio.Future[None]:
         """Send a request; the future is done when ``answer`` is, in success or failure."""
         assert self._transport is not None
-        self._answer, self._type, self.heard = answer, b"", False
+        self._answer, self._type, self._framed, self.heard = answer, b"", False, False
         self._waiter = self._loop.create_future()
         answer.sent = perf_counter()
         self._transport.write(data)
@@ -121,7 +125,8 @@ class Connection(asyncio.Protocol):
     def _ends_with_the_connection(self) -> None:
         """The server left: the end of an answer without a length, or a failure."""
         answer = self._answer
-        if answer is not None and not answer.error and answer.finished:  # only a stream tells that it was whole
+        whole = answer is not None and (answer.finished or (answer.status and not answer.sse and not self._framed))
+        if answer is not None and whole and not answer.error:
             answer.end(self._now)
             return self._settle("")
         self._settle("broken_off", "the server closed the connection")

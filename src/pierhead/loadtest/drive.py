@@ -147,6 +147,7 @@ class Driver:
         answer = Answer(self._streamed, due)
         request = self._pool.target.request("POST", self._path, next(self._bodies))
         await self._pool.ask(request, answer, max(0.001, due + self._plan.timeout - perf_counter()))
+        answer.forget()
         return answer
 
     async def _tell(self, number: int, measured: Pass) -> None:
