@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -48,6 +49,10 @@ def made(installation: Installation, *args: str) -> dict[str, Any]:
     return json.loads(installation.pier("convert", *args, "--json", timeout=LONG))
 
 
+def cosine(left: list[float], right: list[float]) -> float:
+    return sum(a * b for a, b in zip(left, right, strict=True)) / (math.hypot(*left) * math.hypot(*right))
+
+
 def test_safetensors_become_gguf_that_answers_and_can_be_quantized(installation: Installation, safe: Path) -> None:
     installation.pier("package", "--safetensors-dir", str(safe), "safe")
     found = made(installation, "safe", "wide", "--to", "gguf", "--type", "f16")
@@ -79,6 +84,10 @@ def test_bert_becomes_onnx_with_the_same_numbers(installation: Installation, min
     names = {f.name for f in record.laid_out}
     assert {"model.onnx", "tokenizer.json", "config.json", "1_Pooling/config.json"} <= names
     assert record.annotations["ai.pierhead.made-by"].startswith("optimum-onnx")
+
+    texts = ["A kitten sleeps on the rug.", "A small cat rests on a carpet.", "Shares fell after the bank's report."]
+    cat, kitten, money = (e.embedding for e in installation.openai.embeddings.create(model="minilm", input=texts).data)
+    assert cosine(cat, kitten) > 0.5 > cosine(cat, money)
 
 
 def test_an_architecture_that_is_not_known_is_refused_in_one_line(installation: Installation, safe: Path) -> None:
