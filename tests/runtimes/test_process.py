@@ -26,6 +26,7 @@ from pierhead.errors import EngineFailed
 from pierhead.formats.gguf import read_file, summary
 from pierhead.runtimes import sandbox, shim
 from pierhead.runtimes.cgroup import ROOT, Cgroup
+from pierhead.runtimes.family import below
 from pierhead.runtimes.process import ProcessInstance, ProcessRuntime
 from pierhead.runtimes.readiness import wait_ready
 from pierhead.sockets import connect_unix
@@ -321,3 +322,13 @@ async def test_output_of_exec_is_bounded(kind: str, root: Path, replica: str, st
     await first_line(instance)
     got = await instance.exec(("/usr/bin/python3", "-c", "print('x' * (4 << 20))"))
     assert (got.code, len(got.stdout)) == (0, 1 << 20)
+
+
+def test_the_family_of_a_process_is_found_down_to_the_last() -> None:
+    script = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'print(1, flush=True); input()'])"
+    with subprocess.Popen([sys.executable, "-c", script], stdin=-1, stdout=-1) as outer:
+        assert outer.stdout is not None
+        assert outer.stdout.readline() == b"1\n"
+        assert [p.cmdline()[-1][:8] for p in below(outer.pid)] == ["print(1,"]
+        outer.communicate()
+        assert below(outer.pid) == []

@@ -26,6 +26,7 @@ from pierhead.runtimes import sandbox
 from pierhead.runtimes.base import Capabilities, ExecResult, Exit, Places, Stats, expand
 from pierhead.runtimes.cgroup import Cgroup
 from pierhead.runtimes.environment import Environments
+from pierhead.runtimes.family import below
 from pierhead.runtimes.logfile import read_log
 from pierhead.runtimes.readiness import Notify
 
@@ -117,12 +118,13 @@ class ProcessInstance:
 
     def _family(self) -> list[psutil.Process]:
         """The engine and what it started, without the shim; the innermost last."""
-        try:
-            return [] if self._ended.done() else psutil.Process(self.shim).children(recursive=True)
-        except psutil.Error:
-            return []
+        return [] if self._ended.done() else below(self.shim)
 
     async def stats(self) -> Stats:
+        """See ``Instance.stats``."""
+        return await asyncio.to_thread(self._read_stats)
+
+    def _read_stats(self) -> Stats:
         memory = pids = anonymous = mapped = 0
         cpu = 0.0
         read = written = 0
