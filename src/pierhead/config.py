@@ -147,7 +147,8 @@ class FleetSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     it are busy, waits for them for ``memory_wait`` (0: it is refused). Where a model would never fit, ``shrink`` says
     whether it is tried with less: ``unasked`` with a smaller context where nobody asked for one, ``always`` also with a
     smaller one than was asked for and with fewer slots, ``never``. What replicas truly use is read after their requests
-    and every ``measure`` seconds.
+    and every ``measure`` seconds. With ``sleep`` an idle model whose engine can let go of its GPU's memory does that
+    instead of ending, and stays until another one needs its place.
     """
 
     keep_alive: float = 300.0
@@ -157,6 +158,7 @@ class FleetSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     memory_wait: float = 300.0
     shrink: Literal["never", "unasked", "always"] = "unasked"
     measure: float = 15.0
+    sleep: bool = True
     start_timeout: float = 300.0
     drain_timeout: float = 30.0
     max_restarts: int = 5

@@ -37,6 +37,7 @@ class Engine:
         self.spec = spec
         self.folder = folder
         self.healthy = True
+        self.asked: list[str] = []
         self.uses = (0, 0)  # bytes: anonymous, of mapped files
         self._place = place
         self._exit: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
@@ -49,7 +50,8 @@ class Engine:
     async def listen(self) -> None:
         async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             with contextlib.closing(writer), contextlib.suppress(asyncio.IncompleteReadError):
-                await reader.readuntil(b"\r\n\r\n")
+                asked = (await reader.readuntil(b"\r\n\r\n")).split(b" ", 2)
+                self.asked.append(f"{asked[0].decode()} {asked[1].decode()}")
                 status = b"200 OK" if self.healthy else b"500 Broken"
                 writer.write(b"HTTP/1.1 " + status + b"\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
 
@@ -156,7 +158,12 @@ class Planner:
         if needed > request.free_memory:
             raise OutOfMemory(f"{request.model} needs {needed}", data={"needed": needed})
         spec = LaunchSpec(
-            replica=request.replica, model=request.model, engine="toy", argv=(), model_dir=str(request.model_dir)
+            replica=request.replica,
+            model=request.model,
+            engine="toy",
+            argv=(),
+            model_dir=str(request.model_dir),
+            sleep=tuple(request.metadata.get("sleep", ())),
         )
         return Plan(spec=spec, context=int(request.settings.get("context", 1024)), memory=needed)
 

@@ -120,6 +120,7 @@ class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
     user: str = ""
     stdio: bool = False
     labels: dict[str, str] = {}
+    sleep: tuple[str, ...] = ()  # a POST to the first path lets go of GPU memory, to the second takes it back
     serves: tuple[str, ...] = ()  # the gateway's operations that the engine answers natively
     called: str = ""  # the name by which the engine wants its model asked for, where it minds
     call_prefix: str = ""  # what a required tool call must begin with, where the engine does not see to it itself

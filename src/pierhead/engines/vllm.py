@@ -135,6 +135,7 @@ class Vllm:
             shm_size=1024 * MIB,
             tmp_size=1024 * MIB,
             serves=_work(request.metadata),
+            sleep=("/sleep?level=1", "/wake_up") if flags.get("enable_sleep_mode") else (),
         )
 
 

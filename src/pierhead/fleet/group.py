@@ -10,7 +10,7 @@ from pierhead.errors import EngineFailed, OutOfMemory
 from pierhead.events import Listener, Note
 from pierhead.fleet.intent import Change, Intent, change, idle_at
 from pierhead.fleet.replica import Replica
-from pierhead.fleet.state import COMING, State
+from pierhead.fleet.state import State
 from pierhead.store.model import ModelRecord
 
 
@@ -88,7 +88,7 @@ class Group:
 
     async def until_ready(self) -> Replica:
         """One that answers, as soon as there is any; raises the error that ended the last one that could."""
-        await self.until(lambda: bool(self.ready) or not any(m.state in COMING for m in self.staying))
+        await self.until(lambda: bool(self.ready) or not any(m.coming for m in self.staying))
         if self.ready:
             return self.ready[0]
         errors = [m.status.error for m in self.failed if m.status.error is not None]

@@ -6,12 +6,15 @@ import os
 import secrets
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from pierhead.engines.base import LaunchSpec
 from pierhead.fleet.intent import Intent
+
+if TYPE_CHECKING:
+    from pierhead.fleet.replica import Replica
 
 VERSION = 1
 
@@ -47,6 +50,29 @@ def new_id() -> str:
     """A fresh replica id: a letter and eleven more of ``[a-z0-9]``."""
     alphabet = "abcdefghijklmnopqrstuvwxyz0123456789"
     return "r" + "".join(secrets.choice(alphabet) for _ in range(11))
+
+
+def of(replica: Replica) -> ReplicaRecord | None:
+    """What is to be written down about a replica; None while it has no plan."""
+    plan, intent = replica.plan, replica.life.intent
+    if plan is None:
+        return None
+    return ReplicaRecord(
+        spec=plan.spec,
+        digest=replica.life.model.digest,
+        engine=plan.spec.engine,
+        runtime=replica.runtime_name,
+        context=plan.context,
+        memory=plan.memory,
+        settings=intent.settings,
+        keep_alive=intent.keep_alive,
+        pinned=intent.pinned,
+        replicas=max(1, intent.replicas),
+        asked=intent.asked,
+        started=replica.started,
+        ready_s=replica.ready_s,
+        restarts=replica.restarts,
+    )
 
 
 def save(folder: Path, record: ReplicaRecord) -> None:

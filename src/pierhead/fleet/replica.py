@@ -7,50 +7,24 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from pierhead.engines.base import Plan
 from pierhead.errors import EngineFailed, PierError
-from pierhead.events import AnyEvent, Listener, Note, Phase
+from pierhead.events import AnyEvent, Note, Phase
 from pierhead.fleet import record as records
-from pierhead.fleet.intent import Intent
+from pierhead.fleet.ending import drained, finish
+from pierhead.fleet.life import Admit, Life
 from pierhead.fleet.scheduler import Claim
-from pierhead.fleet.state import COMING, LEAVING, Backoff, State, Status
+from pierhead.fleet.state import COMING, LEAVING, IllegalTransition, State, Status
 from pierhead.runtimes.base import Instance, Runtime
 from pierhead.runtimes.readiness import failure, healthy, wait_ready
-from pierhead.store.model import ModelRecord
 
 log = logging.getLogger(__name__)
 
 SETTLED = 5.0  # seconds in which the request that a replica was started for reaches it; it does not leave before
-
-
-@dataclass
-class Life:
-    """What one replica is given: the model, how that is kept, who listens, and the times that rule its life (seconds).
-
-    A ``spare`` was started beside others of its model: no other model leaves for it.
-    """
-
-    id: str
-    model: ModelRecord
-    intent: Intent
-    listeners: list[Listener]
-    backoff: Backoff
-    folder: Path
-    start_timeout: float
-    withdrawn: Callable[[], Awaitable[None]]  # returns once nobody sends it new requests and ``open`` is exact
-    parallel: int = 1
-    spare: bool = False
-    lease: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
-
-
-Admit = Callable[["Replica", PierError | None], Awaitable[tuple[Plan, str, Runtime]]]
-"""Gives a replica its place; the error is why the runtime it was given before could not start it."""
 
 
 class Replica:
@@ -80,6 +54,9 @@ class Replica:
         self._task: asyncio.Task[None] | None = None
         self._ending: asyncio.Task[None] | None = None
         self._counted = 0
+        self._resting: asyncio.Task[None] | None = None
+        self._wanted = False  # somebody asked for it while it was asleep
+        self._restless = False
 
     # --- seen from outside ----------------------------------------------------------------------------------------
 
@@ -90,12 +67,17 @@ class Replica:
     @property
     def live(self) -> bool:
         """Whether it answers or will."""
-        return self.state is State.READY or self.state in COMING
+        return self.state in (State.READY, State.DOZING, State.SLEEPING) or self.state in COMING
 
     @property
     def leaving(self) -> bool:
         """Whether somebody has begun to end it."""
         return self._ending is not None or self.state in LEAVING
+
+    @property
+    def coming(self) -> bool:
+        """Whether it will answer, unless something goes wrong."""
+        return self.state in COMING or (self._wanted and self.state in (State.DOZING, State.SLEEPING))
 
     def emit(self, event: AnyEvent) -> None:
         """Tell everyone who waits for this replica."""
@@ -163,7 +145,12 @@ class Replica:
         self.started, self.ready_s, self.restarts = saved.started, saved.ready_s, saved.restarts
         self.ready_at = time.time()
         self._move(State.READY)
-        self._task = asyncio.create_task(self._live(None), name=f"replica {self.id}")
+        self._task = asyncio.create_task(self._live(self._rouse), name=f"replica {self.id}")
+
+    async def _rouse(self) -> None:
+        """The daemon before may have put it to sleep."""
+        if self.sleeps and self.instance is not None:
+            await healthy(self.instance.socket, self.instance.spec.sleep[1], self.life.start_timeout, "POST")
 
     async def _live(self, begin: Callable[[], Awaitable[None]] | None) -> None:
         try:
@@ -269,6 +256,66 @@ class Replica:
             await instance.stop(0)
             await self.until(lambda: self.state is not State.READY, timeout)
 
+    # --- its sleep ------------------------------------------------------------------------------------------------
+
+    @property
+    def sleeps(self) -> bool:
+        """Whether its engine can let go of its memory and stay."""
+        return not self._restless and self.instance is not None and len(self.instance.spec.sleep) == 2
+
+    def rest(self, drain: float) -> None:
+        """Begin to put it to sleep: no new requests, then those it has, then its memory."""
+        if self.state is State.READY and self.sleeps and self._resting is None:
+            self._wanted = False
+            self._move(State.DOZING)
+            self._resting = asyncio.create_task(self._rest(drain), name=f"rest {self.id}")
+
+    def wake(self) -> None:
+        """Begin to wake it; it is ready as soon as it answers, and started again where it does not."""
+        self._wanted = True
+        if self.state is State.SLEEPING and self._resting is None:
+            self._resting = asyncio.create_task(self._wake(), name=f"wake {self.id}")
+
+    async def _rest(self, drain: float) -> None:
+        try:
+            await self.life.withdrawn()
+            if (instance := self.instance) is None:
+                return
+            await drained(self.until(lambda: not self.open), instance, drain)
+            if self._wanted or self.open:
+                self._move(State.READY)
+            elif await healthy(instance.socket, instance.spec.sleep[0], self.life.start_timeout, "POST"):
+                self._move(State.SLEEPING)
+                if self._wanted:
+                    await self._wake()
+            else:
+                log.warning("replica %s cannot sleep", self.id)
+                self._restless = True
+                self._move(State.READY)
+        except IllegalTransition:
+            pass  # it ended meanwhile
+        finally:
+            self._resting = None
+
+    async def _wake(self) -> None:
+        try:
+            if (instance := self.instance) is None:
+                return
+            self._began = time.monotonic()
+            self._move(State.LOADING)
+            path, timeout = instance.spec.sleep[1], self.life.start_timeout
+            awake = await healthy(instance.socket, path, timeout, "POST")
+            if awake and await healthy(instance.socket, instance.spec.readiness.path):
+                self.ready_at = time.time()
+                self._move(State.READY)
+            elif self.state is State.LOADING:
+                log.warning("replica %s does not wake: starting it again", self.id)
+                await instance.stop(0)
+        except IllegalTransition:
+            pass  # it ended meanwhile
+        finally:
+            self._resting = None
+
     # --- its end --------------------------------------------------------------------------------------------------
 
     def leave(self, drain: float = 0.0) -> asyncio.Task[None]:
@@ -288,49 +335,34 @@ class Replica:
 
     async def _end(self, drain: float) -> None:
         await self._cancel()
-        if self.state is State.READY and drain > 0 and self.instance is not None:
+        if self.state in (State.READY, State.DOZING) and drain > 0 and self.instance is not None:
             self._move(State.DRAINING)
             await self.life.withdrawn()
-            await self._drained(self.instance, drain)
+            await drained(self.until(lambda: not self.open), self.instance, drain)
         if self.state is not State.STOPPED:
             if self.state is not State.STOPPING:
                 self._move(State.STOPPING)
             instance, self.instance = self.instance, None
             try:
                 if instance is not None:
-                    await self._finish(instance)
+                    await finish(instance, self._returned)
             finally:
                 self._move(State.STOPPED)
                 self.life.lease.close()
 
-    async def _finish(self, instance: Instance) -> None:
-        """End the program; others get its memory as soon as it is gone, before its remains are cleared away."""
-        ending = asyncio.ensure_future(instance.stop())
-        gone = asyncio.ensure_future(instance.wait())
-        try:
-            await asyncio.wait({ending, gone}, return_when=asyncio.FIRST_COMPLETED)
-            self.gone = True
-            self._signal()
-            await ending
-        finally:
-            gone.cancel()
-            await asyncio.gather(gone, return_exceptions=True)
-
-    async def _drained(self, instance: Instance, drain: float) -> None:
-        idle = asyncio.create_task(self.until(lambda: not self.open))
-        gone = asyncio.create_task(instance.wait())
-        try:
-            await asyncio.wait({idle, gone}, timeout=drain, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            idle.cancel()
-            gone.cancel()
-            await asyncio.gather(idle, gone, return_exceptions=True)
+    def _returned(self) -> None:
+        """Its program has ended: others may have its memory, before its remains are cleared away."""
+        self.gone = True
+        self._signal()
 
     async def detach(self) -> None:
         """Stop looking after it and leave its program running, for the next daemon."""
         await self._cancel()
 
     async def _cancel(self) -> None:
+        if self._resting is not None and self._resting is not asyncio.current_task():
+            self._resting.cancel()
+            await asyncio.gather(self._resting, return_exceptions=True)
         if self._task is not None and self._task is not asyncio.current_task():
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -339,29 +371,10 @@ class Replica:
 
     def save(self) -> None:
         """Write down what the next daemon must know."""
-        if self.plan is None or self.state is not State.READY:
-            return
-        intent = self.life.intent
-        with contextlib.suppress(FileNotFoundError):
-            records.save(
-                self.life.folder,
-                records.ReplicaRecord(
-                    spec=self.plan.spec,
-                    digest=self.life.model.digest,
-                    engine=self.plan.spec.engine,
-                    runtime=self.runtime_name,
-                    context=self.plan.context,
-                    memory=self.plan.memory,
-                    settings=intent.settings,
-                    keep_alive=intent.keep_alive,
-                    pinned=intent.pinned,
-                    replicas=max(1, intent.replicas),
-                    asked=intent.asked,
-                    started=self.started,
-                    ready_s=self.ready_s,
-                    restarts=self.restarts,
-                ),
-            )
+        found = records.of(self) if self.state is State.READY else None
+        if found is not None:
+            with contextlib.suppress(FileNotFoundError):
+                records.save(self.life.folder, found)
 
     def _move(self, state: State, detail: str = "", error: PierError | None = None) -> None:
         self.status = self.status.to(state, time.time(), error)

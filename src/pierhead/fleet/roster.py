@@ -202,13 +202,22 @@ class Roster:
             return None
         return group.failed[-1].status.since + max(_AGAIN, self._settings.backoff_max)
 
+    def _unload(self, group: Group) -> None:
+        """An idle model goes to sleep where its engine can, else it ends."""
+        if self._settings.sleep and group.ready and all(m.sleeps for m in group.ready):
+            log.info("putting %s to sleep: idle", group.model.name)
+            for replica in group.ready:
+                replica.rest(self._settings.drain_timeout)
+            return
+        log.info("stopping %s: idle", group.model.name)
+        self.keep(group, replicas=0)
+
     def _due(self) -> None:
         now = time.time()
         for group in list(self.groups.values()):
             idle, again = group.idle_at, self._again_at(group)
             if idle is not None and idle <= now:
-                log.info("stopping %s: idle", group.model.name)
-                self.keep(group, replicas=0)
+                self._unload(group)
             elif again is not None and again <= now:
                 self.again(group)
         self._arm()

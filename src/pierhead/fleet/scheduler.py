@@ -14,7 +14,8 @@ T = TypeVar("T")
 
 _GONE = frozenset({State.STOPPED, State.FAILED})
 _LEAVING = frozenset({State.DRAINING, State.STOPPING})
-_TOUCHED = frozenset({State.READY, State.DRAINING, State.STOPPING})  # states in which memory is used, not only promised
+# states in which memory is used, not only promised
+_TOUCHED = frozenset({State.READY, State.DOZING, State.SLEEPING, State.DRAINING, State.STOPPING})
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,8 @@ class Claim:
 
     @property
     def evictable(self) -> bool:
-        """Whether it may be stopped for another model: it is ready, idle, not pinned and not just started."""
-        return self.state is State.READY and self.open == 0 and not self.pinned and self.settled
+        """Whether it may be stopped for another model: it is ready or asleep, idle, not pinned and not just started."""
+        return self.state in (State.READY, State.SLEEPING) and self.open == 0 and not self.pinned and self.settled
 
     @property
     def seen(self) -> int:

@@ -17,6 +17,8 @@ class State(StrEnum):
     STARTING = "starting"  # its program is being started
     LOADING = "loading"  # the program runs and loads the model
     READY = "ready"  # it answers
+    DOZING = "dozing"  # no new requests; finishing those it has, and then asleep
+    SLEEPING = "sleeping"  # its program runs and has let go of its accelerators' memory
     DRAINING = "draining"  # no new requests; finishing those it has
     STOPPING = "stopping"  # its program is being ended
     STOPPED = "stopped"  # gone, as asked
@@ -29,8 +31,10 @@ TRANSITIONS: Mapping[State, frozenset[State]] = {
     State.PREPARING: frozenset({State.STARTING, State.STOPPING, State.FAILED}),
     State.STARTING: frozenset({State.PREPARING, State.LOADING, State.BACKOFF, State.STOPPING, State.FAILED}),
     State.LOADING: frozenset({State.READY, State.BACKOFF, State.STOPPING, State.FAILED}),
-    State.READY: frozenset({State.DRAINING, State.STOPPING, State.BACKOFF, State.FAILED}),
+    State.READY: frozenset({State.DOZING, State.DRAINING, State.STOPPING, State.BACKOFF, State.FAILED}),
+    State.DOZING: frozenset({State.SLEEPING, State.READY, State.DRAINING, State.STOPPING, State.BACKOFF, State.FAILED}),
     State.DRAINING: frozenset({State.STOPPING}),
+    State.SLEEPING: frozenset({State.LOADING, State.STOPPING, State.BACKOFF, State.FAILED}),
     State.STOPPING: frozenset({State.STOPPED}),
     State.BACKOFF: frozenset({State.STARTING, State.STOPPING, State.FAILED}),
     State.FAILED: frozenset({State.STOPPING}),

@@ -25,11 +25,12 @@ from pierhead.fleet.group import Group
 from pierhead.fleet.holdings import Models
 from pierhead.fleet.info import ReplicaInfo, describe_replica
 from pierhead.fleet.layers import Layers, plain
+from pierhead.fleet.life import Life
 from pierhead.fleet.memory import Memory, limited, parse_size, read_memory
 from pierhead.fleet.meter import Meter
 from pierhead.fleet.peaks import Peaks
 from pierhead.fleet.planning import Planning
-from pierhead.fleet.replica import Life, Replica
+from pierhead.fleet.replica import Replica
 from pierhead.fleet.roster import Roster
 from pierhead.fleet.scheduler import Claim, overdrawn
 from pierhead.fleet.state import COMING, Backoff, State
@@ -232,6 +233,8 @@ class Supervisor:
                 if group.failed and (ask.explicit or group.starved):
                     self._roster.again(group)
                 self._roster.keep(group, replicas=ask.replicas, keep_alive=ask.keep_alive, pin=ask.pin)
+                for replica in group.staying:
+                    replica.wake()
                 return group
             ask.listener(Note(message=f"{model.name} runs with other settings ({', '.join(differs)}): restarting it"))
             replicas = group.intent.replicas

@@ -76,13 +76,15 @@ async def _ready(instance: Instance, path: str) -> None:
         pause = min(pause * 1.5, 0.5)
 
 
-async def healthy(path: str, target: str = "/health", timeout: float = 5.0) -> bool:
+async def healthy(path: str, target: str = "/health", timeout: float = 5.0, method: str = "GET") -> bool:
     """Whether the engine behind the socket (or ``tcp://host:port``) answers ``target`` with 200 now."""
     writer: asyncio.StreamWriter | None = None
     try:
         async with asyncio.timeout(timeout):
             reader, writer = await _connect(path)
-            writer.write(f"GET {target} HTTP/1.1\r\nHost: engine\r\nConnection: close\r\n\r\n".encode())
+            writer.write(
+                f"{method} {target} HTTP/1.1\r\nHost: engine\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode()
+            )
             line = await reader.readline()
             return line.startswith((b"HTTP/1.1 200", b"HTTP/1.0 200"))
     except (OSError, TimeoutError, ValueError):

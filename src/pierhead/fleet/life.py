@@ -1,0 +1,44 @@
+"""What one replica is given when it is made; does nothing."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pierhead.engines.base import Plan
+from pierhead.errors import PierError
+from pierhead.events import Listener
+from pierhead.fleet.intent import Intent
+from pierhead.fleet.state import Backoff
+from pierhead.runtimes.base import Runtime
+from pierhead.store.model import ModelRecord
+
+if TYPE_CHECKING:
+    from pierhead.fleet.replica import Replica
+
+
+@dataclass
+class Life:
+    """What one replica is given: the model, how that is kept, who listens, and the times that rule its life (seconds).
+
+    A ``spare`` was started beside others of its model: no other model leaves for it.
+    """
+
+    id: str
+    model: ModelRecord
+    intent: Intent
+    listeners: list[Listener]
+    backoff: Backoff
+    folder: Path
+    start_timeout: float
+    withdrawn: Callable[[], Awaitable[None]]  # returns once nobody sends it new requests and ``open`` is exact
+    parallel: int = 1
+    spare: bool = False
+    lease: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+
+
+Admit = Callable[["Replica", PierError | None], Awaitable[tuple[Plan, str, Runtime]]]
+"""Gives a replica its place; the error is why the runtime it was given before could not start it."""
