@@ -20,7 +20,7 @@ import pytest
 from tests.conftest import CACHE
 from tests.daemon.conftest import House, stocked  # noqa: F401  # a fixture
 
-from pierhead.engines import vllm
+from pierhead.engines import openvino, vllm
 from pierhead.events import Ready
 from pierhead.paths import resolve
 from pierhead.runtimes.environment import Environments
@@ -77,6 +77,7 @@ def installation(stocked: Path) -> Iterator[Installation]:  # noqa: F811
     env |= {
         "PIERHEAD_HOME": str(home),
         "PIERHEAD_GATEWAY__LISTEN": "127.0.0.1:0",
+        "PIERHEAD_ENGINE__THREADS": "1",  # engines that wait for each other spin: one thread each keeps tests quick
         "PIERHEAD_RUNTIME__DEFAULT": "process",
         "PIERHEAD_RUNTIME__ENVIRONMENTS": str(ENVIRONMENTS),
         "PIERHEAD_FLEET__START_TIMEOUT": str(START),
@@ -126,6 +127,30 @@ def smollm2_safetensors(smollm2: Path) -> Path:
             run(str(python), "-c", CONVERT, str(smollm2.parent), smollm2.name, str(made), env=env)
             with contextlib.suppress(OSError):  # another worker was quicker
                 made.rename(target)
+    return target
+
+
+SAVE = """
+import sys
+import openvino_genai
+openvino_genai.LLMPipeline(sys.argv[1], "CPU", enable_save_ov_model=True)
+"""
+
+
+@pytest.fixture(scope="session")
+def smollm2_openvino(smollm2: Path) -> Path:
+    """SmolLM2 in OpenVINO's format, made of the GGUF by OpenVINO itself once, into the checkout's cache."""
+    target = CACHE / "models" / "smollm2-openvino"
+    if not target.is_dir():
+        python = asyncio.run(Environments(ENVIRONMENTS).ensure("openvino", openvino.WHEELS, lambda _: None))
+        with tempfile.TemporaryDirectory(dir=CACHE / "models") as work:
+            file = Path(work) / "made" / smollm2.name
+            file.parent.mkdir()
+            shutil.copyfile(smollm2, file)
+            run(str(python), "-c", SAVE, str(file))
+            file.unlink()
+            with contextlib.suppress(OSError):  # another worker was quicker
+                file.parent.rename(target)
     return target
 
 

@@ -44,12 +44,17 @@ class Flags:
     """
 
     def __init__(
-        self, place: Path, own: Mapping[str, Flag], aliases: Mapping[str, str], refused: Mapping[str, str]
+        self, place: Path | None, own: Mapping[str, Flag], aliases: Mapping[str, str], refused: Mapping[str, str]
     ) -> None:
         self._place = place
         self._own = own
         self._aliases = aliases
         self._refused = refused
+
+    @property
+    def table(self) -> Mapping[str, Flag]:
+        """The flags by name, read when they are first needed."""
+        return table(self._place) if self._place is not None else {}
 
     def canonical(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Settings under the engine's own names with values of the right type; UsageError for what is not one."""
@@ -67,7 +72,7 @@ class Flags:
     def argv(self, settings: Mapping[str, Any]) -> tuple[str, ...]:
         """Flags and values; a value never stands where a flag could."""
         words: list[str] = []
-        known = table(self._place)
+        known = self.table
         for name, value in settings.items():
             flag, word = known[name], f"--{name.replace('_', '-')}"
             if flag.kind in ("yesno", "switch"):
@@ -86,7 +91,7 @@ class Flags:
         reason = self._refused.get(name)
         if reason is not None:
             raise UsageError(f"the engine parameter '{given}' cannot be set: {reason}", hint="Leave it out.")
-        known = table(self._place)
+        known = self.table
         if name in known:
             return name, known[name]
         choices = [*self._own, *self._aliases, *(n for n in known if n not in self._refused)]

@@ -19,6 +19,7 @@ BUILTIN: dict[str, str] = {
     "llamacpp": "pierhead.engines.llamacpp:make",
     "onnx": "pierhead.engines.onnx:make",
     "triton": "pierhead.engines.triton:make",
+    "openvino": "pierhead.engines.openvino:make",
     "vllm": "pierhead.engines.vllm:make",
 }
 

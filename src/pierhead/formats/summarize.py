@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from pierhead.errors import AccessDenied, CorruptData, NotFound, PierError, UsageError
-from pierhead.formats import dduf, onnx, python_model, safetensors
+from pierhead.formats import dduf, onnx, openvino, python_model, safetensors
 from pierhead.formats.folder import MAX_TEMPLATE, read_config, read_dduf, read_safetensors
 from pierhead.formats.gguf import FIRST_STEP_REMOTE, MAX_STEP, Header, merge, next_length
 from pierhead.formats.gguf_parser import HeaderParser, corrupt
@@ -19,7 +19,7 @@ from pierhead.formats.reading import Ask, Fetch, File, Reading, run, run_remote,
 
 __all__ = ["MAX_TEMPLATE", "check_file", "glance", "read_summary", "summarize", "summarize_remote"]
 
-READABLE = ("gguf", "safetensors", "dduf", "onnx")
+READABLE = ("gguf", "safetensors", "dduf", "onnx", "openvino")
 EARLY = 64 << 10  # bytes that tell a model from something else
 
 
@@ -70,6 +70,8 @@ def _weights(files: Sequence[File]) -> Reading[dict[str, Any]]:
     about = yield from read_config(beside)
     if format == "onnx":
         return {**about, **(yield from _onnx(chosen, weights))}
+    if format == "openvino":
+        return {**about, **_bare("openvino"), **(yield from openvino.read_model(chosen, weights))}
     size = sum(f.size or 0 for f in weights)
     return {**about, **_bare(format or "custom"), "weights_bytes": size, "layers": 0}
 
@@ -108,10 +110,11 @@ def glance(beginning: bytes, file: File, packing: str = "raw") -> None:
             corrupt("it ends inside its header")
     elif file.format == "safetensors":
         safetensors.glance(beginning, file.size)
-    elif file.format == "onnx":
-        onnx.glance(beginning)
-    elif file.format == "dduf":
-        dduf.glance(beginning)
+    elif file.format in _GLANCES:
+        _GLANCES[file.format](beginning)
+
+
+_GLANCES: dict[str, Callable[[bytes], None]] = {"onnx": onnx.glance, "dduf": dduf.glance, "openvino": openvino.glance}
 
 
 # --- formats ------------------------------------------------------------------------------------------------------

@@ -111,8 +111,8 @@ def kind_of(media_type: str, filepath: str = "", role: str = "") -> Kind | None:
         return None
     if known.role == "weights" and not known.format:
         known = known._replace(format=format_of(filepath))
-    elif media_type == FILE and format_of(filepath) == "onnx":
-        known = Kind("weights", "onnx")  # Docker has no type of its own for these
+    elif media_type == FILE and format_of(filepath) in ("onnx", "openvino"):
+        known = Kind("weights", format_of(filepath))  # Docker has no type of its own for these
     if role in _ROLES and role != known.role:
         format = known.format or (format_of(filepath) if role in HEAVY else "")
         known = known._replace(role=role, format=format)  # pyright: ignore[reportArgumentType]
@@ -122,7 +122,12 @@ def kind_of(media_type: str, filepath: str = "", role: str = "") -> Kind | None:
 
 
 def format_of(filepath: str) -> str:
-    """The weights' format that a path's ending tells; empty where it tells none."""
+    """The weights' format that a path's ending tells; empty where it tells none.
+
+    OpenVINO keeps a graph in ``openvino_….xml`` and its numbers in the ``.bin`` beside it.
+    """
+    if filepath.rpartition("/")[2].startswith("openvino_"):
+        return {"xml": "openvino", "bin": "data"}.get(filepath.rpartition(".")[2], "")
     return next((found for ending, found in _FORMATS.items() if filepath.lower().endswith(ending)), "")
 
 

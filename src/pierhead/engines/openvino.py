@@ -1,0 +1,175 @@
+"""OpenVINO GenAI as an engine: models in OpenVINO's own format as launch plans, for CPUs and Intel's GPUs; pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pierhead.config import Settings
+from pierhead.engines.base import EngineFacts, Environment, ImageRecipe, LaunchSpec, Limits, Plan, PlanRequest
+from pierhead.engines.flags import Flag, Flags
+from pierhead.errors import OutOfMemory
+from pierhead.formats import openvino_estimate
+from pierhead.formats.estimate import Estimate
+from pierhead.formats.openvino import MODEL
+from pierhead.store.model import ModelFile
+
+# All that serving needs; what they would bring besides is OpenVINO's telemetry.
+PINS = (
+    *("openvino==2026.4.1", "openvino-genai==2026.4.1.0", "openvino-tokenizers==2026.4.1.0", "numpy==2.4.6"),
+    *("starlette==1.10.0", "uvicorn==0.54.0", "anyio==4.16.0", "click==8.5.1", "h11==0.16.0", "idna==3.20"),
+    "typing-extensions==4.16.0",
+)
+WHEELS = Environment(PINS, dependencies=False)
+ENTRY = Path(__file__).with_name("openvino_entry")
+PARALLEL = 4
+SMALLEST = 512  # tokens: no default context is chosen below this
+MIB = 1 << 20
+_TEXTS = ("completions", "tokenize", "detokenize")
+FLAGS = Flags(
+    None,
+    {
+        "context": Flag("count"),
+        "parallel": Flag("count"),
+        "threads": Flag("count"),
+        "device": Flag("text", ("cpu", "gpu")),
+        "kv_cache_precision": Flag("text", tuple(openvino_estimate.PRECISIONS)),
+        "max_num_batched_tokens": Flag("count"),
+        "enable_prefix_caching": Flag("yesno"),
+        "properties": Flag("json"),  # of the device, in OpenVINO's own words
+    },
+    {
+        **dict.fromkeys(("ctx_size", "c", "max_model_len"), "context"),
+        **dict.fromkeys(("np", "slots", "max_num_seqs"), "parallel"),
+        **dict.fromkeys(("t", "inference_num_threads"), "threads"),
+        **dict.fromkeys(("cache_type", "kv_cache_dtype", "cache_type_k"), "kv_cache_precision"),
+        **dict.fromkeys(("batch", "batch_size"), "max_num_batched_tokens"),
+        "prefix_caching": "enable_prefix_caching",
+    },
+    {},
+)
+FACTS = EngineFacts(
+    name="openvino",
+    title="OpenVINO GenAI",
+    formats=("openvino",),
+    serves=("chat", *_TEXTS),
+    accelerators=("cpu", "openvino"),
+    platforms=("linux/amd64",),
+    parallel=PARALLEL,
+    metrics={
+        "running": "openvino_requests_running",
+        "waiting": "openvino_requests_waiting",
+        "cache_usage": "openvino_cache_usage_ratio",
+        "prompt_tokens": "openvino_prompt_tokens_total",
+        "generated_tokens": "openvino_generated_tokens_total",
+    },
+    untested="Intel's GPUs: device=gpu, which needs Docker and a CDI specification, was never run by this project.",
+)
+
+
+class OpenVino:
+    """Serves models that write, in OpenVINO's format, with continuous batching."""
+
+    name = FACTS.name
+    facts = FACTS
+
+    def __init__(self, base_image: str = "", max_context: int = 8192) -> None:
+        self._base_image = base_image
+        self._max_context = max_context
+
+    def accepts(self, files: tuple[ModelFile, ...]) -> bool:
+        """Whether there is the graph of a model that writes."""
+        return any(f.name == MODEL and f.role == "weights" for f in files)
+
+    def capabilities(self, files: tuple[ModelFile, ...], metadata: Mapping[str, Any]) -> tuple[str, ...]:
+        """See ``Engine.capabilities``; tools would need a parser that this engine does not have."""
+        return ("chat", "completions") if _chats(metadata) else ("completions",)
+
+    def validate(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings in canonical form; UsageError names an unknown one with its closest match."""
+        return FLAGS.canonical(settings)
+
+    def plan(self, request: PlanRequest) -> Plan:
+        """The launch plan; see ``Engine.plan``."""
+        settings = FLAGS.canonical(request.settings)
+        parallel = settings.get("parallel") or PARALLEL
+        sizing: dict[str, Any] = {
+            "parallel": parallel,
+            "precision": settings.get("kv_cache_precision", "u8"),
+            "batch": settings.get("max_num_batched_tokens") or openvino_estimate.BATCH,
+        }
+        context = self._context(request, settings.get("context", 0), sizing)
+        needed = openvino_estimate.estimate(request.metadata, context=context, **sizing)
+        if request.free_memory and needed.total > request.free_memory:
+            raise too_large(request.model, needed, context, request.free_memory)
+        properties: dict[str, Any] = {"KV_CACHE_PRECISION": sizing["precision"], **settings.get("properties", {})}
+        if settings.get("device", "cpu") == "cpu":
+            properties["INFERENCE_NUM_THREADS"] = settings.get("threads") or max(1, request.cpus)
+        told = {
+            "model": request.model,
+            "context": context,
+            "device": settings.get("device", "cpu").upper(),
+            "properties": properties,
+            "scheduler": {
+                "max_num_seqs": parallel,
+                "max_num_batched_tokens": sizing["batch"],
+                "num_kv_blocks": openvino_estimate.blocks(context, parallel),
+                "enable_prefix_caching": settings.get("enable_prefix_caching", True),
+            },
+        }
+        return Plan(spec=self._spec(request, told, needed), context=context, memory=needed.total)
+
+    def _context(self, request: PlanRequest, asked: int, sizing: Mapping[str, Any]) -> int:
+        if asked:
+            return asked
+        limit = min(int(request.metadata.get("context_length") or 0) or self._max_context, self._max_context)
+        if not request.free_memory:
+            return limit
+        fits = openvino_estimate.fit_context(request.metadata, free=request.free_memory, limit=limit, **sizing)
+        return max(fits, min(SMALLEST, limit))  # the refusal of what does not fit has the numbers
+
+    def _spec(self, request: PlanRequest, told: Mapping[str, Any], needed: Estimate) -> LaunchSpec:
+        settings = json.dumps(told, separators=(",", ":")).replace("$(", "$$(")
+        places = ("--socket", "$(SOCKET)", "--model-dir", "$(MODEL_DIR)")
+        files = tuple(
+            (f"/opt/engine/entry/{file.name}", file.read_text(encoding="utf-8")) for file in sorted(ENTRY.glob("*.py"))
+        )
+        return LaunchSpec(
+            replica=request.replica,
+            model=request.model,
+            engine=self.name,
+            argv=("$(PYTHON)", "-I", "$(ENTRY)", *places, "--settings", settings),
+            env={"OPENVINO_TELEMETRY": "0", "DO_NOT_TRACK": "1"},
+            model_dir=str(request.model_dir),
+            entry=str(ENTRY),
+            environment=WHEELS,
+            image=ImageRecipe(self.name, self._base_image, PINS, files),
+            limits=Limits(memory=needed.total * 5 // 4 + 512 * MIB, pids=2048),
+            devices=("intel.com/gpu=all",) if told["device"] == "GPU" else (),
+            serves=("chat", *_TEXTS) if _chats(request.metadata) else _TEXTS,
+        )
+
+
+def _chats(metadata: Mapping[str, Any]) -> bool:
+    return bool(str(metadata.get("chat_template") or "").strip())
+
+
+def too_large(model: str, needed: Estimate, context: int, free: int) -> OutOfMemory:
+    """The refusal with its numbers."""
+
+    def mib(value: int) -> str:
+        return f"{value / MIB:,.0f} MiB"
+
+    return OutOfMemory(
+        f"'{model}' with a context of {context} tokens needs {mib(needed.total)} (weights {mib(needed.weights)}, "
+        f"KV cache {mib(needed.kv_cache)}, OpenVINO itself {mib(needed.overhead)}); {mib(free)} are free",
+        hint="Try a smaller --context, fewer --parallel, --option kv-cache-precision=u4, or stop another model.",
+        data={**needed.to_dict(), "needed": needed.total, "free": free, "context": context},
+    )
+
+
+def make(settings: Settings) -> OpenVino:
+    """The engine as this installation has it."""
+    return OpenVino(settings.runtime.base_image, settings.engine.max_context)

@@ -1,0 +1,83 @@
+"""Loads the model, says so, serves until told to end."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import json
+import os
+import socket
+import sys
+from typing import Any
+
+import uvicorn
+
+from .server import Api, last
+
+
+class Server(uvicorn.Server):
+    """Tells whoever started this when it listens (as systemd's services do)."""
+
+    def __init__(self, config: uvicorn.Config, place: str) -> None:
+        super().__init__(config)
+        self._place = place
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        notify(self._place)
+
+
+def main() -> int:
+    """Its exit status."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--socket", required=True)
+    parser.add_argument("--model-dir", required=True)
+    parser.add_argument("--settings", required=True)
+    args = parser.parse_args()
+    settings: dict[str, Any] = json.loads(args.settings)
+    try:
+        genai: Any = importlib.import_module("openvino_genai")
+        pipeline = load(genai, args.model_dir, settings)
+        api = Api(genai, pipeline, settings["model"], settings["context"])
+    except Exception as exc:  # the last stop of this program: the reason goes to its log
+        print(f"engine: {last(exc)}", file=sys.stderr, flush=True)  # noqa: T201
+        return 1
+    config = uvicorn.Config(
+        api.app(), log_level="warning", access_log=False, timeout_graceful_shutdown=1, lifespan="off"
+    )
+    Server(config, args.socket).run([listen(args.socket)])
+    return 0
+
+
+def load(genai: Any, folder: str, settings: dict[str, Any]) -> Any:
+    """A pipeline with a cache for all requests at once."""
+    for name in ("openvino_model.xml", "openvino_tokenizer.xml", "openvino_detokenizer.xml"):
+        if not os.path.isfile(os.path.join(folder, name)):
+            raise FileNotFoundError(f"the model has no {name}")
+    scheduler = genai.SchedulerConfig()
+    for name, value in settings["scheduler"].items():
+        setattr(scheduler, name, value)
+    return genai.ContinuousBatchingPipeline(folder, scheduler, settings["device"], settings["properties"])
+
+
+def listen(place: str) -> socket.socket:
+    """A unix socket, or ``address:port`` where a socket file cannot reach whoever asks."""
+    if place.startswith("/"):
+        made = socket.socket(socket.AF_UNIX)
+        made.bind(place)
+    else:
+        host, _, port = place.rpartition(":")
+        made = socket.socket(socket.AF_INET)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind((host, int(port)))
+    made.listen(1024)
+    return made
+
+
+def notify(place: str) -> None:
+    if not place.startswith("/"):
+        return  # nobody can be told
+    # Nobody waits where a server was started by hand.
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as out, contextlib.suppress(OSError):
+        out.sendto(b"READY=1", os.path.join(os.path.dirname(place), "notify.sock"))
