@@ -21,6 +21,7 @@ BUILTIN: dict[str, str] = {
     "triton": "pierhead.engines.triton:make",
     "openvino": "pierhead.engines.openvino:make",
     "vllm": "pierhead.engines.vllm:make",
+    "sglang": "pierhead.engines.sglang:make",
 }
 
 
