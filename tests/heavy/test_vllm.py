@@ -11,6 +11,7 @@ from typing import Any
 import openai
 import pytest
 from tests.heavy.conftest import Installation
+from tests.heavy.test_convert import minilm  # noqa: F401  # a fixture
 
 from pierhead.errors import EngineFailed, PierError
 
@@ -40,8 +41,13 @@ def test_it_answers_anthropics_client_through_translation(served: Installation) 
 
 
 def test_a_required_tool_is_called_with_arguments_of_its_schema(served: Installation) -> None:
-    schema = {"type": "object", "properties": {"city": {"type": "string", "maxLength": 20}}, "required": ["city"]}
-    tool: Any = {"type": "function", "function": {"name": "weather", "parameters": schema}}
+    schema: dict[str, Any] = {
+        "type": "object",
+        "properties": {"city": {"type": "string", "maxLength": 20}},
+        "required": ["city"],
+    }
+    schema["additionalProperties"] = False
+    tool: Any = {"type": "function", "function": {"name": "weather", "strict": True, "parameters": schema}}
     answer = served.openai.chat.completions.create(
         model="small",
         messages=[{"role": "user", "content": "What is the weather in Paris?"}],
@@ -69,6 +75,20 @@ def test_tokens_are_vllms_own_and_go_both_ways(served: Installation) -> None:
     body = {"model": "small", "tokens": tokens["tokens"]}
     text: Any = served.openai.post("/detokenize", body=body, cast_to=object)
     assert "one two" in text["prompt"]
+
+
+def test_a_model_that_embeds_is_served_as_one(installation: Installation, minilm: Path) -> None:  # noqa: F811
+    """all-MiniLM-L6-v2: vLLM pools as its files say, and near texts have near vectors."""
+    installation.pier("package", "--safetensors-dir", str(minilm), "vectors")
+    installation.start("vectors", engine="vllm", context=256)
+    texts = ["A cat sits on the mat.", "A kitten is on the rug.", "Interest rates were raised."]
+    vectors = [one.embedding for one in installation.openai.embeddings.create(model="vectors", input=texts).data]
+    assert [len(v) for v in vectors] == [384] * 3
+    near, far = (sum(a * b for a, b in zip(vectors[0], v, strict=True)) for v in vectors[1:])
+    assert near > far + 0.3
+    with pytest.raises(openai.APIStatusError, match="chat"):
+        installation.openai.chat.completions.create(model="vectors", messages=HI)
+    installation.stop("vectors")
 
 
 def without_tokenizer(folder: Path) -> None:

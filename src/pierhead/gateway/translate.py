@@ -26,6 +26,7 @@ TRANSLATIONS: dict[str, str] = {
     "input-tokens": "pierhead.gateway.dialects.responses:make_count",
     "rerank": "pierhead.gateway.dialects.ranking:make",
     "score": "pierhead.gateway.dialects.ranking:make_score",
+    "classify": "pierhead.gateway.dialects.classify:make",
     "tokenize": "pierhead.gateway.dialects.tokens:make",
     "detokenize": "pierhead.gateway.dialects.tokens:make_detokenize",
     "infer": "pierhead.gateway.dialects.kserve:make",
