@@ -102,16 +102,16 @@ def of_an_unknown_kind(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
-def of_other_sizes(folder: Path) -> None:
+def of_an_unknown_quantization(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
-    config |= {"intermediate_size": 1024}
+    config |= {"quantization_config": {"quant_method": "odd"}}
     (folder / "config.json").write_text(json.dumps(config))
 
 
 BAD: list[tuple[Callable[[Path], None], str]] = [
     (without_tokenizer, "tokenizer"),
     (of_an_unknown_kind, "strange"),
-    (of_other_sizes, "1024|1536|shape|size"),
+    (of_an_unknown_quantization, "odd"),
 ]
 
 
