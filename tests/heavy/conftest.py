@@ -59,9 +59,9 @@ class Installation:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    def start(self, model: str, **settings: Any) -> Ready:
+    def start(self, model: str, runtime: str = "process", **settings: Any) -> Ready:
         """Run a model with settings; raises the PierError that its engine's failure became."""
-        body = {"model": model, "settings": settings, "runtime": "process", "keep_alive": -1}
+        body = {"model": model, "settings": settings, "runtime": runtime, "keep_alive": -1}
         ready = [e for e in self.house.client.events("POST", "/replicas", body, timeout=START) if isinstance(e, Ready)]
         return ready[-1]
 
@@ -83,6 +83,9 @@ def installation(stocked: Path) -> Iterator[Installation]:  # noqa: F811
         "PIERHEAD_FLEET__START_TIMEOUT": str(START),
         "PIERHEAD_FLEET__MAX_RESTARTS": "0",
     }
+    if os.environ.get("PIERHEAD_TEST_DOCKER"):
+        env["PIERHEAD_RUNTIME__DOCKER_HOST"] = os.environ["PIERHEAD_TEST_DOCKER"]
+        env["PIERHEAD_RUNTIME__BASE_IMAGE"] = os.environ["PIERHEAD_TEST_IMAGE"]
     paths = resolve(env)
     paths.state.mkdir(parents=True)
     shutil.copytree(stocked, paths.store, copy_function=shutil.copy2)

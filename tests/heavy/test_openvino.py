@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -58,6 +59,16 @@ def test_text_is_completed_and_tokens_go_both_ways(served: Installation) -> None
     tokens: Any = served.openai.post("/tokenize", body={"model": "small", "prompt": "one two"}, cast_to=object)
     back: Any = served.openai.post("/detokenize", body={"model": "small", "tokens": tokens["tokens"]}, cast_to=object)
     assert back["prompt"] == "one two"
+
+
+@pytest.mark.docker
+@pytest.mark.skipif("PIERHEAD_TEST_DOCKER" not in os.environ, reason="no Docker Engine for tests is here")
+def test_it_answers_from_a_container_without_a_network(installation: Installation, smollm2_openvino: Path) -> None:
+    installation.pier("package", str(smollm2_openvino), "boxed")
+    assert installation.start("boxed", runtime="docker", context=512).runtime == "docker"
+    answer = installation.openai.chat.completions.create(model="boxed", messages=HI, max_tokens=4)
+    assert answer.choices[0].message.content
+    installation.stop("boxed")
 
 
 def without_tokenizer(folder: Path) -> None:
