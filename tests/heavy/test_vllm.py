@@ -8,8 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
+import numpy
 import openai
 import pytest
+from safetensors.numpy import save_file
 from tests.heavy.conftest import Installation
 from tests.heavy.test_convert import minilm  # noqa: F401  # a fixture
 
@@ -89,6 +92,39 @@ def test_a_model_that_embeds_is_served_as_one(installation: Installation, minilm
     with pytest.raises(openai.APIStatusError, match="chat"):
         installation.openai.chat.completions.create(model="vectors", messages=HI)
     installation.stop("vectors")
+
+
+def adapter(folder: Path) -> None:
+    """A LoRA of rank 4 on every layer's queries, as PEFT saves one; it changes little."""
+    folder.mkdir(parents=True)
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM"}
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "bias": "none", "lora_dropout": 0.0}))
+    random = numpy.random.default_rng(1)
+    tensors: dict[str, Any] = {}
+    for layer in range(30):
+        name = f"base_model.model.model.layers.{layer}.self_attn.q_proj"
+        tensors[f"{name}.lora_A.weight"] = random.normal(0, 0.02, (4, 576)).astype(numpy.float32)
+        tensors[f"{name}.lora_B.weight"] = random.normal(0, 0.02, (576, 4)).astype(numpy.float32)
+    save_file(tensors, folder / "adapter_model.safetensors")
+
+
+def test_adapters_in_the_models_folder_are_served_and_more_come_while_it_runs(
+    installation: Installation, smollm2_safetensors: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "with"
+    shutil.copytree(smollm2_safetensors, folder)
+    adapter(folder / "adapters" / "poet")
+    installation.pier("package", str(folder), "with-poet")
+    ready = installation.start("with-poet", context=512, parallel=2)
+    asked = {"model": "poet", "messages": HI, "max_tokens": 4, "temperature": 0}
+    with httpx.Client(transport=httpx.HTTPTransport(uds=ready.socket), base_url="http://engine", timeout=120) as engine:
+        assert {m["id"] for m in engine.get("/v1/models").json()["data"]} == {"with-poet", "poet"}
+        assert engine.post("/v1/chat/completions", json=asked).json()["model"] == "poet"
+        named = {"lora_name": "second", "lora_path": "adapters/poet"}
+        assert engine.post("/v1/load_lora_adapter", json=named).status_code == 200
+        assert "second" in engine.get("/v1/models").text
+        assert engine.post("/v1/unload_lora_adapter", json={"lora_name": "second"}).status_code == 200
+    installation.stop("with-poet")
 
 
 def without_tokenizer(folder: Path) -> None:
