@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -190,6 +191,32 @@ class SourceSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     registry_connections: int = 4  # parallel ranges of one blob
 
 
+class EngineTemplate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """An engine that Pierhead does not know, as a command: ``[engines.NAME]``.
+
+    ``command`` has a word for each argument, no shell sees it. In it ``$(MODEL_DIR)``, ``$(WEIGHTS)`` (the name of the
+    first file of weights), ``$(NAME)`` (the model's), ``$(PYTHON)``, and where it listens: ``$(SOCKET)``, or
+    ``$(PORT)`` on 127.0.0.1; ``{name}`` is a setting. ``settings`` are those that users may change, with their
+    defaults, which tell their types. ``mounts`` are folders that the program needs to read; ``memory`` is what it
+    takes, such as ``2GiB``.
+    """
+
+    formats: tuple[str, ...]
+    serves: tuple[str, ...]
+    command: tuple[str, ...]
+    title: str = ""
+    health: str = "/health"
+    start_timeout: float = 300.0
+    requirements: tuple[str, ...] = ()
+    python: str = ""
+    image: str = ""
+    env: dict[str, str] = {}
+    mounts: tuple[str, ...] = ()
+    settings: dict[str, bool | int | float | str] = {}
+    memory: str = ""
+    called: str = ""  # the name by which it wants its model asked for, where it minds
+
+
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """All settings; a section is a TOML table, an environment variable is ``PIERHEAD_SECTION__KEY``."""
 
@@ -199,9 +226,13 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     fleet: FleetSettings = FleetSettings()
     daemon: DaemonSettings = DaemonSettings()
     sources: SourceSettings = SourceSettings()
+    engines: dict[str, EngineTemplate] = {}
 
 
-_SECTIONS: dict[str, type[msgspec.Struct]] = {f.name: f.type for f in msgspec.structs.fields(Settings)}
+_SECTIONS: dict[str, type[msgspec.Struct]] = {
+    f.name: f.type for f in msgspec.structs.fields(Settings) if f.name != "engines"
+}
+_ENGINE = re.compile(r"[a-z][a-z0-9-]{0,30}")
 
 
 @dataclass(frozen=True)
@@ -223,10 +254,15 @@ def load(
     """
     merged: dict[str, dict[str, Any]] = {}
     origins: dict[str, str] = {}
+    templates: dict[str, EngineTemplate] = {}
     for section, values in _read(file).items():
         if not isinstance(values, dict):
             raise ConfigError(f"{file}: '{section}' must be a table", hint=f"Write it as [{section}] in {file}.")
         _known(section, Settings.__struct_fields__, "section", str(file))
+        if section == "engines":
+            templates = engine_templates(cast("dict[str, Any]", values), str(file))
+            origins |= dict.fromkeys((f"engines.{name}" for name in templates), str(file))
+            continue
         for key, value in cast("dict[str, Any]", values).items():
             _put(merged, origins, section, key, value, str(file))
     for name, text in (os.environ if env is None else env).items():
@@ -237,7 +273,23 @@ def load(
         section, _, key = dotted.partition(".")
         _put(merged, origins, section, key, value, "flag")
     values = {s: _section(s, keys, origins) for s, keys in merged.items()}
-    return Loaded(Settings(**values), origins)
+    return Loaded(Settings(**values, engines=templates), origins)
+
+
+def engine_templates(tables: Mapping[str, Any], origin: str) -> dict[str, EngineTemplate]:
+    """Engines that are written as commands; ConfigError for what is not one, with the closest key."""
+    found: dict[str, EngineTemplate] = {}
+    for name, table in tables.items():
+        where = f"[engines.{name[:60]}]"
+        if not _ENGINE.fullmatch(name) or not isinstance(table, dict):
+            raise ConfigError(f"{where} ({origin}) is no engine", hint="Write [engines.my-server] and its keys below.")
+        for key in cast("dict[str, Any]", table):
+            _known(key, EngineTemplate.__struct_fields__, f"key in {where}", origin)
+        try:
+            found[name] = msgspec.convert(table, EngineTemplate)
+        except msgspec.ValidationError as exc:
+            raise ConfigError(f"{where} ({origin}): {exc}", hint="docs/how-to/unknown-engine.md shows one.") from exc
+    return found
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -255,6 +307,8 @@ def _put(
     merged: dict[str, dict[str, Any]], origins: dict[str, str], section: str, key: str, value: Any, origin: str
 ) -> None:
     _known(section, Settings.__struct_fields__, "section", origin)
+    if section not in _SECTIONS:
+        raise ConfigError(f"[{section}] is read from the settings file only ({origin})", hint="Write it there.")
     _known(key, _SECTIONS[section].__struct_fields__, f"key in [{section}]", origin)
     merged.setdefault(section, {})[key] = value
     origins[f"{section}.{key}"] = origin

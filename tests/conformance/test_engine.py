@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from pierhead.config import Settings
+from pierhead.config import load
 from pierhead.engines.base import Engine, LaunchSpec, PlanRequest
 from pierhead.engines.registry import choose, engines
 from pierhead.errors import OutOfMemory, UsageError
@@ -20,7 +20,8 @@ from pierhead.gateway.operations import OPERATIONS
 from pierhead.runtimes.base import Places, expand
 from pierhead.store.model import ModelFile
 
-ALL = engines(Settings())
+TEMPLATES = Path(__file__).parent / "templates" / "engines.toml"
+ALL = engines(load(TEMPLATES, {}).settings)
 WORDS = {"chat", "completions", "embeddings", "rerank", "classify", "infer", "predict", "transcriptions", "speech"} | {
     "images", "vision", "tools", "thinking"
 }  # fmt: skip

@@ -7,6 +7,11 @@ from pathlib import Path
 ENTRY = Path(__file__).with_name("bridge_entry.py")
 
 
+def watched(*program: str, health: str) -> tuple[str, ...]:
+    """An argv that runs a ``program`` which listens on ``$(SOCKET)`` itself, and tells when it is healthy."""
+    return ("$(PYTHON)", "-I", "$(ENTRY)", "--socket", "$(SOCKET)", "--watch", "--health", health, "--", *program)
+
+
 def bridged(*program: str, health: str) -> tuple[str, ...]:
     """An argv that runs ``program`` behind the bridge; ``$(PORT)`` in it becomes the port to listen on.
 

@@ -25,8 +25,10 @@ async def main() -> int:
     parser.add_argument("--socket", required=True)
     parser.add_argument("--health", required=True)
     parser.add_argument("--timeout", type=float, default=3600.0)
+    parser.add_argument("--watch", action="store_true")  # the engine listens on the socket itself
     parser.add_argument("program", nargs="+")
     args = parser.parse_args()
+    os.environ["PATH"] = f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     port, metrics = free_ports(2)
     argv = [w.replace("$(PORT)", str(port)).replace("$(METRICS_PORT)", str(metrics)) for w in args.program]
     apart = any("$(METRICS_PORT)" in word for word in args.program)
@@ -40,9 +42,12 @@ async def main() -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end, engine, bridge)
     ended = asyncio.ensure_future(engine.wait())
-    ready = asyncio.ensure_future(healthy(port, args.health, args.timeout))
+    ready = asyncio.ensure_future(healthy(args.socket if args.watch else port, args.health, args.timeout))
     await asyncio.wait((ended, ready), return_when=asyncio.FIRST_COMPLETED)
-    if not ended.done() and ready.result():
+    if not ended.done() and ready.result() and args.watch:
+        notify(args.socket)
+        await ended
+    elif not ended.done() and ready.result():
         server = await listen(args.socket, bridge)
         notify(args.socket)
         async with server:
@@ -95,7 +100,7 @@ def free_ports(count: int) -> list[int]:
         return [int(probe.getsockname()[1]) for probe in probes]
 
 
-async def healthy(port: int, path: str, timeout: float) -> bool:
+async def healthy(port: int | str, path: str, timeout: float) -> bool:
     """Ask less and less often until the engine answers 200: it cannot tell by itself that it is ready."""
     pause = 0.02
     with contextlib.suppress(TimeoutError):
@@ -107,12 +112,16 @@ async def healthy(port: int, path: str, timeout: float) -> bool:
     return False
 
 
-async def answers(port: int, path: str) -> bool:
+async def answers(port: int | str, path: str) -> bool:
     """Whether ``GET path`` gives 200 now."""
     writer = None
     try:
         async with asyncio.timeout(10):
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            reader, writer = await (
+                asyncio.open_unix_connection(port)
+                if isinstance(port, str)
+                else asyncio.open_connection("127.0.0.1", port)
+            )
             writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
             line = await reader.readline()
             return line.split(b" ", 2)[1:2] == [b"200"]

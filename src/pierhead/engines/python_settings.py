@@ -72,7 +72,7 @@ def _name(given: str) -> str:
 def _value(setting: Setting, value: Any) -> Any:
     if isinstance(value, bool):
         raise ValueError
-    number = _bytes(value) if setting.bytes else float(value)
+    number = byte_count(value) if setting.bytes else float(value)
     if setting.kind is int:
         if number != int(number):
             raise ValueError
@@ -82,7 +82,7 @@ def _value(setting: Setting, value: Any) -> Any:
     return number
 
 
-def _bytes(value: Any) -> float:
+def byte_count(value: Any) -> float:
     """``2GiB``, ``500M`` or a number."""
     found = re.fullmatch(r"\s*([0-9.]+)\s*([kmgt]?)(?:i?b)?\s*", str(value).lower())
     if found is None:

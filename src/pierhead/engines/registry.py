@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pierhead import plugins
 from pierhead.config import Settings
 from pierhead.engines.base import Engine
-from pierhead.errors import UsageError
+from pierhead.engines.command import Command
+from pierhead.errors import ConfigError, UsageError
 from pierhead.store.model import ModelFile
 
 GROUP = "pierhead.engines"
@@ -27,7 +28,12 @@ BUILTIN: dict[str, str] = {
 
 def engines(settings: Settings) -> tuple[Engine, ...]:
     """Every engine of this installation; ConfigError when a plugin cannot be loaded."""
-    return tuple(plugins.load(name, place)(settings) for name, place in plugins.names(GROUP, BUILTIN).items())
+    made: list[Engine] = [plugins.load(name, place)(settings) for name, place in plugins.names(GROUP, BUILTIN).items()]
+    for name, template in settings.engines.items():
+        if any(engine.name == name for engine in made):
+            raise ConfigError(f"[engines.{name}] has the name of an engine that is there", hint="Call it otherwise.")
+        made.append(Command(name, template, settings.runtime.base_image))
+    return tuple(made)
 
 
 def choose(known: Sequence[Engine], files: tuple[ModelFile, ...], name: str = "", model: str = "") -> Engine:

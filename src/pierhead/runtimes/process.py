@@ -279,6 +279,7 @@ class ProcessRuntime:
             sockets=str(sockets),
             python=python,
             tmp_size=spec.tmp_size,
+            mounts=spec.mounts,
         )
         return command, {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from pierhead.engines import bridge
+from pierhead.engines.base import Mount
 from pierhead.runtimes.base import Places
 
 MODEL_DIR = "/model"
@@ -75,6 +76,7 @@ def bwrap(
     sockets: str,
     python: str = sys.executable,
     tmp_size: int = 0,
+    mounts: tuple[Mount, ...] = (),
 ) -> list[str]:
     """``argv`` in a sandbox: no network, read-only system and model, private /tmp, no capabilities, not root."""
     command = [shutil.which("bwrap") or "bwrap", *_confine(), "--clearenv"]
@@ -100,6 +102,8 @@ def bwrap(
         "/sys/devices/system/cpu",
     ]
     command += ["--ro-bind", model_dir, MODEL_DIR, "--bind", sockets, SOCKET_DIR]
+    for mount in mounts:
+        command += ["--ro-bind" if mount.read_only else "--bind", mount.source, mount.target]
     if entry:
         command += ["--ro-bind", entry, ENTRY, "--ro-bind", str(bridge.ENTRY), BRIDGE]
     return [*command, "--remount-ro", "/", "--chdir", "/", "--", *argv]
