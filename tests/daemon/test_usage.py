@@ -20,7 +20,8 @@ import pytest
 
 from pierhead.daemon.usage import KEEP_DAYS, Usage
 from pierhead.errors import UsageError
-from pierhead.gateway.journal import Journal, files
+from pierhead.gateway.journal import Journal
+from pierhead.gateway.journal_lines import files
 from pierhead.gateway.outcome import Outcome
 from pierhead.gateway.usage import Usage as Tokens
 

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from pierhead.gateway import ledger as ledgers
-from pierhead.gateway.budgets import Account, Budgets
+from pierhead.gateway.account import Account
+from pierhead.gateway.budgets import Budgets
 from pierhead.gateway.faults import Fault
 from pierhead.gateway.ledger import Ledger, MemoryLedger, Row, SqliteLedger, span
 from pierhead.gateway.link import Budget, Price
@@ -190,7 +191,8 @@ async def test_a_request_that_leaves_while_it_leases_loses_nothing(monkeypatch: 
 
 async def test_what_lies_idle_goes_back_for_others(tmp_path: Path) -> None:
     one, two = (Budgets(SqliteLedger(tmp_path / "b.db")) for _ in range(2))
-    (mine,), (theirs,) = (room.accounts("k", (Budget(1000),)) for room in (one, two))
+    shares = [room.shares("k", (Budget(1000),))[0] for room in (one, two)]
+    mine, theirs = (share.account for share in shares)
     await take(mine, 100, 100)
     mine.settle(mine._epoch, 100, 40)
     for _ in range(20):
@@ -240,7 +242,7 @@ class Spending(RuleBasedStateMachine):
         clock = SimpleNamespace(
             time=lambda: self.now, monotonic=time.monotonic, strftime=time.strftime, gmtime=time.gmtime
         )
-        self.patch = mock.patch("pierhead.gateway.budgets.time", clock)
+        self.patch = mock.patch("pierhead.gateway.account.time", clock)
         self.patch.start()
         self.rooms = [self.room(), self.room()]
         self.open: list[list[Any]] = [[], []]
@@ -248,7 +250,9 @@ class Spending(RuleBasedStateMachine):
 
     def room(self) -> tuple[Budgets, tuple[Account, ...]]:
         room = Budgets(SqliteLedger(Path(self.folder.name) / "b.db"))
-        return room, room.accounts("k", (Budget(self.LIMIT), Budget(self.LIMIT * 3, "tokens", "month")))
+        shares = room.shares("k", (Budget(self.LIMIT), Budget(self.LIMIT * 3, "tokens", "month")))
+        self.shares = (*getattr(self, "shares", ()), *shares)
+        return room, tuple(share.account for share in shares)
 
     @rule(which=st.integers(0, 1), least=st.integers(1, 20), more=st.integers(0, 60))
     def ask(self, which: int, least: int, more: int) -> None:

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from pierhead.gateway import journal, link
+from pierhead.gateway import journal_lines as journal
+from pierhead.gateway import link
+from pierhead.gateway.journal import Journal
 from pierhead.gateway.outcome import Outcome
 from pierhead.gateway.usage import Usage
 
@@ -29,7 +31,7 @@ def read(folder: Path) -> list[journal.Line]:
 
 
 def test_lines_are_read_while_more_are_written(tmp_path):
-    book = journal.Journal(tmp_path / "usage")
+    book = Journal(tmp_path / "usage")
     for number in range(3):
         book.put(outcome(number))
         found = read(tmp_path / "usage")
@@ -45,7 +47,7 @@ def test_lines_are_read_while_more_are_written(tmp_path):
 
 
 def test_a_full_file_is_followed_by_another(tmp_path):
-    book = journal.Journal(tmp_path)
+    book = Journal(tmp_path)
     for number in range(10_000):
         book.put(outcome(number))
     book.close()
@@ -55,7 +57,7 @@ def test_a_full_file_is_followed_by_another(tmp_path):
 
 
 def test_journals_that_nobody_takes_away_have_a_bound(tmp_path):
-    book = journal.Journal(tmp_path, most=1 << 20)
+    book = Journal(tmp_path, most=1 << 20)
     for number in range(20_000):
         book.put(outcome(number))
     assert sum(size for _, size in journal.files(tmp_path)) <= 1 << 20
@@ -64,7 +66,7 @@ def test_journals_that_nobody_takes_away_have_a_bound(tmp_path):
 
 def test_a_folder_that_cannot_be_written_costs_the_line_and_nothing_else(tmp_path):
     (tmp_path / "usage").write_text("a file")
-    book = journal.Journal(tmp_path / "usage")
+    book = Journal(tmp_path / "usage")
     book.put(outcome(1))
     book.put(outcome(2, model="x" * 100_000))
     assert book.lost == 2
@@ -72,7 +74,7 @@ def test_a_folder_that_cannot_be_written_costs_the_line_and_nothing_else(tmp_pat
 
 @pytest.mark.parametrize("torn", [b'[1000000000.0,"req_1","key_a","ch', b'[1000000000.0,"req_1"\0\0\0"key_a"]\n'])
 def test_a_torn_last_line_is_left_alone(tmp_path, torn):
-    book = journal.Journal(tmp_path)
+    book = Journal(tmp_path)
     book.put(outcome(0))
     book.close()
     ((path, _),) = journal.files(tmp_path)
@@ -82,7 +84,7 @@ def test_a_torn_last_line_is_left_alone(tmp_path, torn):
 
 
 def test_a_damaged_line_costs_no_other(tmp_path):
-    book = journal.Journal(tmp_path)
+    book = Journal(tmp_path)
     book.put(outcome(0))
     book.put(outcome(1))
     book.close()

@@ -20,7 +20,8 @@ import pytest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from pierhead.gateway import journal, link
+from pierhead.gateway import journal_lines as journal
+from pierhead.gateway import link
 from pierhead.gateway.telemetry.logfile import KEPT, LogFile
 from pierhead.gateway.telemetry.messages import Batch, Frames, frame
 from pierhead.gateway.telemetry.records import Record, Records, Wanted

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from pierhead.errors import CorruptData, UsageError
-from pierhead.gateway import journal
+from pierhead.gateway import journal_lines as journal
 
 log = logging.getLogger(__name__)
 

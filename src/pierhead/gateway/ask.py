@@ -40,16 +40,6 @@ class Ask(msgspec.Struct):
     tool_choice: msgspec.Raw = ABSENT  # whether there is one; looking for the word in the body costs more
 
     @property
-    def bound(self) -> int | None:
-        """The most that any of these members lets one answer have; None for no bound."""
-        if self.max_completion_tokens is self.max_output_tokens is self.n_predict is None:
-            only = self.max_tokens
-            return only if only is None or only >= 0 else None
-        given = (self.max_completion_tokens, self.max_tokens, self.max_output_tokens, self.n_predict)
-        values = [value for value in given if value is not None]
-        return max(values) if values and min(values) >= 0 else None
-
-    @property
     def limit(self) -> int | None:
         """The tokens that one answer may have, as the client says."""
         for value in (self.max_completion_tokens, self.max_tokens, self.max_output_tokens):

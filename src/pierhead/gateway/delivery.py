@@ -108,7 +108,7 @@ class Delivery(Translated):
         translation = made.translation
         if status < 500 and not self._then:  # else another replica, or a fallback, may be asked yet
             self._body = []
-            self._outgoing = made._replace(body=[])
+            made.body = []
         if (status >= 400 and not self._request.control) or (translation is not None and not answer.sse):
             self._collected = []
             return

@@ -7,8 +7,9 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from pierhead.gateway.account import Account
 from pierhead.gateway.ask import Ask
-from pierhead.gateway.budgets import PATIENCE, Account, Budgets
+from pierhead.gateway.budgets import PATIENCE, Budgets
 from pierhead.gateway.faults import Fault
 from pierhead.gateway.ledger import MemoryLedger
 from pierhead.gateway.limits import Bucket, sized, told
@@ -79,6 +80,7 @@ class Holder:
         "_counts",
         "_free",
         "_priced",
+        "_shares",
         "_verdicts",
         "accounts",
         "grants",
@@ -105,7 +107,8 @@ class Holder:
         self.grants = grants = key.grants
         self.requests = sized(self.requests, grants.rpm, now)
         self.tokens = sized(self.tokens, grants.tpm, now)
-        self.accounts = self.room.accounts(key.id, grants.budgets)
+        self._shares = self.room.shares(key.id, grants.budgets)
+        self.accounts = tuple([share.account for share in self._shares])
         self._priced = any(account.unit == "usd" for account in self.accounts)
         self._counts = bool(grants.tpm or self.accounts)
         self._free = not (grants.rpm or grants.concurrent or self._counts)

@@ -62,8 +62,8 @@ def told(requests: Bucket | None, tokens: Bucket | None, dialect: Dialect) -> by
     if requests is not None and tokens is not None:
         one, most, two, all_ = requests.level, requests.capacity, tokens.level, tokens.capacity
         return _BOTH % (
-            *(most, one if one > 0 else 0, (most - one) / requests.rate * 1000),
-            *(all_, two if two > 0 else 0, (all_ - two) / tokens.rate * 1000),
+            *(most, int(one) if one > 0 else 0, int((most - one) / requests.rate * 1000)),
+            *(all_, int(two) if two > 0 else 0, int((all_ - two) / tokens.rate * 1000)),
         )
     lines = b""
     if requests is not None:

@@ -23,18 +23,29 @@ if TYPE_CHECKING:
     from pierhead.gateway.upstream import Target
 
 
-class Outgoing(NamedTuple):
+class Outgoing:
     """The request as one target gets it: ``head`` lacks its end.
 
     ``strip``: the engine tells a usage that the client did not ask for. ``note``: lines for the answer's head.
     """
 
-    head: bytes
-    body: list[bytes]
-    strip: bool = False
-    translation: Translation | None = None
-    spent: Usage = NOTHING  # by what was asked before
-    note: bytes = b""
+    __slots__ = ("body", "head", "note", "spent", "strip", "translation")
+
+    def __init__(
+        self,
+        head: bytes,
+        body: list[bytes],
+        strip: bool = False,
+        translation: Translation | None = None,
+        spent: Usage = NOTHING,  # by what was asked before
+        note: bytes = b"",
+    ) -> None:
+        self.head = head
+        self.body = body
+        self.strip = strip
+        self.translation = translation
+        self.spent = spent
+        self.note = note
 
 
 class Given(NamedTuple):

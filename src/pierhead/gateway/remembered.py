@@ -11,6 +11,7 @@ from pierhead.gateway.ask import read_ask
 from pierhead.gateway.cache import Kept, name
 from pierhead.gateway.faults import Fault
 from pierhead.gateway.holder import Hold
+from pierhead.gateway.plan import bound_of
 from pierhead.gateway.relay import Relay
 from pierhead.gateway.skeleton import INLINE
 from pierhead.gateway.usage import Usage
@@ -108,7 +109,7 @@ class Remembered(Relay):
 
     def _granted(self, hold: Hold) -> None:
         super()._granted(hold)
-        bound = self._ask.bound if self._ask is not None else None
+        bound = bound_of(self._ask) if self._ask is not None else None
         self._clamp = hold.cap if bound is None or bound > hold.cap else 0
         if self._name is not None:
             self._client.extra += b"x-pierhead-cache: miss\r\n"

@@ -44,15 +44,6 @@ _list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _ERRORS = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError)
 
 
-def plain(text: bytes) -> bool:
-    """Whether a chat's members but ``web_search_options`` can name nothing of the kind: its one list is of messages.
-
-    It is told by single bytes, which are found many times faster than words.
-    """
-    first = text.find(b"[")
-    return (first < 0 or text.find(b"[", first + 1) < 0) and (b"\\" not in text or b"\\u00" not in text)
-
-
 def unseen(operation: str, text: bytes, size: int) -> int:
     """Tokens at most; ``text`` is a body of ``size`` bytes, or its skeleton."""
     if operation in _TALK:
