@@ -42,7 +42,7 @@ class Arrivals:
             await _skim(request)
             raise
         length = request.headers.get("content-length", "")
-        size = int(length) if length.isdigit() and len(length) < 16 else None
+        size = int(length) if length.isdecimal() and len(length) < 16 else None
         await asyncio.to_thread(self._keep)
         self._rearm()
         ingest = await self._begun(digest, size)

@@ -58,7 +58,7 @@ async def fetch(target: Target, head: bytes, body: bytes = b"", *, limit: int = 
                 conn.begin(whole, head + framing + b"connection: close\r\n\r\n", (body,), False)
                 found = await whole.done
             finally:
-                conn.close()
+                conn.leave(whole)
     except TimeoutError as exc:
         raise Fault(504, "engine_timeout", f"the engine did not answer in {timeout:g} s.", source="engine") from exc
     except OSError as exc:

@@ -257,6 +257,11 @@ class UpstreamConnection:
             self.closing = True
             self._transport.abort()
 
+    def leave(self, receiver: Receiver) -> None:
+        """Drop the connection unless it has been released meanwhile: by now another's request may be on it."""
+        if self._receiver is receiver:
+            self.close()
+
     def connection_lost(self, exc: Exception | None) -> None:
         self.closing = True
         self.target.connected -= 1

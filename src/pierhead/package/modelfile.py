@@ -130,7 +130,7 @@ def _parameter(made: Modelfile, line: int, value: str) -> None:
     if key == "antiprompt":
         made.parameters.setdefault(key, []).append(given)
     elif key == "context":
-        if not given.isdigit() or not 0 < int(given) < 1 << 24:
+        if not given.isdecimal() or not 0 < int(given) < 1 << 24:
             _refuse(line, f"PARAMETER num_ctx is {given[:40]!r}", "Write the number of tokens.")
         made.context = int(given)
     else:

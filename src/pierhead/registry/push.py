@@ -77,7 +77,7 @@ async def _begin(registry: Registry, digest: str, mount: str) -> tuple[str, int]
         if not location:
             raise SourceUnavailable(f"{registry.name.host} does not say where to upload to")
         least = answer.headers.get("OCI-Chunk-Min-Length", "")
-        return urljoin(url, location), int(least) if least.isdigit() else 0
+        return urljoin(url, location), int(least) if least.isdecimal() else 0
 
 
 def _end(location: str, digest: str) -> str:
@@ -189,7 +189,7 @@ class _Sending:
             if answer.status >= 300:
                 return False
             last = answer.headers.get("Range", "").removeprefix("bytes=").partition("-")[2]
-            have = int(last) + 1 if last.isdigit() and last != "0" else 0
+            have = int(last) + 1 if last.isdecimal() and last != "0" else 0
             self._at = min(have, self._size)
             location = answer.headers.get("Location", "")
             self._location = urljoin(self._location, location) if location else self._location

@@ -172,7 +172,7 @@ def content_range(headers: Mapping[str, str]) -> tuple[int, int, int | None] | N
 def retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds that the server asks to wait, two minutes at most."""
     text = headers.get("Retry-After", "").strip()
-    if text.isdigit():
+    if text.isdecimal():
         return min(float(text), MAX_RETRY_AFTER)
     with contextlib.suppress(ValueError, TypeError):
         moment = email.utils.parsedate_to_datetime(text)

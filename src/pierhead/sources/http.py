@@ -182,7 +182,7 @@ class Http:
             etag = response.headers.get("X-Linked-Etag") or response.headers.get("ETag", "")
             size = response.headers.get("X-Linked-Size", "")
             own = response.content_length if response.status == 200 else None
-            return Linked(etag.removeprefix("W/").strip('"'), int(size) if size.isdigit() else own)
+            return Linked(etag.removeprefix("W/").strip('"'), int(size) if size.isdecimal() else own)
 
     async def read(self, remote: Remote, offset: int, length: int) -> bytes:
         """A part of the file, by range where the server can, else by reading up to it."""

@@ -7,7 +7,7 @@ import struct
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pierhead.gateway.ask import Ask
@@ -119,6 +119,7 @@ def test_what_is_no_request_for_the_model_is_refused_in_words(body: bytes, word:
     assert word in caught.value.message
 
 
+@example(b"", "¹")  # a digit that is no decimal
 @given(st.binary(max_size=120), st.none() | st.integers(0, 200).map(str) | st.text(max_size=4))
 def test_hostile_bodies_are_refused(data: bytes, header: str | None) -> None:
     head = b'{"inputs":[{"name":"text_input","shape":[1],"datatype":"BYTES","parameters":{"binary_data_size":8}}]}'

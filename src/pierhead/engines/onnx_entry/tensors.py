@@ -76,7 +76,7 @@ def read_infer(body: bytes, header: str | None) -> tuple[Infer, dict[str, Any]]:
     """The request and its inputs as arrays; Refused 400 says what is wrong with which."""
     cut = len(body)
     if header is not None:
-        if not header.isdigit() or len(header) > 12 or int(header) > len(body):
+        if not header.isdecimal() or len(header) > 12 or int(header) > len(body):
             raise bad(f"inference-header-content-length is {header[:40]!r}, the body has {len(body)} bytes")
         cut = int(header)
     request = _decoded(body[:cut], _infer)

@@ -51,7 +51,7 @@ def read(body: bytes, header: str | None) -> tuple[InferRequest, dict[str, list[
     """The request and its inputs as texts, by name; Fault 400 says what is wrong with which tensor."""
     cut = len(body)
     if header is not None:
-        if not header.isdigit() or len(header) > 12 or int(header) > len(body):
+        if not header.isdecimal() or len(header) > 12 or int(header) > len(body):
             raise bad_request(f"{HEADER} is {header[:40]!r}, the body has {len(body)} bytes.")
         cut = int(header)
     try:
