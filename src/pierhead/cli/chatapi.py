@@ -69,6 +69,7 @@ def _broken() -> EngineFailed:
 
 
 def refusal(response: http.client.HTTPResponse) -> PierError:
+    """The error of an answer that is none."""
     """What an answer other than 200 means."""
     data = response.read(1 << 20)
     try:

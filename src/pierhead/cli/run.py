@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import click
@@ -15,6 +16,7 @@ from pierhead.cli.completion import complete_model
 from pierhead.cli.help import Verb, json_option, option
 from pierhead.cli.models import fetch_missing, open_store
 from pierhead.cli.output import here, print_json, say, warn
+from pierhead.cli.predict import members, packaged, predict, predicts
 from pierhead.cli.progress import bars
 from pierhead.cli.request import Request, piped, quote
 from pierhead.cli.work import abilities, chats, work
@@ -29,6 +31,7 @@ _EXAMPLES = (
     ("pier run smollm2", "A chat, with history and /help."),
     ('pier run smollm2 "Sum this up:" < letter.txt', "The prompt, then what comes through the pipe."),
     ('pier run smollm2 "Invent a ship." --format ship.schema.json', "An answer that keeps to a JSON schema."),
+    ("pier run ./my_model.py '{\"x\": 1}'", "A Python class of your own, packaged anew where it changed."),
     ('pier run smollm2 "Hi" --replicas 2', "Two engines, over which the gateway spreads requests; 1 drains one."),
     ('pier run sentiment "What a film!"', "A classifier answers with its label and how sure it is."),
     ('pier run smollm2 "Hi" --context 2048 --option threads=2', "Any engine parameter, by name."),
@@ -83,7 +86,11 @@ def run(model: str, prompt: str | None, as_json: bool, **given: Any) -> None:
     record = present(paths, model)
     if given["images"]:
         check_sight(record)
+    asked_for = members(text, record.name) if predicts(record) else None
     load_s = start(paths, record.name, request, quiet=as_json)
+    if asked_for is not None:
+        predict(paths, record.name, asked_for, as_json=as_json)
+        return
     able = abilities(paths, record)
     if not chats(able):
         work(paths, record, able, prompt or "", through, request.content("", list(map(quote, given["files"]))), as_json)
@@ -113,7 +120,13 @@ def _finish(record: ModelRecord, answer: Answer, given: dict[str, Any], as_json:
 
 
 def present(paths: Paths, model: str) -> ModelRecord:
-    """The model's record; pulled first if it is not in the store."""
+    """The model's record; pulled first if it is not in the store, and made first where it is Python on this machine."""
+    if model.startswith(("./", "../", "/", "~")) or model.endswith(".py"):
+        from pierhead.package.python_model import is_program
+
+        path = Path(model).expanduser()
+        if path.exists() and is_program(path):
+            return packaged(paths, path)
     store = open_store(paths)
     try:
         return store.get(model)
