@@ -145,3 +145,31 @@ def test_a_model_that_cannot_load_gives_its_own_reason(served: tuple[House, str]
     assert status >= 500
     assert "RuntimeError: no weights (bad.py, line 3)" in answer["error"]["message"]
     assert "Traceback" not in json.dumps(answer)
+
+
+def test_the_example_runs_straight_from_its_folder(house: House) -> None:
+    house.env["PIERHEAD_RUNTIME__ENVIRONMENTS"] = os.environ.get(
+        "PIERHEAD_RUNTIME__ENVIRONMENTS", str(CACHE / "engines")
+    )
+    said = house.start()
+    folder = str(Path(__file__).parents[2] / "examples" / "python-model")
+    talked = pier(house, "run", folder, "Wo ist der Hafen, und was gibt es dort zu sehen?")
+    assert talked.stdout.startswith("That is German, ")
+    status, found = ask(said["listeners"][0], "/v1/predict", {"model": "python-model", "text": "Where is the water?"})
+    assert (status, found["language"]) == (200, "English")
+    status, found = ask(said["listeners"][0], "/v1/classify", {"model": "python-model", "input": ["Il n'y a rien."]})
+    assert found["data"][0]["label"] == "French"
+
+
+def test_json_is_asked_of_a_file_on_this_machine(house: House, tmp_path: Path) -> None:
+    house.env["PIERHEAD_RUNTIME__ENVIRONMENTS"] = os.environ.get(
+        "PIERHEAD_RUNTIME__ENVIRONMENTS", str(CACHE / "engines")
+    )
+    house.start()
+    file = tmp_path / "count.py"
+    file.write_text("class Count:\n    def load(self): ...\n    def predict(self, n: int): return {'twice': n * 2}\n")
+    assert json.loads(pier(house, "run", str(file), '{"n": 4}').stdout) == {"twice": 8}
+    file.write_text(file.read_text().replace("return {'twice': n * 2}", "yield from range(n)"))
+    assert pier(house, "run", str(file), '{"n": 2}').stdout.split() == ["0", "1"]
+    assert "n: Field required" in pier(house, "run", str(file), "{}", code=2).stderr
+    assert "takes a JSON object" in pier(house, "run", "count", "hello", code=2).stderr

@@ -72,6 +72,7 @@ VERBS: dict[str, dict[str, tuple[str, str]]] = {
         "service": ("pierhead.cli.service:service", "Start Pierhead with the machine (systemd)."),
     },
     "Setup": {
+        "engine": ("pierhead.cli.engine:engine", "Show engines, install their packages, check templates."),
         "doctor": ("pierhead.cli.doctor:doctor", "Say what this machine can do, and what to install for more."),
         "completion": ("pierhead.cli.completion:completion", "Print the completion script of a shell."),
         "version": ("pierhead.cli.operate:version", "Print the versions of command and daemon."),

@@ -59,9 +59,12 @@ def members(text: str, model: str) -> dict[str, Any]:
     return found  # pyright: ignore[reportUnknownVariableType]  # its members are anything
 
 
-def predict(paths: Paths, model: str, asked: dict[str, Any], *, as_json: bool) -> None:
-    """Ask, and print: JSON as it is laid out, a stream piece by piece."""
-    for piece in answers(paths, {**asked, "model": model}):
+def predict(paths: Paths, record: ModelRecord, asked: dict[str, Any], *, as_json: bool) -> None:
+    """Ask, and print: JSON as it is laid out, a stream piece by piece.
+
+    By its digest: a name that was moved just now may mean the earlier model for a moment.
+    """
+    for piece in answers(paths, {**asked, "model": record.digest}):
         click.echo(json.dumps(piece, ensure_ascii=False, indent=None if as_json or not sys.stdout.isatty() else 2))
 
 
@@ -85,4 +88,4 @@ def answers(paths: Paths, body: dict[str, Any]) -> Iterator[Any]:
                         raise failure(piece["error"], 502)
                     yield piece
         except (OSError, http.client.HTTPException, ValueError) as exc:
-            raise DaemonUnavailable("the answer broke off", hint=f"See `pier logs {body['model']}`.") from exc
+            raise DaemonUnavailable("the answer broke off", hint="`pier logs MODEL` shows what it said.") from exc

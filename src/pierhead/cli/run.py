@@ -89,7 +89,7 @@ def run(model: str, prompt: str | None, as_json: bool, **given: Any) -> None:
     asked_for = members(text, record.name) if predicts(record) else None
     load_s = start(paths, record.name, request, quiet=as_json)
     if asked_for is not None:
-        predict(paths, record.name, asked_for, as_json=as_json)
+        predict(paths, record, asked_for, as_json=as_json)
         return
     able = abilities(paths, record)
     if not chats(able):

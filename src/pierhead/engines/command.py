@@ -72,6 +72,13 @@ class Command:
             parallel=int(template.settings.get("parallel", 0)),
         )
 
+    @property
+    def missing(self) -> str:
+        """The program, where it is to be one of this machine's and is not here."""
+        template = self._template
+        own = not (template.image or template.requirements or self.program.startswith("$("))
+        return self.program if own and shutil.which(self.program) is None else ""
+
     def accepts(self, files: tuple[ModelFile, ...]) -> bool:
         """Whether there are weights of one of its formats."""
         return any(file.role == "weights" and file.format in self._template.formats for file in files)

@@ -43,6 +43,7 @@ FACTS = EngineFacts(
     name="python",
     title="Python",
     formats=(FORMAT,),
+    marks=(NAME,),
     serves=tuple(OPERATIONS.values()),
     accelerators=("cpu", "cuda", "rocm"),
     common=("threads",),
@@ -70,6 +71,7 @@ class Python:
 
     name = FACTS.name
     facts = FACTS
+    environment = Environment(SERVER)  # of models that need nothing themselves
 
     def __init__(self, base_image: str = "") -> None:
         self._base_image = base_image
@@ -94,9 +96,9 @@ class Python:
             raise UsageError(f"'{request.model}' does not say which class it is", hint="Package the model again.")
         settings = {name: setting.default for name, setting in SETTINGS.items()}
         settings |= canonical(program.settings) | canonical(request.settings)
-        needed = settings["memory"] or estimate(program, request.files, settings["workers"])
+        needed = settings["memory"] or estimate(program, request.files)
         if request.free_memory and needed > request.free_memory:
-            raise too_large(request.model, needed, request.free_memory, settings["workers"])
+            raise too_large(request.model, needed, request.free_memory)
         return Plan(spec=self._spec(request, program, settings, needed), context=0, memory=needed)
 
     def _spec(self, request: PlanRequest, program: PythonModel, settings: Mapping[str, Any], needed: int) -> LaunchSpec:
@@ -104,12 +106,12 @@ class Python:
             "name": request.model,
             "module": program.module,
             "cls": program.cls,
-            **{name: settings[name] for name in ("max_batch_size", "batch_delay_ms", "concurrency", "workers")},
+            **{name: settings[name] for name in ("max_batch_size", "batch_delay_ms", "concurrency")},
         }
         told = json.dumps(server, separators=(",", ":")).replace("$(", "$$(")
         places = ("--socket", "$(SOCKET)", "--model-dir", "$(MODEL_DIR)")
         pins = requirements(program)
-        threads = str(settings["threads"] or max(1, request.cpus // settings["workers"]))
+        threads = str(settings["threads"] or max(1, request.cpus))
         return LaunchSpec(
             replica=request.replica,
             model=request.model,
@@ -132,20 +134,19 @@ def requirements(program: PythonModel) -> tuple[str, ...]:
     return (*program.requirements, *BOUNDS) if program.requirements else SERVER
 
 
-def estimate(program: PythonModel, files: tuple[ModelFile, ...], workers: int) -> int:
-    """Bytes that it may take: its libraries, and its weights once in memory with a fifth on top; for each worker."""
+def estimate(program: PythonModel, files: tuple[ModelFile, ...]) -> int:
+    """Bytes that it may take: its libraries, and its weights once in memory with a fifth on top."""
     names = {re.split(r"[^a-z0-9-]", text.lower().replace("_", "-"), maxsplit=1)[0] for text in requirements(program)}
     libraries = sum(size for name, size in _LIBRARIES.items() if name in names) * MIB
     weights = sum(f.size for f in files if f.role in ("weights", "lora", "draft", "mmproj"))
-    return (PROGRAM + libraries + weights * 6 // 5) * workers
+    return PROGRAM + libraries + weights * 6 // 5
 
 
-def too_large(model: str, needed: int, free: int, workers: int) -> OutOfMemory:
+def too_large(model: str, needed: int, free: int) -> OutOfMemory:
     """The refusal with its numbers."""
-    each = f" for {workers} workers" if workers > 1 else ""
     return OutOfMemory(
-        f"'{model}' is taken to need {needed / MIB:,.0f} MiB{each}; {free / MIB:,.0f} MiB are free",
-        hint="Stop another model, ask for fewer workers, or say what it needs: --option memory=500MiB.",
+        f"'{model}' is taken to need {needed / MIB:,.0f} MiB; {free / MIB:,.0f} MiB are free",
+        hint="Stop another model, or say what it needs: --option memory=500MiB.",
         data={"needed": needed, "free": free},
     )
 

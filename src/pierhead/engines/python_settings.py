@@ -24,7 +24,6 @@ SETTINGS: dict[str, Setting] = {
     "max_batch_size": Setting(int, 1, 1, 65536),
     "batch_delay_ms": Setting(float, 0.0, 0, 60_000),
     "concurrency": Setting(int, 1, 1, 1024),
-    "workers": Setting(int, 1, 1, 64),
     "parallel": Setting(int, 0, 0, 65536),
     "threads": Setting(int, 0, 0, 1024),
     "memory": Setting(int, 0, 0, 1 << 50, bytes=True),
@@ -36,7 +35,6 @@ ALIASES = {
     "batch_delay": "batch_delay_ms",
     "max_delay_ms": "batch_delay_ms",
     "max_concurrency": "concurrency",
-    "processes": "workers",
 }
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 

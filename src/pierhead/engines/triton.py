@@ -55,6 +55,7 @@ class Triton:
 
     name = FACTS.name
     facts = FACTS
+    environment = Environment(WHEELS)
 
     def __init__(self, base_image: str = "") -> None:
         self._base_image = base_image

@@ -16,7 +16,7 @@ from pierhead.formats.python_model import OPERATIONS
 
 _SCRIPT = re.compile(r"(?m)^# /// script[ \t]*$\n(?P<content>(?:^#(?:| .*)$\n)+?)^# ///[ \t]*$")
 _COMMENT = re.compile(r"(^|\s)#.*$")
-_CONSTANTS = ("max_batch_size", "batch_delay_ms", "concurrency", "workers", "parallel", "memory")
+_CONSTANTS = ("max_batch_size", "batch_delay_ms", "concurrency", "parallel", "memory")
 _TABLE = "[tool.pierhead]"
 
 

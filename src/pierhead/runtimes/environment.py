@@ -69,6 +69,14 @@ class Environments:
         listener(BuildProgress(image=place.name, step="done", done=1, total=1))
         return place / "bin" / "python"
 
+    def all(self) -> list[Path]:
+        """The folders of those that are here."""
+        return [p for p in sorted(self._folder.glob("*-*")) if p.is_dir()] if self._folder.is_dir() else []
+
+    def of(self, engine: str) -> list[Path]:
+        """The folders of an engine's environments that are here whole."""
+        return [p for p in self.all() if p.name.rpartition("-")[0] == engine and (p / _MARK).is_file()]
+
     def prune(self, keep: frozenset[str] = frozenset()) -> list[str]:
         """Remove all but those whose folder's name is in ``keep``; the names of those that are gone."""
         gone: list[str] = []

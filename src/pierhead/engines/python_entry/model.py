@@ -22,7 +22,7 @@ class Unusable(Exception):
 
 @dataclass(frozen=True)
 class Settings:
-    """What the engine's plan says; ``threads`` is for libraries that ask the environment (0: theirs)."""
+    """What the engine's plan says."""
 
     name: str
     module: str
@@ -30,7 +30,6 @@ class Settings:
     max_batch_size: int = 1
     batch_delay_ms: float = 0.0
     concurrency: int = 1
-    workers: int = 1
 
 
 @dataclass(frozen=True)
