@@ -144,6 +144,14 @@ def test_the_class_of_a_model_tells_what_it_is_for(metadata: dict[str, Any], fou
 LOGS = [
     (
         [
+            "(VllmWorker-0 pid=21797) ERROR 11-26 00:34:58 [multiproc_executor.py:953]     raise ValueError(",
+            "(VllmWorker-0 pid=21797) ERROR 11-26 00:34:58 [multiproc_executor.py:953] ValueError: Available memory on",
+            "RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}",
+        ],
+        "Available memory on",
+    ),
+    (
+        [
             "(EngineCore pid=22) ERROR 11-25 22:52:09 [core.py:1100] Traceback (most recent call last):",
             "(EngineCore pid=22) ERROR 11-25 22:52:09 [core.py:1100] RuntimeError: The size of tensor a (3) must match",
             "(APIServer pid=2) RuntimeError: Engine core initialization failed. See root cause above.",

@@ -151,7 +151,7 @@ def _usual(request: PlanRequest, wishes: Wishes, context: int) -> dict[str, Any]
     }
     if wishes.device == "cpu":
         size = cache_size(request.metadata, context=context, parallel=wishes.parallel, cache_bytes=wishes.cache_bytes)
-        flags |= {"kv_cache_memory_bytes": str(size)} if size else {}
+        flags |= {"kv_cache_memory_bytes": str(max(size, MIB))}  # without, vLLM wants most of the machine's memory
         flags |= {"enforce_eager": True}  # compiling needs a C++ compiler, and minutes at each start
     if "tool_call_parser" in wishes.flags:
         flags["enable_auto_tool_choice"] = True

@@ -20,10 +20,10 @@ MODULE = "vllm.entrypoints.openai.api_server"
 LINE = 1 << 20  # bytes; a longer line of the log is cut
 # A line that ends a traceback, behind the name of the process that wrote it and the head of a log line.
 WRONG = re.compile(
-    r"^(?:\([\w ]+(?:pid=\d+)?\) )?(?:(?:ERROR|CRITICAL) \S+ \S+ \[[^\]]*\] )?"
+    r"^(?:\([^)]*\) )?(?:(?:ERROR|CRITICAL) \S+ \S+ \[[^\]]*\] )?"
     r"(?:(?P<kind>[A-Za-z_][\w.]*(?:Error|Exception|NotFound|Refused)): |\S+: error: )(?P<said>.+)"
 )
-HEAD = re.compile(r"^(?:\([\w ]+(?:pid=\d+)?\) )?(?:(?:ERROR|CRITICAL) \S+ \S+ \[[^\]]*\] )?")
+HEAD = re.compile(r"^(?:\([^)]*\) )?(?:(?:ERROR|CRITICAL) \S+ \S+ \[[^\]]*\] )?")
 ECHOES = ("Engine core initialization failed", "WorkerProc initialization failed", "Engine core proc", "See root cause")
 
 
