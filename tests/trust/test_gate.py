@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 
 from pierhead.config import SourceSettings
-from pierhead.errors import ConfigError, NotFound, Untrusted
+from pierhead.errors import ConfigError, NotFound, UnsafeContent, Untrusted
 from pierhead.events import AnyEvent, Note, ignore
+from pierhead.package.build import package
+from pierhead.package.python_model import find, prepare
+from pierhead.package.recipe import Recipe
 from pierhead.paths import Paths
 from pierhead.refs import parse
 from pierhead.registry.name import image_name
@@ -233,3 +236,48 @@ async def test_a_chosen_name_does_not_let_in_what_comes_from_elsewhere(
     with pytest.raises(Untrusted, match="default is deny"):
         await pull(where, store=store, settings=SETTINGS, paths=home, env={}, retry=FAST, name="good")
     assert store.models() == []
+
+
+async def publish_python(tmp_path: Path, home: Paths, registry: Double, key: PrivateKey | None) -> str:
+    """A Python model made elsewhere, signed or not, now in the registry."""
+    source = tmp_path / "mine.py"
+    source.write_text("class Mine:\n    def load(self): ...\n    def predict(self, x: int): return x\n")
+    store = Store.open(tmp_path / "maker")
+    package(store, Recipe("mine", prepare(find(source), {}, tmp_path, (), lock=False), "2026-01-01T00:00:00Z"))
+    if key is not None:
+        await sign(store, "mine", key, f"{registry.base}/a/b:v1")
+    where = f"oci://{registry.base}/a/b:v1"
+    await push_model(store, "mine", image_name(parse(where)), settings=SETTINGS, env={}, listener=ignore, retry=FAST)
+    return where
+
+
+async def test_a_python_model_is_pulled_when_a_rule_wants_a_signature_and_it_is_there(
+    tmp_path: Path, home: Paths, registry: Double, key: PrivateKey
+) -> None:
+    where = await publish_python(tmp_path, home, registry, key)
+    write(home, key)
+    record = await fetch(where, Store.open(home.store), home)
+    assert record.metadata["format"] == "python"
+
+
+@pytest.mark.parametrize("policy", ["none", "another-rule", "nothing-required"])
+async def test_a_python_model_that_nobody_vouches_for_is_refused_until_it_is_allowed(
+    tmp_path: Path, home: Paths, registry: Double, key: PrivateKey, policy: str
+) -> None:
+    where = await publish_python(tmp_path, home, registry, key)
+    if policy == "another-rule":
+        write(home, key, "oci://elsewhere/**")
+    elif policy == "nothing-required":
+        home.config.mkdir(parents=True, exist_ok=True)
+        (home.config / "policy.toml").write_text(
+            'default = "allow"\n[[rules]]\nmatch = ["oci://**"]\nrequire = "nothing"\n'
+        )
+    store = Store.open(home.store)
+    with pytest.raises(UnsafeContent, match="its author's code is run to serve it") as refused:
+        await fetch(where, store, home)
+    assert "--allow-unsafe" in (refused.value.hint or "")
+    assert store.models() == []
+    allowed = await pull(
+        where, store=store, settings=SETTINGS, paths=home, env={}, retry=FAST, allow_unsafe=True, name="mine"
+    )
+    assert allowed.metadata["python"]["class"] == "Mine"
