@@ -26,6 +26,7 @@ VERBS: dict[str, dict[str, tuple[str, str]]] = {
             "pierhead.cli.settings:settings",
             "Show and change a model's settings, and where each comes from.",
         ),
+        "lora": ("pierhead.cli.lora:lora", "Give a model LoRA adapters that requests choose by name."),
         "bench": ("pierhead.cli.bench:bench", "Measure how fast a model answers under load."),
     },
     "Models": {

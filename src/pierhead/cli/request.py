@@ -27,6 +27,8 @@ class Request:
         self.engine = engine_settings(given["options"], given["context"])
         if given.get("engine"):
             self.engine["engine"] = given["engine"]
+        if given.get("draft"):
+            self.engine["draft"] = given["draft"]
         self.keep_alive = seconds(given["keep_alive"]) if given["keep_alive"] else None
 
     def system(self) -> list[dict[str, Any]]:

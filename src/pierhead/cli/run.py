@@ -53,6 +53,7 @@ _EXAMPLES = (
     "--context", type=click.IntRange(1), metavar="TOKENS", section=_ENGINE, help="Context length [default: what fits]"
 )
 @option("--engine", metavar="NAME", section=_ENGINE, help="Which engine serves it [default: the first that can]")
+@option("--draft", metavar="MODEL", section=_ENGINE, help="A smaller model that drafts tokens, to be faster.")
 @option("--runtime", type=click.Choice(["auto", "process", "docker"]), section=_ENGINE, help="Where the engine runs.")
 @option(
     "--keep-alive", metavar="TIME", section=_ENGINE, help="How long it stays when idle: 90s, 5m, 1h, -1 (for ever)."

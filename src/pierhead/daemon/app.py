@@ -325,7 +325,7 @@ class Daemon:
         )
 
     def _model_routes(self) -> tuple[Route, ...]:
-        return routes(self._known(), self.fleet.replicas(), self.fleet.capabilities)
+        return routes(self._known(), self.fleet.replicas(), self.fleet.capabilities, self.fleet.layers.adapters)
 
     def _known(self) -> list[ModelRecord]:
         """The models as last read from the store, and those that run though they came later."""
@@ -336,8 +336,9 @@ class Daemon:
         await self.link.settled()
 
     async def _ensure(self, model: str, failed: str, listener: Listener) -> Endpoint:
-        info = await self.fleet.ensure_ready(model, failed=failed, listener=listener, by_request=True)
-        return endpoint(info)
+        base, adapter = await asyncio.to_thread(self.models.parted, model)
+        info = await self.fleet.ensure_ready(base, failed=failed, listener=listener, by_request=True)
+        return endpoint(info) if not adapter else self.models.adapted(info, adapter)
 
     def _activity(self, activity: Activity) -> None:
         self.fleet.activity(activity.replica, activity.open, activity.last_used)

@@ -13,7 +13,7 @@ from pierhead.daemon.tomlfile import read_text, write_text
 from pierhead.engines.common_settings import COMMON, spelled
 from pierhead.errors import PierError, UsageError
 from pierhead.fleet import modelsfile
-from pierhead.fleet.modelsfile import KEEPING, ModelsFile
+from pierhead.fleet.modelsfile import ADAPTERS, KEEPING, ModelsFile
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +92,11 @@ def _put(table: Any, given: str, value: Any) -> None:
     if name in KEEPING or name in COMMON:
         table[name] = value
         return
+    if name == ADAPTERS:
+        adapters = table.setdefault(ADAPTERS, {})
+        for adapter, scale in dict(value).items():
+            adapters[adapter] = scale
+        return
     options = table.setdefault("options", {})
     _take_out_of(options, name)
     options[name] = value
@@ -101,6 +106,11 @@ def _take_out(table: Any, given: str, model: str) -> None:
     name = spelled(given)
     if name in table and (name in KEEPING or name in COMMON):
         del table[name]
+        return
+    if given.startswith(f"{ADAPTERS}.") and given.partition(".")[2] in table.get(ADAPTERS, {}):
+        del table[ADAPTERS][given.partition(".")[2]]
+        if not table[ADAPTERS]:
+            del table[ADAPTERS]
         return
     if not _take_out_of(table.get("options", {}), name):
         raise UsageError(

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from msgspec.structs import replace
+
 from pierhead.daemon.modelbook import ModelBook
-from pierhead.daemon.wire import ModelSettings, SettingsChange
+from pierhead.daemon.routes import PLUS, with_adapter
+from pierhead.daemon.wire import AdapterInfo, ModelSettings, SettingsChange
 from pierhead.engines.base import Describes, Engine
 from pierhead.engines.common_settings import COMMON, checked, spelled
+from pierhead.errors import Conflict, PierError, UsageError
+from pierhead.fleet.info import ReplicaInfo
 from pierhead.fleet.layers import ENGINE, Layers
 from pierhead.fleet.merge import Layer, Setting, merge
-from pierhead.fleet.modelsfile import ALL, KEEPING, kept
+from pierhead.fleet.modelsfile import ADAPTERS, ALL, KEEPING, kept
 from pierhead.fleet.supervisor import Supervisor
+from pierhead.gateway.link import Endpoint
 from pierhead.store.layout import Store
 from pierhead.store.model import ModelRecord
 
@@ -43,7 +50,8 @@ class ModelDesk:
             return _everybody(self._book)
         record = await asyncio.to_thread(self._store.get, name)
         asked, running = self._fleet.asked(record), self._fleet.in_use(record.digest)
-        return _shown(self._fleet.layers, self._book, record, asked, running=running, everything=everything)
+        found = _shown(self._fleet.layers, self._book, record, asked, running=running, everything=everything)
+        return replace(found, adapters=self._adapters(record))
 
     async def change(self, name: str, wanted: SettingsChange) -> ModelSettings:
         """Write what is wanted into ``models.toml``; UsageError for what the model's engine would not take."""
@@ -52,9 +60,52 @@ class ModelDesk:
         engine = None if record is None else layers.engine(record, _engine(wanted))
         ready = dict(_typed(name, value, engine) for name, value in wanted.set.items())
         names = (ALL,) if record is None else (record.name, *record.names)
+        adapters = wanted.set.get(ADAPTERS)
+        for adapter in adapters if isinstance(adapters, dict) else ():
+            await asyncio.to_thread(self._check_adapter, record, adapter)
         await self._book.edit(names, ready, wanted.unset, lambda file: layers.reading(file).check(record))
         self._changed()
         return await self.show(name)
+
+    def _check_adapter(self, record: ModelRecord | None, name: str) -> None:
+        """NotFound or UsageError unless this is a LoRA of the store that fits the model."""
+        adapter = self._store.get(name)
+        if record is None or not any(f.role == "lora" for f in adapter.files):
+            raise UsageError(f"'{name}' is no LoRA adapter", hint="`pier lora add MODEL FILE.gguf` brings one in.")
+        ours, theirs = record.metadata.get("architecture"), adapter.metadata.get("architecture")
+        if ours and theirs and ours != theirs:
+            raise UsageError(
+                f"'{name}' is a LoRA for {theirs}, '{record.name}' is {ours}", hint="Name one that fits the model."
+            )
+
+    # --- LoRA adapters --------------------------------------------------------------------------------------------
+
+    def parted(self, name: str) -> tuple[str, str]:
+        """A route's name as that of its model and that of the LoRA which is to count, "" for none. Blocking."""
+        base, sign, adapter = name.rpartition(PLUS)
+        if sign:
+            with contextlib.suppress(PierError):
+                if adapter in self._fleet.layers.adapters(self._store.get(base)):
+                    return base, adapter
+        return name, ""
+
+    def adapted(self, replica: ReplicaInfo, adapter: str) -> Endpoint:
+        """Where a replica answers with a LoRA; Conflict when it was started before that was added."""
+        record = self._store.get(replica.digest)
+        found = with_adapter(replica, adapter, self._fleet.layers.adapters(record).get(adapter, 1.0))
+        if found is None:
+            raise Conflict(
+                f"'{replica.model}' runs without '{adapter}', which was added later",
+                hint=f"`pier stop {replica.model}` lets the next request start it with all of its adapters.",
+            )
+        return found
+
+    def _adapters(self, record: ModelRecord) -> tuple[AdapterInfo, ...]:
+        loaded = {a.name for r in self._fleet.replicas() if r.digest == record.digest for a in r.adapters}
+        return tuple(
+            AdapterInfo(name, scale, f"{record.name}{PLUS}{name}", name in loaded)
+            for name, scale in self._fleet.layers.adapters(record).items()
+        )
 
 
 def _shown(
@@ -108,6 +159,8 @@ def _engine(wanted: SettingsChange) -> dict[str, Any]:
 def _typed(given: str, value: Any, engine: Engine | None) -> tuple[str, Any]:
     """A name and a value as they are written into the file: numbers and switches as such."""
     name = spelled(given)
+    if name == ADAPTERS:
+        return name, value
     if name in KEEPING:
         plain = _SWITCH.get(value.lower(), value) if name == "pin" and isinstance(value, str) else value
         plain = _number(plain) if name in ("replicas", "keep_alive") else plain

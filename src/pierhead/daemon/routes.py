@@ -3,36 +3,73 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
+
+import msgspec
+from msgspec.structs import replace
 
 from pierhead.fleet.info import ReplicaInfo
 from pierhead.gateway.link import OPENAI, Endpoint, Route
 from pierhead.store.model import ModelRecord
 
+# llama.cpp forgets which of its LoRAs a prompt in its cache was worked out with: without one, it would go on with that.
+_UNCACHED = '"cache_prompt":false,'
+PLUS = "+"  # between the name of a model and that of the LoRA that is to count
+Adapters = Callable[[ModelRecord], Mapping[str, float]]
 Abilities = Callable[[ModelRecord], tuple[str, ...]]
 
 
-def routes(models: Iterable[ModelRecord], replicas: Iterable[ReplicaInfo], abilities: Abilities) -> tuple[Route, ...]:
-    """One route per model; its other names are aliases, its ready replicas endpoints; ``abilities`` of each model."""
-    endpoints: dict[str, tuple[Endpoint, ...]] = {}
+def routes(
+    models: Iterable[ModelRecord],
+    replicas: Iterable[ReplicaInfo],
+    abilities: Abilities,
+    adapters: Adapters = lambda model: {},
+) -> tuple[Route, ...]:
+    """One route per model; its other names are aliases, its ready replicas endpoints; ``abilities`` of each model.
+
+    One more for each of its LoRA ``adapters`` (name to scale): ``MODEL+ADAPTER``.
+    """
+    ready: dict[str, list[ReplicaInfo]] = {}
     for replica in replicas:
         if replica.state == "ready" and replica.socket:
-            endpoints[replica.digest] = (
-                *endpoints.get(replica.digest, ()),
-                endpoint(replica),
-            )
+            ready.setdefault(replica.digest, []).append(replica)
     made: dict[str, Route] = {}
     for model in models:
         if model.digest not in made:
             made[model.digest] = Route(
                 name=model.name,
                 aliases=tuple(sorted(_spellings(model) - {model.name})),
-                endpoints=endpoints.get(model.digest, ()),
+                endpoints=tuple(map(endpoint, ready.get(model.digest, ()))),
                 card=_card(model, abilities(model)),
                 docker=_docker(model),
             )
+            for name, scale in adapters(model).items():
+                made[f"{model.digest}+{name}"] = _adapted(model, name, scale, ready.get(model.digest, ()), abilities)
     return tuple(made.values())
+
+
+def _adapted(
+    model: ModelRecord, name: str, scale: float, replicas: Iterable[ReplicaInfo], abilities: Abilities
+) -> Route:
+    """The route of a model with one of its LoRAs."""
+    found = tuple(e for r in replicas if (e := with_adapter(r, name, scale)) is not None)
+    full = f"{model.name}{PLUS}{name}"
+    card = {**_card(model, tuple(w for w in abilities(model) if w != "embeddings")), "id": full, "parent": model.name}
+    aliases = {f"{spelling}{PLUS}{name}" for spelling in _spellings(model)} - {full}
+    return Route(name=full, aliases=tuple(sorted(aliases)), endpoints=found, card=card, docker={})
+
+
+def with_adapter(replica: ReplicaInfo, name: str, scale: float) -> Endpoint | None:
+    """Where the gateway finds a replica that uses one of its LoRAs; None where it was started without it."""
+    adapter = next((a for a in replica.adapters if a.name == name), None)
+    if adapter is None:
+        return None
+    made = replace(endpoint(replica), serves=tuple(s for s in endpoint(replica).serves if s != "embeddings"))
+    if adapter.model:
+        return replace(made, model=adapter.model)
+    counting = [{"id": at, "scale": fixed} for at, fixed in replica.fixed] + [{"id": adapter.id, "scale": scale}]
+    return replace(made, front=f'{_UNCACHED}"lora":{msgspec.json.encode(counting).decode()},')
 
 
 def endpoint(replica: ReplicaInfo) -> Endpoint:
@@ -44,6 +81,7 @@ def endpoint(replica: ReplicaInfo) -> Endpoint:
         serves=replica.serves or OPENAI,  # a replica that an earlier version started did not say
         slots=replica.parallel,
         context=replica.context,
+        front=_UNCACHED if any(adapter.id >= 0 for adapter in replica.adapters) else "",
         revision=replica.digest.removeprefix("sha256:")[:12],
         model=replica.called,
     )

@@ -82,6 +82,15 @@ class RouteText(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     toml: str
 
 
+class AdapterInfo(msgspec.Struct, frozen=True):
+    """A LoRA of a model: its name in the store, its scale, what requests call it, and whether what runs has it."""
+
+    name: str
+    scale: float
+    model: str
+    loaded: bool
+
+
 class ModelSettings(msgspec.Struct, frozen=True, kw_only=True):
     """The settings of a model (``*``: of all), each with where it comes from and what it stands over.
 
@@ -95,6 +104,7 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True):
     error: dict[str, Any] | None = None
     running: bool = False
     settings: tuple[Setting, ...] = ()
+    adapters: tuple[AdapterInfo, ...] = ()
 
 
 class SettingsChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -91,11 +91,20 @@ class ImageRecipe(msgspec.Struct, frozen=True):
     dependencies: bool = False  # whether what the requirements need comes with them; else they are all
 
 
+class Adapter(msgspec.Struct, frozen=True):
+    """A LoRA that a started engine can use for single requests: by its number (``id``), or as a ``model`` name."""
+
+    name: str
+    id: int = -1
+    model: str = ""
+
+
 class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Everything a runtime needs to start one replica; serializable, so that it survives the daemon.
 
     In ``argv`` and ``env`` values, ``$(PYTHON)``, ``$(ENTRY)``, ``$(BRIDGE)``, ``$(MODEL_DIR)`` and ``$(SOCKET)`` stand
-    for places that each runtime knows (see ``runtimes.base.Places``); ``$$(`` is a literal ``$(``.
+    for places that each runtime knows (see ``runtimes.base.Places``); ``$(MOUNT0)``
+    is where the first of ``mounts`` is to be found, and so on. ``$$(`` is a literal ``$(``.
     """
 
     replica: str  # [a-z0-9]{1,20}, unique on this host
@@ -123,7 +132,21 @@ class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
     sleep: tuple[str, ...] = ()  # a POST to the first path lets go of GPU memory, to the second takes it back
     serves: tuple[str, ...] = ()  # the gateway's operations that the engine answers natively
     called: str = ""  # the name by which the engine wants its model asked for, where it minds
+    adapters: tuple[Adapter, ...] = ()
+    fixed: tuple[tuple[int, float], ...] = ()  # number and scale of the LoRAs that always count
     call_prefix: str = ""  # what a required tool call must begin with, where the engine does not see to it itself
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Another model of the store that is to be at hand: one that drafts, or a LoRA with its ``scale``."""
+
+    role: Literal["draft", "lora"]
+    name: str
+    folder: Path
+    files: tuple[ModelFile, ...]
+    metadata: Mapping[str, Any]
+    scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -139,6 +162,7 @@ class PlanRequest:
     free_memory: int = 0  # bytes available for this replica
     cpus: int = 1
     processor: frozenset[str] = frozenset()  # its features, as Linux names them
+    beside: tuple[Beside, ...] = ()
     opening: tuple[Mapping[str, str], ...] = ()  # messages (role, content) that begin every chat without a system one
 
 

@@ -21,10 +21,22 @@ class Common(NamedTuple):
     choices: tuple[str, ...] = ()
 
 
+_CACHES = ("f32", "f16", "bf16", "fp8", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
+_POOLINGS = ("none", "mean", "cls", "last", "max", "rank")
 COMMON: dict[str, Common] = {
     "context": Common(int, "Tokens of a request and its answer; 0: as many as fit."),
     "parallel": Common(int, "Requests that it works on at a time.", low=1, high=4096),
     "threads": Common(int, "Processor threads that it works with.", low=1, high=4096),
+    "kv_cache_type": Common(
+        str, "How numbers of the KV cache are kept; smaller ones need less memory.", choices=_CACHES
+    ),
+    "pooling": Common(str, "How the vectors of tokens become one.", choices=_POOLINGS),
+    "normalize": Common(bool, "Whether vectors of embeddings have length 1."),
+    "reasoning_parser": Common(str, "How the engine tells thoughts from the answer; a word of the engine's own."),
+    "reasoning_budget": Common(int, "Tokens of thought at most; -1: no bound, 0: none.", low=-1),
+    "tool_parser": Common(str, "How the engine reads tool calls; a word of the engine's own."),
+    "draft": Common(str, "A smaller model of the store that drafts tokens, which this one only checks."),
+    "draft_tokens": Common(int, "Tokens that are drafted at a time.", low=1, high=64),
 }
 
 _SWITCH = {**dict.fromkeys(("true", "1", "on", "yes"), True), **dict.fromkeys(("false", "0", "off", "no"), False)}

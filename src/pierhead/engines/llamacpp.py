@@ -13,6 +13,7 @@ import msgspec
 
 from pierhead.config import Settings
 from pierhead.engines.base import EngineFacts, ImageRecipe, LaunchSpec, Limits, Plan, PlanRequest
+from pierhead.engines.llamacpp_beside import Companions, companions
 from pierhead.engines.llamacpp_params import canonical, usual
 from pierhead.engines.llamacpp_template import Template
 from pierhead.errors import OutOfMemory, UsageError
@@ -27,6 +28,8 @@ MIB = 1 << 20
 _RANK = 4  # llama.cpp's number for pooling that ranks
 _THINKS = ("enable_thinking", "<think>", "reasoning_content", "reasoning_effort")
 _TOOLS = ("llamacpp-tokenize", "llamacpp-detokenize", "llamacpp-template", "llamacpp-props", "llamacpp-infill")
+
+_COMMON = ("context", "parallel", "threads", "kv_cache_type", "pooling", "normalize")
 
 
 @functools.cache
@@ -51,6 +54,7 @@ FACTS = EngineFacts(
         "prompt_tokens": "llamacpp:prompt_tokens_total",
         "generated_tokens": "llamacpp:tokens_predicted_total",
     },
+    common=(*_COMMON, "reasoning_parser", "reasoning_budget", "draft", "draft_tokens"),
     lora="start",
     speculative=True,
 )
@@ -105,12 +109,14 @@ class LlamaCpp:
             "parallel": parallel,
             "batch": int(settings.get("n_batch", 2048)),
             "ubatch": int(settings.get("n_ubatch", 512)),
-            "extra_weights": sum(f.size for f in request.files if f.role in ("lora", "draft")),
             "projector": sum(f.size for f in request.files if f.role == "mmproj"),
             "flash_attention": settings.get("flash_attn_type") != "LLAMA_FLASH_ATTN_TYPE_DISABLED",
             "checkpoints": max(0, int(settings.get("n_ctx_checkpoints", CHECKPOINTS))),
             "processor": request.processor if settings.get("n_gpu_layers", 0) in (0, -1) else frozenset[str](),
         }
+        most = asked or min(int(request.metadata.get("context_length") or self._max_context), self._max_context)
+        beside = companions(request, settings, most, sizing)
+        sizing["extra_weights"] = beside.memory
         context = self._context(request, asked, sizing)
         needed = estimate(request.metadata, context=context, **sizing)
         if request.free_memory and needed.total > request.free_memory:
@@ -125,6 +131,7 @@ class LlamaCpp:
             "cpuparams.n_threads": max(1, request.cpus),
             **mode,
             **settings,
+            **beside.settings,
         }
         template = Template.of(request, settings)
         engine |= template.settings
@@ -132,7 +139,11 @@ class LlamaCpp:
             self._spec(request, engine, self._most(request, context, sizing, mode)),
             call_prefix=template.call_prefix,
             serves=(*_work(mode, request), *_TOOLS),
+            mounts=beside.mounts,
+            adapters=beside.adapters,
+            fixed=_fixed(beside),
         )
+        spec = msgspec.structs.replace(spec, argv=(*spec.argv, *beside.argv))
         return Plan(spec=spec, context=context, memory=needed.total, notes=template.notes)
 
     def _mode(self, settings: dict[str, Any], request: PlanRequest) -> dict[str, Any]:
@@ -148,9 +159,6 @@ class LlamaCpp:
         projector = next((f.name for f in request.files if f.role == "mmproj"), None)
         if projector and "mmproj" not in settings:
             mode["mmproj"] = projector
-        adapters = [{"file": f.name, "scale": f.scale} for f in request.files if f.role == "lora"]
-        if adapters and "lora" not in settings:
-            mode["lora"] = adapters
         wanted = [settings["mmproj"]] if "mmproj" in settings else []
         wanted += [a["file"] for a in settings.get("lora", ())]
         for file in wanted:
@@ -194,6 +202,11 @@ class LlamaCpp:
             image=ImageRecipe(self.name, self._base_image, pins, (("/opt/engine/entry.py", entry_text()),)),
             limits=Limits(memory=most * 5 // 4 + 512 * MIB),
         )
+
+
+def _fixed(beside: Companions) -> tuple[tuple[int, float], ...]:
+    """The LoRAs that count for every request."""
+    return tuple((at, float(a["scale"])) for at, a in enumerate(beside.settings.get("lora", ())) if "beside" not in a)
 
 
 def _work(mode: dict[str, Any], request: PlanRequest) -> tuple[str, ...]:

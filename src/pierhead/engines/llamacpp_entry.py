@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Sequence
 from typing import Any, cast
 
 
@@ -22,12 +23,13 @@ def main() -> int:
     parser.add_argument("--socket", required=True)
     parser.add_argument("--model-dir", required=True)
     parser.add_argument("--settings", required=True)
+    parser.add_argument("--beside", action="append", default=[], help="the folder of another model")
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, end)
     settings: dict[str, Any] = json.loads(args.settings)
     xllamacpp: Any = importlib.import_module("xllamacpp")
     try:
-        params = parameters(xllamacpp, args.model_dir, settings)
+        params = parameters(xllamacpp, args.model_dir, settings, args.beside)
         listen(params, args.socket)
         server = xllamacpp.Server(params)
     except Exception as exc:  # the last stop of this program: the reason goes to its log
@@ -53,7 +55,7 @@ def end(_signal: int, _frame: object) -> None:
     os._exit(0)
 
 
-def parameters(xllamacpp: Any, folder: str, settings: dict[str, Any]) -> Any:
+def parameters(xllamacpp: Any, folder: str, settings: dict[str, Any], beside: Sequence[str] = ()) -> Any:
     """llama.cpp's parameters with every setting applied; names with dots reach into nested groups."""
     params = xllamacpp.CommonParams()
     params.endpoint_metrics = True
@@ -72,17 +74,25 @@ def parameters(xllamacpp: Any, folder: str, settings: dict[str, Any]) -> Any:
         elif name == "alias":
             params.model_alias = {value}
         elif name == "lora":
-            params.lora_adapters = [lora(xllamacpp, folder, entry) for entry in value]
+            params.lora_adapters = [lora(xllamacpp, place(folder, beside, entry), entry) for entry in value]
+        elif name == "draft":
+            params.speculative.draft.mparams.path = place(folder, beside, value)
+            params.speculative.types = [xllamacpp.common_speculative_type.COMMON_SPECULATIVE_TYPE_DRAFT_SIMPLE]
         else:
             owner, leaf = reach(params, name)
             setattr(owner, leaf, typed(xllamacpp, getattr(owner, leaf), value))
     return params
 
 
-def lora(xllamacpp: Any, folder: str, entry: dict[str, Any]) -> Any:
-    """One adapter: a file of the model's folder and its scale."""
+def place(folder: str, beside: Sequence[str], entry: dict[str, Any]) -> str:
+    """The path of a file of the model, or of another one beside it."""
+    return os.path.join(beside[int(entry["beside"])] if "beside" in entry else folder, str(entry["file"]))
+
+
+def lora(xllamacpp: Any, path: str, entry: dict[str, Any]) -> Any:
+    """One adapter and its scale."""
     made = xllamacpp.CommonAdapterLoraInfo()
-    made.path = os.path.join(folder, entry["file"])
+    made.path = path
     made.scale = float(entry.get("scale", 1.0))
     return made
 

@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, cast
 
+from pierhead.engines.common_settings import spelled
 from pierhead.errors import UsageError
 
 GROUPS = ("cpuparams", "cpuparams_batch", "sampling", "speculative", "speculative.draft")
@@ -46,10 +47,21 @@ ALIASES = {
     "lora": "lora",
     "mmproj": "mmproj",
     "cache_ram": "cache_ram_mib",
+    "normalise": "embd_normalize",
+    "normalize": "embd_normalize",
+    "reasoning_parser": "reasoning_format",
+    "reasoning_budget": "sampling.reasoning_budget_tokens",
+    "draft_tokens": "speculative.draft.n_max",
+    "draft_max": "speculative.draft.n_max",
+    "model_draft": "draft",
+    "md": "draft",
 }
+BOTH = {"kv_cache_type": ("cache_type_k", "cache_type_v")}  # common words that mean two
 
 # Own names that the engine's plan turns into several parameters.
-SPECIAL: dict[str, type] = {"context": int, "parallel": int, "rerank": bool, "lora": list, "mmproj": str}
+SPECIAL: dict[str, type] = {"context": int, "parallel": int, "rerank": bool, "lora": list, "mmproj": str} | {
+    "draft": str
+}
 
 _SEAM = "Pierhead sets it itself"
 _SANDBOX = "it would reach out of the sandbox"
@@ -115,13 +127,13 @@ def canonical(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings under llama.cpp's own names with values of the right type; UsageError for what is not one."""
     done: dict[str, Any] = {}
     for given, value in settings.items():
-        name = _name(given)
-        done[name] = _value(given, name, value)
+        for name in BOTH.get(spelled(given)) or (_name(given),):
+            done[name] = _value(given, name, value)
     return done
 
 
 def _name(given: str) -> str:
-    plain = given.strip().lstrip("-").replace("-", "_").lower()
+    plain = spelled(given)
     name = ALIASES.get(plain, plain)
     if name in SPECIAL:
         return name
@@ -132,7 +144,7 @@ def _name(given: str) -> str:
     known = table()
     if name in known:
         return name
-    choices = [*known, *ALIASES]
+    choices = [*known, *ALIASES, *BOTH]
     close = difflib.get_close_matches(name, choices, 1, 0.5) or difflib.get_close_matches(plain, choices, 1, 0.4)
     raise UsageError(
         f"unknown engine parameter '{given}'",
@@ -145,6 +157,8 @@ def _value(given: str, name: str, value: Any) -> Any:
     if name in SPECIAL:
         return _special(given, name, value)
     now = table()[name]
+    if name == "embd_normalize":
+        value = _norm(value)
     members = getattr(cast("Any", type(now)), "__members__", None)
     try:
         if members is not None:
@@ -155,6 +169,12 @@ def _value(given: str, name: str, value: Any) -> Any:
         raise UsageError(
             f"bad value {value!r:.60} for engine parameter '{given}'", hint=f"It must be: {wanted}."
         ) from exc
+
+
+def _norm(value: Any) -> Any:
+    """llama.cpp's number for a norm: a switch means the usual one, or none."""
+    switch = value if isinstance(value, bool) else {"true": True, "false": False}.get(str(value).lower())
+    return value if switch is None else 2 if switch else -1
 
 
 def _special(given: str, name: str, value: Any) -> Any:

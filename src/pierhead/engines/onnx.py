@@ -49,7 +49,7 @@ FACTS = EngineFacts(
     formats=("onnx",),
     serves=("classify", "embeddings", "rerank", "score", "infer", "predict"),
     accelerators=("cpu", "cuda", "openvino"),
-    common=("context", "threads"),
+    common=("context", "threads", "pooling", "normalize"),
     parallel=0,
     metrics={
         "running": "onnx_running",

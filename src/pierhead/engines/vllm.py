@@ -18,6 +18,7 @@ from pierhead.engines.base import (
     PlanRequest,
     Readiness,
 )
+from pierhead.engines.common_settings import spelled
 from pierhead.engines.huggingface import adapters, is_model, kind, say
 from pierhead.engines.vllm_params import FLAGS, PARALLEL, Wishes
 from pierhead.errors import OutOfMemory, UsageError
@@ -37,6 +38,7 @@ MIB = 1 << 20
 CUDA_HOST = 6 << 30  # of the machine's own memory, when the weights are on the GPU; nothing here could measure it
 _WRITES = ("chat", "completions", "count-tokens")
 _TOKENS = ("tokenize", "detokenize")
+_CACHES = {"f16": "float16", "bf16": "bfloat16"}  # llama.cpp's words for what is the same
 
 FACTS = EngineFacts(
     name="vllm",
@@ -51,6 +53,7 @@ FACTS = EngineFacts(
         "prompt_tokens": "vllm:prompt_tokens_total",
         "generated_tokens": "vllm:generation_tokens_total",
     },
+    common=("context", "parallel", "threads", "kv_cache_type", "reasoning_parser", "tool_parser"),
     parallel=PARALLEL,
     lora="runtime",
     sleep=True,  # on CUDA only
@@ -80,7 +83,8 @@ class Vllm:
 
     def validate(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Settings under vLLM's own names; UsageError names an unknown one with its closest match."""
-        return FLAGS.canonical(settings)
+        words = {k: _CACHES.get(str(v).lower(), v) if spelled(k) == "kv_cache_type" else v for k, v in settings.items()}
+        return FLAGS.canonical(words)
 
     def plan(self, request: PlanRequest) -> Plan:
         """The launch plan; see ``Engine.plan``."""

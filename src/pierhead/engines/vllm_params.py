@@ -22,7 +22,7 @@ ALIASES = {
     **dict.fromkeys(("max_model_len", "ctx_size", "c", "n_ctx"), "context"),
     **dict.fromkeys(("max_num_seqs", "slots", "np", "n_parallel"), "parallel"),
     **dict.fromkeys(("t", "n_threads"), "threads"),
-    **dict.fromkeys(("cache_type", "cache_type_k", "kv_cache"), "kv_cache_dtype"),
+    **dict.fromkeys(("cache_type", "cache_type_k", "kv_cache", "kv_cache_type"), "kv_cache_dtype"),
     "lora_modules": "lora",
     "batch": "max_num_batched_tokens",
     "draft": "speculative_config",

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from pierhead.engines.base import Adapter
+
 if TYPE_CHECKING:
     from pierhead.fleet.replica import Replica
 
@@ -18,6 +20,7 @@ class ReplicaInfo(msgspec.Struct, frozen=True, kw_only=True):
     (0: not known yet).
 
     ``wanted`` is how many replicas its model keeps (0: none, it ends), ``expires_at`` when the whole model is unloaded.
+    ``adapters`` are the LoRAs that requests may name, ``fixed`` (number, scale) of those that always count.
     ``call_prefix`` is what the gateway has a required tool call begin with, ``serves`` which of its operations the
     engine answers natively.
     """
@@ -46,6 +49,8 @@ class ReplicaInfo(msgspec.Struct, frozen=True, kw_only=True):
     call_prefix: str
     serves: tuple[str, ...]
     called: str
+    adapters: tuple[Adapter, ...] = ()
+    fixed: tuple[tuple[int, float], ...] = ()
     error: dict[str, Any] | None
     sandbox: str
 
@@ -85,6 +90,8 @@ def describe_replica(replica: Replica, idle_at: float | None) -> ReplicaInfo:
         call_prefix=instance.spec.call_prefix if instance is not None else "",
         serves=instance.spec.serves if instance is not None else (),
         called=instance.spec.called if instance is not None else "",
+        adapters=instance.spec.adapters if instance is not None else (),
+        fixed=instance.spec.fixed if instance is not None else (),
         error=error.to_dict() if error is not None else None,
         sandbox=str(getattr(instance, "sandbox", "")),
     )

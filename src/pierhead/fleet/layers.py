@@ -73,6 +73,11 @@ class Layers:
         layers.append(Layer("asked", "asked for", _picked(asked.get(ENGINE))))
         return merge(layers).get(ENGINE)
 
+    def adapters(self, record: ModelRecord) -> dict[str, float]:
+        """The LoRAs that a model is to have at hand, by their names in the store, with their scales."""
+        own = self._file().of((record.name, *record.names))
+        return dict(own[1].adapters) if own is not None else {}
+
     def _fits(self, name: str | None, record: ModelRecord) -> bool:
         """Whether an engine for all models is one for this one."""
         return any(e.name == name and e.accepts(record.laid_out) for e in self._engines)

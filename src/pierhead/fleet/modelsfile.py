@@ -13,6 +13,7 @@ from pierhead.config import Replicas
 from pierhead.engines.common_settings import COMMON, checked, spelled
 from pierhead.errors import ConfigError, UsageError
 
+ADAPTERS = "adapters"
 ALL = "*"  # the table of what holds for all models
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
@@ -31,11 +32,15 @@ KEEPING = Keeping.__struct_fields__
 
 
 class ModelTable(msgspec.Struct, frozen=True, kw_only=True):
-    """One table: how the model is kept, common settings of engines, and ``options`` in its engine's own words."""
+    """One table: how the model is kept, common settings of engines, and ``options`` in its engine's own words.
+
+    ``adapters`` are LoRAs of the store that it is to have at hand, with their scales.
+    """
 
     keeping: Keeping = Keeping()
     common: dict[str, Any] = {}
     options: dict[str, Any] = {}
+    adapters: dict[str, float] = {}
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -85,24 +90,33 @@ def table(raw: Any, at: str) -> ModelTable:
         raise ConfigError(f"{at} must be a table", hint="For example: context = 4096")
     keeping: dict[str, Any] = {}
     common: dict[str, Any] = {}
-    options: Any = {}
+    tables: dict[str, Any] = {"options": {}, "adapters": {}}
     for name, value in cast("dict[str, Any]", raw).items():
-        if name == "options":
-            options = value
+        if name in tables:
+            tables[name] = value
         elif name in KEEPING:
             keeping[name] = value
         elif name in COMMON:
             common[name] = _common(name, value, at)
         else:
             raise unknown(name, at)
-    if not isinstance(options, dict):
-        raise ConfigError(f"{at}.options must be a table", hint='For example: options = { flash_attn = "on" }')
-    return ModelTable(keeping=kept(keeping, at), common=common, options=cast("dict[str, Any]", options))
+    for name, value in tables.items():
+        if not isinstance(value, dict):
+            raise ConfigError(f"{at}.{name} must be a table", hint='For example: options = { flash_attn = "on" }')
+    adapters = {name: _scale(scale, f"{at}.adapters.{name}") for name, scale in tables["adapters"].items()}
+    return ModelTable(keeping=kept(keeping, at), common=common, options=tables["options"], adapters=adapters)
+
+
+def _scale(value: Any, at: str) -> float:
+    """How strongly a LoRA counts."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e6:
+        raise ConfigError(f"{at} is not a scale", hint="Write a number: 1 is as it was trained, 0.5 half of it.")
+    return float(value)
 
 
 def unknown(name: str, at: str) -> ConfigError:
     """The refusal of a word that no table has."""
-    close = difflib.get_close_matches(spelled(name), (*KEEPING, *COMMON, "options"), 1)
+    close = difflib.get_close_matches(spelled(name), (*KEEPING, *COMMON, "options", "adapters"), 1)
     hint = f"Did you mean '{close[0]}'?" if close else "An engine's own settings go into `options`."
     return ConfigError(f"{at}: unknown key '{name}'", hint=hint, data={"parameter": name})
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from pierhead.config import FleetSettings
-from pierhead.engines.base import Engine, Plan, PlanRequest
-from pierhead.errors import OutOfMemory, UsageError
+from pierhead.engines.base import Beside, Engine, Plan, PlanRequest
+from pierhead.errors import NotFound, OutOfMemory, UsageError
 from pierhead.fleet.holdings import Models
 from pierhead.fleet.layers import Layers, of_engine
 from pierhead.fleet.memory import processor_features
@@ -43,6 +43,7 @@ class Planning:
         self._fleet = fleet
         self._peaks = peaks
         self._processor = processor_features()
+        self._besides: dict[str, tuple[Beside, ...]] = {}  # by replica
 
     def engine(self, record: ModelRecord, asked: Mapping[str, Any] = _NOTHING) -> Engine:
         """The engine that serves this model, or the one that is ``asked`` for; UsageError when there is none."""
@@ -70,12 +71,44 @@ class Planning:
 
     def hold(self, replica: Replica) -> Path:
         """Keep the store from removing the model while it runs; its folder. Untrusted where the policy refuses it."""
-        record = replica.life.model
+        folder = self._held(replica, replica.life.model, replica.id)
+        beside = [self._at_hand(replica, at, *wanted) for at, wanted in enumerate(self._wanted(replica))]
+        self._besides[replica.id] = tuple(beside)
+        replica.life.lease.callback(self._besides.pop, replica.id, None)
+        return folder
+
+    def _held(self, replica: Replica, record: ModelRecord, owner: str) -> Path:
         self._trusted(record)
-        self._store.pin(record.digest, replica.id)
-        replica.life.lease.callback(self._store.unpin, replica.id)
+        self._store.pin(record.digest, owner)
+        replica.life.lease.callback(self._store.unpin, owner)
         self._store.recheck(record)
         return self._store.materialize(record)
+
+    def _wanted(self, replica: Replica) -> list[tuple[Literal["draft", "lora"], str, float]]:
+        """The models that are to be beside it: role, name, scale."""
+        model, asked = replica.life.model, replica.life.intent.settings
+        facts, found = self.engine(model, asked).facts, list[tuple[Literal["draft", "lora"], str, float]]()
+        if facts.speculative and isinstance(draft := self._whole(model, asked).get("draft"), str) and draft:
+            found.append(("draft", draft, 1.0))
+        adapters = self.layers.adapters(model)
+        if adapters and not facts.lora:
+            raise UsageError(
+                f"{facts.title} cannot use LoRA adapters, and '{model.name}' has {', '.join(adapters)}",
+                hint=f"Take them out: pier lora rm {model.name} {next(iter(adapters))}",
+            )
+        return [*found, *(("lora", name, scale) for name, scale in adapters.items())]
+
+    def _at_hand(self, replica: Replica, at: int, role: Literal["draft", "lora"], name: str, scale: float) -> Beside:
+        try:
+            record = self._store.get(name)
+        except NotFound as exc:
+            model = replica.life.model.name
+            raise NotFound(
+                f"'{model}' wants '{name}' beside it ({role}), which is not here",
+                hint=f"Try `pier pull {name}`; `pier settings {model}` shows who wants it.",
+            ) from exc
+        folder = self._held(replica, record, f"{replica.id}-{at}")
+        return Beside(role, name, folder, record.laid_out, record.metadata, scale)
 
     def plan(self, replica: Replica, folder: Path, free: int, like: Plan | None = None) -> Plan:
         """The plan for ``free`` bytes of memory, with the context of the plan it is to be ``like``.
@@ -123,9 +156,11 @@ class Planning:
             free_memory=max(1, free),  # 0 would mean: not known
             cpus=len(os.sched_getaffinity(0)),
             processor=self._processor,
+            beside=self._besides.get(replica.id, ()),
             opening=opening(model.packaged),
         )
         plan = self.engine(model, asked).plan(request)
+        _check_adapters(plan, request)
         seen = self._peaks.of(kind(model.digest, plan.spec))
         if seen > plan.memory:
             plan = msgspec.structs.replace(plan, memory=seen)
@@ -140,6 +175,31 @@ class Planning:
     def _whole(self, model: ModelRecord, asked: Mapping[str, Any]) -> dict[str, Any]:
         """All settings that hold, over all layers."""
         return values(self.layers.settings(model, asked))
+
+
+def _check_adapters(plan: Plan, request: PlanRequest) -> None:
+    """UsageError when the engine did not take the adapters that the user wants."""
+    missing = {b.name for b in request.beside if b.role == "lora"} - {a.name for a in plan.spec.adapters}
+    if missing:
+        raise UsageError(
+            f"the engine {plan.spec.engine} takes adapters from the model's own folder only, not {', '.join(missing)}",
+            hint=f"Take them out: pier lora rm {request.model} {min(missing)}",
+        )
+
+
+def release(store: Models, living: Iterable[str]) -> None:
+    """Let go what is kept for replicas that are not among the ``living``."""
+    owners = {owner for owners in store.pinned().values() for owner in owners}
+    for owner in owners:
+        if owner.partition("-")[0] not in living:
+            store.unpin(owner)
+
+
+def unpin(store: Models, replica: str) -> None:
+    """Let go all that is kept for one replica."""
+    for owner in {owner for owners in store.pinned().values() for owner in owners}:
+        if owner.partition("-")[0] == replica:
+            store.unpin(owner)
 
 
 def _context(like: Plan | None) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from pierhead.fleet.life import Life
 from pierhead.fleet.memory import Memory, limited, parse_size, read_memory
 from pierhead.fleet.meter import Meter
 from pierhead.fleet.peaks import Peaks
-from pierhead.fleet.planning import Planning
+from pierhead.fleet.planning import Planning, release, unpin
 from pierhead.fleet.replica import Replica
 from pierhead.fleet.roster import Roster
 from pierhead.fleet.scheduler import Claim, overdrawn
@@ -378,8 +378,7 @@ class Supervisor:
             found = await adoption.find(self.chooser.runtimes, self._store, self._dir)
             for one in sorted(found, key=lambda f: (-f.saved.asked, f.saved.started)):
                 await self._go_on(one)
-            for owner in {o for owners in self._store.pinned().values() for o in owners} - set(self._roster.replicas):
-                self._store.unpin(owner)
+            release(self._store, set(self._roster.replicas))
         finally:
             self._adopted.set()
             self._roster.settle()
@@ -391,7 +390,7 @@ class Supervisor:
             await adoption.end(found.id, found.instance)
             return
         kept = self._make(group, found.id)
-        kept.life.lease.callback(self._store.unpin, found.id)
+        kept.life.lease.callback(unpin, self._store, found.id)
         kept.adopt(found.instance, found.runtime, saved)
         log.info("took over replica %s (%s)", found.id, model.name)
 

@@ -49,7 +49,8 @@ class Endpoint(msgspec.Struct, frozen=True):
     ``serves`` are the operations (see ``gateway.operations``) that it answers natively, ``slots`` how many requests it
     works on at a time (0: not known, so no bound), ``context`` its tokens per request (0: not known). ``model`` is the
     name that it wants to be asked for, where it minds. ``remote`` tells of a provider; then ``socket`` is its address.
-    ``revision`` are the first digits of its model's digest ("" for a provider).
+    ``revision`` are the first digits of its model's digest ("" for a provider). ``front`` are members, as JSON with a
+    comma behind each, that it wants in every request's body: which of its LoRAs count.
     """
 
     replica: str
@@ -61,6 +62,7 @@ class Endpoint(msgspec.Struct, frozen=True):
     model: str = ""
     remote: Remote | None = None
     revision: str = ""
+    front: str = ""
 
 
 class Share(msgspec.Struct, frozen=True):

@@ -69,9 +69,9 @@ def native(request: Admitted, ask: Ask, body: list[bytes], target: Target, cap: 
     if operation.name not in target.serves or (target.model and operation.where != "body"):
         return None
     strip = passthrough.wants_usage(operation.name, ask)
-    if strip or target.model or (cap and not passthrough.within(operation.name, ask, cap)):
+    if strip or target.model or target.front or (cap and not passthrough.within(operation.name, ask, cap)):
         body = passthrough.apply(
-            body, *passthrough.changes(operation.name, ask, target.model, cap, body[0] if body else b"")
+            body, *passthrough.changes(operation.name, ask, target.model, cap, body[0] if body else b"", target.front)
         )
     if target.outside is not None:
         return Outgoing(target.outside.head(operation, request.forward), body, strip)
@@ -95,7 +95,7 @@ async def make(services: Services, given: Given, target: Target) -> Outgoing | R
         assert made is not None
         return made
     text = given.skeleton if given.skeleton is not None else body[0]
-    front, changed = passthrough.changes(operation.name, given.ask, target.model, given.cap, text)
+    front, changed = passthrough.changes(operation.name, given.ask, target.model, given.cap, text, target.front)
     outside = target.outside
     chooses = outside is None and MARK in text
     if changed:
@@ -164,4 +164,4 @@ def _as_wanted(body: bytes, target: Target) -> list[bytes]:
         body = passthrough.without(body, "chat_template_kwargs")  # a word for engines here, which providers refuse
     elif MARK in body:
         body = adapt(body, target.call_prefix)
-    return passthrough.apply([body], b"", {"model": target.model}) if target.model else [body]
+    return passthrough.apply([body], target.front, {"model": target.model} if target.model else {})

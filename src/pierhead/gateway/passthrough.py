@@ -30,15 +30,18 @@ def _names(text: bytes, name: str) -> bool:
     return b'"%b"' % name.encode() in text or any(escape in text for escape in ESCAPED)
 
 
-def changes(operation: str, ask: Ask, model: str, cap: int, text: bytes = b"") -> tuple[bytes, dict[str, Any]]:
+def changes(
+    operation: str, ask: Ask, model: str, cap: int, text: bytes = b"", front: bytes = b""
+) -> tuple[bytes, dict[str, Any]]:
     """(members to put in front, members to replace): for the engine's ``model`` name, ``cap`` tokens at most, usage.
 
-    ``model`` "" leaves the name; ``cap`` 0 sets no bound; ``text`` is the body or its skeleton.
+    ``model`` "" leaves the name; ``cap`` 0 sets no bound; ``text`` is the body or its skeleton. ``front`` is what its
+    engine wants in front of every request.
     """
-    front, changed = b"", dict[str, Any]()
+    changed = dict[str, Any]()
     if wants_usage(operation, ask):
         if ask.stream_options is None and not _names(text, "stream_options"):
-            front = _USAGE
+            front += _USAGE
         else:
             changed["stream_options"] = {"include_usage": True}
     if cap and operation in _BOUNDED:

@@ -190,18 +190,21 @@ class RouteTable:
 
     def activity(self) -> tuple[Activity, ...]:
         """What changed since the last call; counters start anew."""
-        seen: list[Activity] = []
-        for target in (*self._targets.values(), *self._leaving):
-            if target.changed:
-                seen.append(_activity(target))
+        everything = (*self._targets.values(), *self._leaving)
+        seen = tuple(
+            _activity(target, sum(t.open for t in everything if t.replica == target.replica))
+            for target in everything
+            if target.changed
+        )
         self._leaving = [t for t in self._leaving if t.open]
-        return tuple(seen)
+        return seen
 
 
-def _activity(target: Target) -> Activity:
+def _activity(target: Target, busy: int) -> Activity:
+    """What one target did; ``busy``: requests open at its replica, which may have several targets."""
     activity = Activity(
         replica=target.replica,
-        open=target.open,
+        open=busy,
         finished=target.finished,
         failed=target.failed,
         prompt_tokens=target.prompt_tokens,

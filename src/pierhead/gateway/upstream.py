@@ -82,6 +82,7 @@ class Target:
         self.slots = endpoint.slots
         self.context = endpoint.context
         self.model = endpoint.model
+        self.front = endpoint.front.encode()
         self.revision = endpoint.revision
         self.busy = 0  # slots in use
         self.lanes: set[Lane] = set()

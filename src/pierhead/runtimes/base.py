@@ -12,13 +12,14 @@ from pierhead.events import Listener
 
 
 class Places(msgspec.Struct, frozen=True):
-    """What the ``$(…)`` names of a launch spec mean inside one instance."""
+    """What the ``$(…)`` names of a launch spec mean inside one instance; ``mounted``: mounts are at their targets."""
 
     python: str
     entry: str
     model_dir: str
     socket: str
     bridge: str = ""
+    mounted: bool = True
 
 
 class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
@@ -139,6 +140,7 @@ def expand(spec: LaunchSpec, places: Places) -> tuple[tuple[str, ...], dict[str,
         "$(BRIDGE)": places.bridge,
         "$(MODEL_DIR)": places.model_dir,
         "$(SOCKET)": places.socket,
+        **{f"$(MOUNT{at})": m.target if places.mounted else m.source for at, m in enumerate(spec.mounts)},
     }
 
     def one(text: str) -> str:

@@ -266,7 +266,7 @@ class ProcessRuntime:
         if python is None:
             raise RuntimeUnavailable(f"the environment of the engine {spec.engine} is gone", hint="Try again.")
         if not confined:
-            places = Places(python, spec.entry, spec.model_dir, str(sockets / "engine.sock"), str(bridge.ENTRY))
+            places = Places(python, spec.entry, spec.model_dir, str(sockets / "engine.sock"), str(bridge.ENTRY), False)
             argv, env = expand(spec, places)
             return sandbox.plain(argv), {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8", **env}
         argv, env = expand(spec, sandbox.inside(python))

@@ -106,6 +106,8 @@ def bwrap(
         command += ["--ro-bind" if mount.read_only else "--bind", mount.source, mount.target]
     if entry:
         command += ["--ro-bind", entry, ENTRY, "--ro-bind", str(bridge.ENTRY), BRIDGE]
+    for mount in mounts:
+        command += ["--ro-bind" if mount.read_only else "--bind", mount.source, mount.target]
     return [*command, "--remount-ro", "/", "--chdir", "/", "--", *argv]
 
 

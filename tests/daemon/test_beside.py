@@ -1,0 +1,114 @@
+"""Models beside the one that is served, through real daemons: one that drafts, and LoRAs that requests name."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.package.conftest import write_lora
+
+from pierhead.errors import NotFound
+from pierhead.store.layout import Store
+
+from .conftest import House, UnixConnection
+from .test_model_settings import pier, started
+
+pytestmark = [pytest.mark.timeout(180), pytest.mark.model]
+
+
+def said(house: House, model: str = "smollm2", tokens: int = 12) -> str:
+    status, answer = house.chat(model, tokens)
+    assert status == 200, answer
+    return answer["choices"][0]["message"]["content"]
+
+
+def figure(replica: dict[str, Any], name: str) -> float:
+    """One of the engine's own figures."""
+    connection = UnixConnection(Path(replica["socket"]))
+    with contextlib.closing(connection):
+        connection.request("GET", "/metrics")
+        lines = connection.getresponse().read().decode().splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith(f"{name} "))
+
+
+def owners(house: House) -> set[str]:
+    return {owner for owners in Store.open(house.paths.store).pinned().values() for owner in owners}
+
+
+def test_a_drafting_model_changes_no_word_and_its_tokens_are_accepted(running: House) -> None:
+    plain = started(running, **{"kv-cache-type": "f16"})
+    expected = said(running)
+    replica = started(running, draft="smollm2", draft_tokens=4)
+    assert said(running) == expected
+    assert figure(replica, "llamacpp:spec_decode_num_accepted_tokens_total") > 0
+    assert replica["memory_estimate"] > plain["memory_estimate"] + 80_000_000
+    assert owners(running) == {replica["id"], f"{replica['id']}-0"}
+
+    running.kill()
+    assert "error" not in running.start()
+    assert running.client.get("/replicas")[0]["id"] == replica["id"]
+    assert owners(running) == {replica["id"], f"{replica['id']}-0"}
+    running.client.request("DELETE", "/replicas/smollm2")
+    assert owners(running) == set()
+
+    with pytest.raises(NotFound, match="'nothere' beside it"):
+        started(running, draft="nothere")
+
+
+def test_a_request_chooses_an_adapter_by_the_models_name(running: House, smollm2: Path, tmp_path: Path) -> None:
+    plain = said(running)
+    write_lora(tmp_path / "noise.gguf", base=smollm2)
+    added = pier(running, "lora", "add", "smollm2", str(tmp_path / "noise.gguf"), "--json")
+    assert added.returncode == 0, added.stderr + added.stdout
+    assert json.loads(added.stdout) == [
+        {"name": "noise", "scale": 1.0, "model": "smollm2+noise", "loaded": False},
+    ]
+    status, refused = running.chat("smollm2+noise")
+    assert status == 409, refused
+    assert "pier stop smollm2" in refused["error"]["hint"]
+
+    running.client.request("DELETE", "/replicas/smollm2")
+    changed = said(running, "smollm2+noise")
+    assert changed != plain
+    assert said(running) == plain, "requests for the model itself must not see the adapter"
+    assert said(running, "smollm2:latest+noise") == changed
+    models = {m["id"]: m for m in get(running, "/v1/models")["data"]}
+    assert models["smollm2+noise"]["parent"] == "smollm2"
+
+    replica = running.client.get("/replicas")[0]["id"]
+    assert pier(running, "lora", "add", "smollm2", "noise=0").returncode == 0
+    assert said(running, "smollm2+noise") == plain, "a scale of 0 must change nothing, at once"
+    assert "loaded" in pier(running, "lora", "list", "smollm2").stdout
+    assert pier(running, "lora", "rm", "smollm2", "noise").returncode == 0
+    assert running.chat("smollm2+noise")[0] == 404
+    assert running.client.get("/replicas")[0]["id"] == replica
+
+
+def test_what_is_no_adapter_or_of_another_family_is_refused(running: House, tmp_path: Path) -> None:
+    write_lora(tmp_path / "other.gguf", "gemma3")
+    refused = pier(running, "lora", "add", "smollm2", str(tmp_path / "other.gguf"))
+    assert refused.returncode == 2
+    assert "is a LoRA for gemma3" in refused.stderr
+    assert "no LoRA adapter" in pier(running, "lora", "add", "smollm2", "smollm2").stderr
+    (tmp_path / "text.gguf").write_text("no weights")
+    assert pier(running, "lora", "add", "smollm2", str(tmp_path / "text.gguf")).returncode == 5
+    assert not (running.paths.config / "models.toml").exists()
+
+
+def get(house: House, path: str) -> Any:
+    connection = UnixConnection(house.paths.gateway_socket)
+    with contextlib.closing(connection):
+        connection.request("GET", path)
+        return json.loads(connection.getresponse().read())
+
+
+def test_a_smaller_cache_needs_less_memory(running: House) -> None:
+    running.client.request("PATCH", "/settings/smollm2", {"set": {"kv_cache_type": "q8_0", "context": 4096}})
+    small = started(running)
+    assert said(running)
+    running.client.request("DELETE", "/replicas/smollm2")
+    running.client.request("PATCH", "/settings/smollm2", {"set": {"kv_cache_type": "f16"}})
+    assert small["memory_estimate"] < started(running)["memory_estimate"] - 30_000_000
