@@ -116,10 +116,11 @@ def test_a_lora_is_loaded_with_its_scale_and_changes_the_answer(running: House, 
     assert with_lora["choices"][0]["message"] != running.chat("smollm2", tokens=12)[1]["choices"][0]["message"]
 
 
-def test_a_model_that_no_engine_serves_yet_is_told_by_its_format(running: House, tmp_path: Path) -> None:
+def test_an_engine_that_does_not_read_a_models_format_says_what_it_reads(running: House, tmp_path: Path) -> None:
     store = Store.open(running.paths.store)
     base = inputs.detect(llama_folder(tmp_path / "m"))
     package(store, Recipe(name="tensors", base=base, created="2026-01-01T00:00:00Z"))
 
-    with pytest.raises(UsageError, match="weights are in safetensors"):
-        started(running, "tensors")
+    with pytest.raises(UsageError, match="engine llamacpp cannot serve 'tensors': it reads gguf") as refused:
+        started(running, "tensors", engine="llamacpp")
+    assert "weights are in safetensors" in (refused.value.hint or "")
