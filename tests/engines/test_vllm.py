@@ -14,6 +14,7 @@ from pierhead.engines.base import Plan, PlanRequest
 from pierhead.engines.huggingface import kind
 from pierhead.engines.vllm import Vllm
 from pierhead.errors import OutOfMemory, UsageError
+from pierhead.formats.hf_config import shape
 from pierhead.store.model import ModelFile
 
 HERE = Path(__file__).parent
@@ -139,6 +140,21 @@ def test_on_cuda_it_is_vllms_own_image_with_the_gpus_that_were_asked_for() -> No
 )
 def test_the_class_of_a_model_tells_what_it_is_for(metadata: dict[str, Any], found: str) -> None:
     assert kind(metadata) == found
+
+
+@pytest.mark.parametrize(
+    ("config", "found"),
+    [
+        ({"id2label": {"0": "LABEL_0"}}, "rank"),
+        ({"num_labels": 1}, "rank"),
+        ({"id2label": {"0": "bad", "1": "good"}}, "classify"),
+        ({}, "classify"),
+        ({"id2label": "nonsense"}, "classify"),
+    ],
+)
+def test_a_classifier_with_one_label_ranks(config: dict[str, Any], found: str) -> None:
+    made = shape({"model_type": "bert", "architectures": ["BertForSequenceClassification"], **config})
+    assert kind(made) == found
 
 
 LOGS = [

@@ -44,6 +44,7 @@ def shape(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "architecture": architecture,
         "class": _class(facts),
+        "labels": _labels(facts),
         "context_length": inner.count(*_CONTEXT),
         "embedding_length": embedding,
         "layers": layers,
@@ -79,6 +80,14 @@ def quantization(config: Mapping[str, Any]) -> tuple[str, int]:
 
 def _experts(facts: _Facts) -> int | None:
     return facts.count("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts") or None
+
+
+def _labels(facts: _Facts) -> int | None:
+    """How many classes a classifier tells apart; one is a rank."""
+    named: Any = facts.raw.get("id2label")
+    if isinstance(named, Mapping) and named:
+        return len(cast("Mapping[str, Any]", named))
+    return facts.count("num_labels")
 
 
 def _class(facts: _Facts) -> str | None:
