@@ -67,6 +67,8 @@ def test_the_promised_operations_are_there() -> None:
     assert have == {
         "GET /version",
         "GET /status",
+        "GET /settings/{name}",
+        "PATCH /settings/{name}",
         "GET /models",
         "GET /models/{name}",
         "DELETE /models/{name}",

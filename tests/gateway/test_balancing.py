@@ -299,9 +299,9 @@ async def test_a_hedged_request_has_the_answer_of_whoever_begins_first_and_the_o
     replicas.slow = await by(gate, chat("x"))
     got = await by(gate, chat("x"))
     assert got != replicas.slow
+    replicas.stuck.set()  # its answer finds nobody any more
     async with asyncio.timeout(20):
         assert await replicas.engines[replicas.slow].gone.get()
-    replicas.stuck.set()
     await free(gate)
     assert sum(map(replicas.asked, "abc")) == 3
 

@@ -174,7 +174,10 @@ class Stopped(msgspec.Struct, frozen=True):
 
 
 class ReplicaStats(msgspec.Struct, frozen=True, kw_only=True):
-    """One reading of one replica; bytes, seconds; ``cpu_percent`` of one core since the reading before."""
+    """One reading of one replica; bytes, seconds; ``cpu_percent`` of one core since the reading before.
+
+    ``anonymous`` and ``mapped`` are the parts of ``memory`` that are its own and that are pages of files; 0: not known.
+    """
 
     id: str
     model: str
@@ -186,6 +189,8 @@ class ReplicaStats(msgspec.Struct, frozen=True, kw_only=True):
     read_bytes: int
     written_bytes: int
     at: float
+    anonymous: int = 0
+    mapped: int = 0
 
 
 class StatsLine(msgspec.Struct, frozen=True):
