@@ -110,8 +110,13 @@ def export(model: Any, tokenizer: Any, out: Path) -> None:
     class Logits(torch.nn.Module):
         """The model with plain arguments, as the exporter wants them."""
 
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = model
+
         def forward(self, input_ids: Any, attention_mask: Any, token_type_ids: Any) -> Any:
-            return model(input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids).logits
+            found = self.inner(input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids)
+            return found.logits
 
     given = tokenizer(["one", "two words"], padding=True, return_tensors="pt")
     names = ["input_ids", "attention_mask", "token_type_ids"]

@@ -91,6 +91,10 @@ def tritons(address: str) -> None:
     client = triton.InferenceServerClient(address)
     try:
         assert client.is_model_ready("twice")
+        told = client.get_model_metadata("twice")
+        assert told["inputs"] == [{"name": "x", "datatype": "FP32", "shape": [-1, 4]}]
+        assert [one["name"] for one in told["outputs"]] == ["y", "total"]
+        assert client.get_model_metadata("mood")["inputs"][0]["name"] == "text_input"
         for binary in (True, False):
             given = triton.InferInput("x", [2, 4], "FP32")
             given.set_data_from_numpy(numpy.ones((2, 4), numpy.float32), binary_data=binary)

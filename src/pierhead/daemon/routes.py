@@ -17,6 +17,15 @@ from pierhead.store.model import ModelRecord
 _UNCACHED = '"cache_prompt":false,'
 PLUS = "+"  # between the name of a model and that of the LoRA that is to count
 Adapters = Callable[[ModelRecord], Mapping[str, float]]
+# Types of ONNX as the Open Inference Protocol calls them.
+DATATYPES = {
+    "float16": "FP16",
+    "float32": "FP32",
+    "float64": "FP64",
+    "bool": "BOOL",
+    "string": "BYTES",
+    **{f"{sign}int{bits}": f"{sign}int{bits}".upper() for sign in ("", "u") for bits in (8, 16, 32, 64)},
+}
 Abilities = Callable[[ModelRecord], tuple[str, ...]]
 
 
@@ -105,8 +114,21 @@ def _card(model: ModelRecord, found: tuple[str, ...]) -> dict[str, Any]:
     card: dict[str, Any] = {"id": model.name, "object": "model", "created": _created(model), "owned_by": "pierhead"}
     if found:
         card["capabilities"] = list(found)
+    if "infer" in found and (tensors := _tensors(model.metadata)):
+        card["tensors"] = tensors
     context = model.packaged.context or model.metadata.get("context_length")
     return card | ({"context_length": context} if isinstance(context, int) and context > 0 else {})
+
+
+def _tensors(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The inputs and outputs of an ONNX graph in the words of KServe's protocol; a free dimension is -1."""
+
+    def port(found: Mapping[str, Any]) -> dict[str, Any]:
+        shape = [size if isinstance(size, int) else -1 for size in found.get("shape") or ()]
+        return {"name": found["name"], "datatype": DATATYPES.get(found.get("type", ""), ""), "shape": shape}
+
+    sides = {side: [port(one) for one in facts.get(side) or ()][:64] for side in ("inputs", "outputs")}
+    return sides if all(sides.values()) else {}
 
 
 def _docker(model: ModelRecord) -> dict[str, Any]:

@@ -79,6 +79,7 @@ class Graph:
 def load(folder: Path, settings: Settings) -> Graph:
     """The model of these settings; Unusable with ONNX Runtime's reason."""
     ort: Any = importlib.import_module("onnxruntime")
+    ort.disable_telemetry_events()
     path = folder / settings.file
     if not path.is_file():
         raise Unusable(f"{settings.file} is not in the model's folder")

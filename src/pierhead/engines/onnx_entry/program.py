@@ -37,6 +37,7 @@ def main() -> int:
     parser.add_argument("--model-dir", required=True)
     parser.add_argument("--settings", required=True)
     args = parser.parse_args()
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # ONNX Runtime would report to its makers
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a pool of threads for each text would fight with the model's
     try:
         settings = msgspec.json.decode(args.settings, type=Settings)

@@ -40,9 +40,13 @@ def metadata(card: Mapping[str, Any]) -> dict[str, Any]:
     """A model's metadata; without tensors where it is not known what the model does."""
     able: Any = card.get("capabilities") or ()
     kind = role(able)
-    return {
-        "name": card["id"],
-        "platform": "pierhead",
-        "inputs": _INPUTS.get(kind, []),
-        "outputs": _OUTPUTS.get(kind, []),
-    }
+    inputs, outputs = _INPUTS.get(kind, []), _OUTPUTS.get(kind, [])
+    if not kind and "infer" in able:
+        inputs, outputs = (_INPUTS["text"], []) if "classify" in able else _ports(card)
+    return {"name": card["id"], "platform": "pierhead", "inputs": inputs, "outputs": outputs}
+
+
+def _ports(card: Mapping[str, Any]) -> tuple[Any, Any]:
+    """The tensors of the model's own graph, which its card names."""
+    tensors: Any = card.get("tensors") or {}
+    return tensors.get("inputs", []), tensors.get("outputs", [])
