@@ -40,7 +40,8 @@ def metadata(card: Mapping[str, Any]) -> dict[str, Any]:
     """A model's metadata; without tensors where it is not known what the model does."""
     able: Any = card.get("capabilities") or ()
     kind = role(able)
-    inputs, outputs = _INPUTS.get(kind, []), _OUTPUTS.get(kind, [])
+    inputs: Any = _INPUTS.get(kind, [])
+    outputs: Any = _OUTPUTS.get(kind, [])
     if not kind and "infer" in able:
         inputs, outputs = (_INPUTS["text"], []) if "classify" in able else _ports(card)
     return {"name": card["id"], "platform": "pierhead", "inputs": inputs, "outputs": outputs}
