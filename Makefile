@@ -33,7 +33,7 @@ docs: setup ## the documentation as a web site in site/
 	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --quiet
 
 bench: setup ## every figure, side by side with its peers; takes about half an hour
-	for script in bench/cli.py bench/coldstart.py bench/container.py bench/transfer.py bench/gateway.py bench/balancing.py; do .venv/bin/python $$script; done
+	for script in bench/cli.py bench/coldstart.py bench/container.py bench/transfer.py bench/gateway.py bench/balancing.py bench/onnx.py; do .venv/bin/python $$script; done
 
 setup: .venv/.ready
 
