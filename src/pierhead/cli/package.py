@@ -205,13 +205,13 @@ def _program(given: Mapping[str, Any]) -> Path | None:
 def python_inputs(path: Path, scratch: Path, *, lock: bool = True) -> Any:
     """A Python model's files; its requirements are pinned unless that is not wanted."""
     from pierhead.engines.python import BOUNDS
-    from pierhead.engines.python_settings import canonical
+    from pierhead.engines.python_settings import TABLE
     from pierhead.package.python_model import find, prepare, settings_of
 
     if not path.exists():
         raise NotFound(f"no such file or folder: {path}", hint="Check the path.")
     program = find(path)
-    return prepare(program, canonical(settings_of(program)), scratch, BOUNDS, lock=lock)
+    return prepare(program, TABLE.canonical(settings_of(program)), scratch, BOUNDS, lock=lock)
 
 
 def _files(given: Mapping[str, Any]) -> Any:
@@ -290,9 +290,9 @@ def _validated(base: Any, options: Mapping[str, Any]) -> dict[str, Any]:
 
     files = base.laid_out if isinstance(base, ModelRecord) else base.files
     if any(file.format == "python" for file in files):
-        from pierhead.engines.python_settings import canonical
+        from pierhead.engines.python_settings import TABLE
 
-        return canonical(options)
+        return TABLE.canonical(options)
     weights = {file.format for file in files if file.role == "weights"}
     if "gguf" not in weights:
         raise UsageError(

@@ -10,7 +10,8 @@ from typing import Any, cast
 
 from pierhead.daemon import tomlfile
 from pierhead.daemon.tomlfile import read_text, write_text
-from pierhead.engines.common_settings import COMMON, spelled
+from pierhead.engines.common_settings import COMMON
+from pierhead.engines.setting_table import spelled
 from pierhead.errors import PierError, UsageError
 from pierhead.fleet import modelsfile
 from pierhead.fleet.modelsfile import ADAPTERS, KEEPING, ModelsFile

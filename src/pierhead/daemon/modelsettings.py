@@ -13,7 +13,8 @@ from pierhead.daemon.modelbook import ModelBook
 from pierhead.daemon.routes import PLUS, with_adapter
 from pierhead.daemon.wire import AdapterInfo, ModelSettings, SettingsChange
 from pierhead.engines.base import Describes, Engine
-from pierhead.engines.common_settings import COMMON, checked, spelled
+from pierhead.engines.common_settings import COMMON, checked
+from pierhead.engines.setting_table import spelled
 from pierhead.errors import Conflict, PierError, UsageError
 from pierhead.fleet.info import ReplicaInfo
 from pierhead.fleet.layers import ENGINE, Layers

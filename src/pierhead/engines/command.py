@@ -23,7 +23,7 @@ from pierhead.engines.base import (
     PlanRequest,
     Readiness,
 )
-from pierhead.engines.python_settings import byte_count
+from pierhead.engines.setting_table import byte_count, switch
 from pierhead.errors import ConfigError, OutOfMemory, UsageError
 from pierhead.store.model import ModelFile
 
@@ -49,7 +49,6 @@ _PLACE = re.compile(r"\$\(([^)]*)\)")
 _SETTING = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,40}")
 _SYSTEM = ("/usr/", "/bin/", "/sbin/", "/lib/", "/lib64/")
-_SWITCH = {**dict.fromkeys(("true", "1", "on", "yes"), True), **dict.fromkeys(("false", "0", "off", "no"), False)}
 
 
 class Command:
@@ -210,10 +209,7 @@ def _known(word: str, known: tuple[str, ...], where: str, what: str) -> None:
 
 def _typed(default: Any, value: Any) -> Any:
     if isinstance(default, bool):
-        found = value if isinstance(value, bool) else _SWITCH.get(str(value).lower())
-        if found is None:
-            raise ValueError
-        return found
+        return switch(value)
     if isinstance(value, bool):
         raise ValueError
     if isinstance(default, int):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from pierhead.engines.setting_table import spelled, switch
 from pierhead.errors import UsageError
 
 
@@ -39,13 +40,6 @@ COMMON: dict[str, Common] = {
     "draft_tokens": Common(int, "Tokens that are drafted at a time.", low=1, high=64),
 }
 
-_SWITCH = {**dict.fromkeys(("true", "1", "on", "yes"), True), **dict.fromkeys(("false", "0", "off", "no"), False)}
-
-
-def spelled(given: str) -> str:
-    """A setting's name as it is written here: ``--KV-cache-type`` is ``kv_cache_type``."""
-    return given.strip().lstrip("-").replace("-", "_").lower()
-
 
 def checked(name: str, value: Any) -> Any:
     """The value of a common setting as its own kind; UsageError says what it must be."""
@@ -58,8 +52,7 @@ def checked(name: str, value: Any) -> Any:
 
 def _value(setting: Common, value: Any) -> Any:
     if setting.kind is bool:
-        found = value if isinstance(value, bool) else _SWITCH.get(str(value).lower())
-        return _refuse() if found is None else found
+        return switch(value)
     if setting.kind is str:
         text = value.strip() if isinstance(value, str) else _refuse()
         if setting.choices:

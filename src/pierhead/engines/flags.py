@@ -15,9 +15,9 @@ from typing import Any
 
 import msgspec
 
+from pierhead.engines.setting_table import spelled, switch
 from pierhead.errors import UsageError
 
-_SWITCH = {**dict.fromkeys(("true", "1", "on", "yes"), True), **dict.fromkeys(("false", "0", "off", "no"), False)}
 _SIZE = re.compile(r"\d+(\.\d+)?[kKmMgG]?|-1|auto")
 MOST = 1 << 24
 
@@ -84,7 +84,7 @@ class Flags:
         return tuple(words)
 
     def _find(self, given: str) -> tuple[str, Flag]:
-        plain = given.strip().lstrip("-").replace("-", "_").lower()
+        plain = spelled(given)
         name = self._aliases.get(plain, plain)
         if name in self._own:
             return name, self._own[name]
@@ -110,8 +110,7 @@ def _several(value: Any) -> list[Any]:
 
 def _value(flag: Flag, value: Any) -> Any:
     if flag.kind in ("yesno", "switch"):
-        switch = value if isinstance(value, bool) else _SWITCH.get(str(value).lower())
-        return _refuse() if switch is None else switch
+        return switch(value)
     if flag.kind == "json":
         made: Any = json.loads(value) if isinstance(value, str) else value
         json.dumps(made)  # what cannot be written down cannot be handed to the engine

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import msgspec
 
 from pierhead.config import Settings
+from pierhead.engines import serving
 from pierhead.engines.base import EngineFacts, ImageRecipe, LaunchSpec, Limits, Plan, PlanRequest
 from pierhead.engines.llamacpp_beside import Companions, companions
 from pierhead.engines.llamacpp_params import canonical, usual
@@ -36,11 +36,6 @@ _COMMON = ("context", "parallel", "threads", "kv_cache_type", "pooling", "normal
 def engine_version() -> str:
     """The installed wheel's version, which the container image is pinned to as well."""
     return importlib.metadata.version("xllamacpp")
-
-
-@functools.cache
-def entry_text() -> str:
-    return ENTRY.read_text(encoding="utf-8")
 
 
 FACTS = EngineFacts(
@@ -120,7 +115,7 @@ class LlamaCpp:
         context = self._context(request, asked, sizing)
         needed = estimate(request.metadata, context=context, **sizing)
         if request.free_memory and needed.total > request.free_memory:
-            raise too_large(request.model, needed, context, request.free_memory)
+            raise _too_large(request.model, needed, context, request.free_memory)
         engine: dict[str, Any] = {
             "model": _weights(request.files),
             "alias": request.model,
@@ -179,7 +174,7 @@ class LlamaCpp:
         if fits < min(SMALLEST, limit):
             smallest = min(SMALLEST, limit)
             needed = estimate(request.metadata, context=smallest, **sizing)
-            raise too_large(request.model, needed, smallest, request.free_memory)
+            raise _too_large(request.model, needed, smallest, request.free_memory)
         return fits
 
     def _most(self, request: PlanRequest, context: int, sizing: dict[str, Any], mode: dict[str, Any]) -> int:
@@ -189,17 +184,15 @@ class LlamaCpp:
         return estimate(request.metadata, context=context, outputs=outputs, **sizing).total
 
     def _spec(self, request: PlanRequest, engine: dict[str, Any], most: int) -> LaunchSpec:
-        settings = json.dumps(engine, separators=(",", ":")).replace("$(", "$$(")
-        places = ("--socket", "$(SOCKET)", "--model-dir", "$(MODEL_DIR)")
         pins = (f"xllamacpp=={engine_version()}",)
         return LaunchSpec(
             replica=request.replica,
             model=request.model,
             engine=self.name,
-            argv=("$(PYTHON)", "-I", "$(ENTRY)", *places, "--settings", settings),
+            argv=serving.command(engine),
             model_dir=str(request.model_dir),
             entry=str(ENTRY),
-            image=ImageRecipe(self.name, self._base_image, pins, (("/opt/engine/entry.py", entry_text()),)),
+            image=ImageRecipe(self.name, self._base_image, pins, serving.files(ENTRY)),
             limits=Limits(memory=most * 5 // 4 + 512 * MIB),
         )
 
@@ -217,25 +210,15 @@ def _work(mode: dict[str, Any], request: PlanRequest) -> tuple[str, ...]:
     return embeds if embeds and request.metadata.get("pooling") else ("chat", "completions", *embeds)
 
 
-def too_large(model: str, needed: Estimate, context: int, free: int) -> OutOfMemory:
-    """The refusal with its numbers."""
-
-    def mib(value: int) -> str:
-        return f"{value / MIB:,.0f} MiB"
-
-    return OutOfMemory(
-        f"'{model}' with a context of {context} tokens needs {mib(needed.total)} (weights {mib(needed.weights)}, "
-        f"KV cache {mib(needed.kv_cache)}, compute {mib(needed.compute)}, "
-        f"the rest {mib(needed.total - needed.weights - needed.kv_cache - needed.compute)}); {mib(free)} are free",
+def _too_large(model: str, needed: Estimate, context: int, free: int) -> OutOfMemory:
+    parts = {"weights": needed.weights, "KV cache": needed.kv_cache, "compute": needed.compute}
+    return serving.too_large(
+        model,
+        {**parts, "the rest": needed.total - sum(parts.values())},
+        free,
         hint="Try a smaller --context, a smaller quantization, --option cache-type-k=q8_0, or stop another model.",
-        data={
-            "needed": needed.total,
-            "weights": needed.weights,
-            "kv_cache": needed.kv_cache,
-            "compute": needed.compute,
-            "free": free,
-            "context": context,
-        },
+        context=context,
+        **needed.to_dict(),
     )
 
 

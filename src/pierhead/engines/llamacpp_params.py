@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, cast
 
-from pierhead.engines.common_settings import spelled
+from pierhead.engines.setting_table import spelled, switch
 from pierhead.errors import UsageError
 
 GROUPS = ("cpuparams", "cpuparams_batch", "sampling", "speculative", "speculative.draft")
@@ -84,8 +84,6 @@ REFUSED = {
         ("cors_origins", "cors_headers", "cors_methods", "cors_credentials"), "CORS belongs to the gateway"
     ),
 }
-
-_SWITCH = {**dict.fromkeys(("true", "1", "on", "yes"), True), **dict.fromkeys(("false", "0", "off", "no"), False)}
 
 
 @functools.cache
@@ -202,8 +200,7 @@ def _adapter(entry: Any) -> dict[str, Any]:
 
 def _plain(now: Any, value: Any) -> Any:
     if isinstance(now, bool):
-        switch = value if isinstance(value, bool) else _SWITCH.get(str(value).lower())
-        return _refuse() if switch is None else switch
+        return switch(value)
     if isinstance(now, int):
         number = int(value) if not isinstance(value, bool) and float(value) == int(float(value)) else _refuse()
         return number if -(1 << 63) <= number < 1 << 63 else _refuse()

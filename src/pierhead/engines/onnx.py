@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import functools
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pierhead.config import Settings
+from pierhead.engines import serving
 from pierhead.engines.base import EngineFacts, Environment, ImageRecipe, LaunchSpec, Limits, Plan, PlanRequest
-from pierhead.engines.onnx_settings import SETTINGS, canonical
-from pierhead.errors import OutOfMemory, UsageError
+from pierhead.engines.onnx_settings import TABLE
+from pierhead.errors import UsageError
 from pierhead.formats.onnx_estimate import OnnxEstimate, estimate_onnx
 from pierhead.store.model import ModelFile
 
@@ -60,14 +59,6 @@ FACTS = EngineFacts(
 )
 
 
-@functools.cache
-def entry_files() -> tuple[tuple[str, str], ...]:
-    """The server program as files of an image."""
-    return tuple(
-        (f"/opt/engine/entry/{path.name}", path.read_text(encoding="utf-8")) for path in sorted(ENTRY.glob("*.py"))
-    )
-
-
 def make(settings: Settings) -> Onnx:
     """The engine as the configuration wants it."""
     return Onnx(settings.runtime.base_image)
@@ -98,12 +89,12 @@ class Onnx:
 
     def validate(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Settings in canonical form; UsageError names an unknown one with its closest match."""
-        return canonical(settings)
+        return TABLE.canonical(settings)
 
     def plan(self, request: PlanRequest) -> Plan:
         """The launch plan; see ``Engine.plan``."""
-        given = canonical(request.settings)
-        settings = {name: setting.default for name, setting in SETTINGS.items()} | given
+        given = TABLE.canonical(request.settings)
+        settings = TABLE.defaults | given
         file = _chosen(request, settings["file"])
         task = _task(request.files, request.metadata, file, settings["task"])
         context = _context(request, settings["context"]) if task != "tensors" else 0
@@ -111,7 +102,13 @@ class Onnx:
             settings["max_batch_tokens"] = max(settings["max_batch_tokens"], context)
         needed = _estimate(request, settings, context)
         if request.free_memory and needed.total > request.free_memory:
-            raise too_large(request.model, needed, request.free_memory)
+            raise serving.too_large(
+                request.model,
+                {"weights": needed.weights, "one batch": needed.compute, "program": needed.overhead},
+                request.free_memory,
+                hint="Try --option max-batch-tokens=512, a smaller --context, an int8 model, or stop another model.",
+                **needed.to_dict(),
+            )
         server = _server(request, settings, file, task)
         notes: tuple[str, ...] = ()
         if settings["provider"] in ("cuda", "tensorrt"):
@@ -119,18 +116,18 @@ class Onnx:
         return Plan(spec=self._spec(request, server, needed, task), context=context, memory=needed.total, notes=notes)
 
     def _spec(self, request: PlanRequest, server: dict[str, Any], needed: OnnxEstimate, task: str) -> LaunchSpec:
-        told = json.dumps(server, separators=(",", ":")).replace("$(", "$$(")
-        places = ("--socket", "$(SOCKET)", "--model-dir", "$(MODEL_DIR)")
         environment, gpu = self.environment(server["provider"]), server["provider"] in ("cuda", "tensorrt")
         return LaunchSpec(
             replica=request.replica,
             model=request.model,
             engine=self.name,
-            argv=("$(PYTHON)", "-I", "$(ENTRY)", *places, "--settings", told),
+            argv=serving.command(server),
             model_dir=str(request.model_dir),
             entry=str(ENTRY),
             environment=environment,
-            image=ImageRecipe(self.name, self._base_image, environment.requirements, entry_files(), dependencies=gpu),
+            image=ImageRecipe(
+                self.name, self._base_image, environment.requirements, serving.files(ENTRY), dependencies=gpu
+            ),
             limits=Limits(memory=needed.total * 5 // 4 + 512 * MIB),
             devices=(f"nvidia.com/gpu={server['provider_options'].get('device_id', 'all')}",) if gpu else (),
             serves=SERVES[task],
@@ -224,18 +221,4 @@ def _estimate(request: PlanRequest, settings: Mapping[str, Any], context: int) -
     tokens = min(settings["max_batch_tokens"], settings["max_batch"] * context)
     return estimate_onnx(
         request.metadata, tokens=tokens, sequence=context, workers=settings["workers"], vocabulary=words
-    )
-
-
-def too_large(model: str, needed: OnnxEstimate, free: int) -> OutOfMemory:
-    """The refusal with its numbers."""
-
-    def mib(value: int) -> str:
-        return f"{value / MIB:,.0f} MiB"
-
-    return OutOfMemory(
-        f"'{model}' needs {mib(needed.total)} (weights {mib(needed.weights)}, one batch {mib(needed.compute)}, program "
-        f"{mib(needed.overhead)}); {mib(free)} are free",
-        hint="Try --option max-batch-tokens=512, a smaller --context, an int8 model, or stop another model.",
-        data={"needed": needed.total, "free": free, **needed.to_dict()},
     )

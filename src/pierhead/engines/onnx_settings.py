@@ -1,27 +1,12 @@
-"""The ONNX engine's settings by name: which there are, of which kind, and in which bounds; starts nothing."""
+"""The ONNX engine's settings by name: data."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping
-from typing import Any, NamedTuple
-
-from pierhead.errors import UsageError
-
-
-class Setting(NamedTuple):
-    """A whole or fractional number within bounds, a switch, a word of some, or free text (no choices)."""
-
-    kind: type
-    default: Any
-    low: float = 0
-    high: float = 0
-    choices: tuple[str, ...] = ()
-
+from pierhead.engines.setting_table import Setting, Table
 
 PROVIDERS = ("cpu", "cuda", "tensorrt", "openvino")
 TASKS = ("auto", "classify", "tokens", "embeddings", "rerank", "tensors")
-SETTINGS: dict[str, Setting] = {
+_SETTINGS = {
     "task": Setting(str, "auto", choices=TASKS),
     "file": Setting(str, ""),
     "provider": Setting(str, "cpu", choices=PROVIDERS),
@@ -42,7 +27,7 @@ SETTINGS: dict[str, Setting] = {
     "activation": Setting(str, "auto", choices=("auto", "softmax", "sigmoid", "none")),
     "max_body_mb": Setting(int, 32, 1, 1024),
 }
-ALIASES = {
+_ALIASES = {
     "max_length": "context",
     "max_model_len": "context",
     "execution_provider": "provider",
@@ -64,74 +49,4 @@ ALIASES = {
     "device_id": "device",
     "model": "file",
 }
-_SWITCH = {**dict.fromkeys(("true", "1", "on", "yes"), True), **dict.fromkeys(("false", "0", "off", "no"), False)}
-
-
-def canonical(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings under their own names with values of the right kind; UsageError for what is not one."""
-    done: dict[str, Any] = {}
-    for given, value in settings.items():
-        name = _name(given)
-        try:
-            done[name] = _value(SETTINGS[name], value)
-        except (TypeError, ValueError, OverflowError) as exc:
-            raise UsageError(
-                f"bad value {value!r:.60} for the setting '{given}' of the ONNX engine",
-                hint=f"It must be: {_wanted(SETTINGS[name])}.",
-            ) from exc
-    return done
-
-
-def _name(given: str) -> str:
-    plain = given.strip().lstrip("-").replace("-", "_").lower()
-    name = ALIASES.get(plain, plain)
-    if name in SETTINGS:
-        return name
-    close = difflib.get_close_matches(plain, [*SETTINGS, *ALIASES], 1, 0.5)
-    hint = f"Did you mean '{close[0]}'?" if close else f"There are: {', '.join(SETTINGS)}."
-    raise UsageError(
-        f"the ONNX engine has no setting '{given}'",
-        hint=hint,
-        data={"parameter": given, "closest": close[0] if close else None},
-    )
-
-
-def _value(setting: Setting, value: Any) -> Any:
-    if setting.kind is bool:
-        return _switch(value)
-    if setting.kind is str:
-        text = ("true" if value else "false") if isinstance(value, bool) else str(value)
-        if setting.choices:
-            text = text.lower()
-            if text not in setting.choices:
-                raise ValueError
-        elif len(text) > 1024 or "\0" in text or ".." in text.split("/") or text.startswith("/"):
-            raise ValueError
-        return text
-    if isinstance(value, bool):
-        raise ValueError
-    number = float(value)
-    if setting.kind is int:
-        if number != int(number):
-            raise ValueError
-        number = int(number)
-    if not setting.low <= number <= setting.high:
-        raise ValueError
-    return number
-
-
-def _switch(value: Any) -> bool:
-    found = value if isinstance(value, bool) else _SWITCH.get(str(value).lower())
-    if found is None:
-        raise ValueError
-    return found
-
-
-def _wanted(setting: Setting) -> str:
-    if setting.kind is bool:
-        return "true or false"
-    if setting.choices:
-        return ", ".join(setting.choices)
-    if setting.kind is str:
-        return "a name inside the model's folder"
-    return f"{'a whole number' if setting.kind is int else 'a number'} from {setting.low:g} to {setting.high:g}"
+TABLE = Table("the ONNX engine", _SETTINGS, _ALIASES)

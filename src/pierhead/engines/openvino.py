@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pierhead.config import Settings
+from pierhead.engines import serving
 from pierhead.engines.base import EngineFacts, Environment, ImageRecipe, LaunchSpec, Limits, Plan, PlanRequest
 from pierhead.engines.flags import Flag, Flags
-from pierhead.errors import OutOfMemory
 from pierhead.formats import openvino_estimate
 from pierhead.formats.estimate import Estimate
 from pierhead.formats.openvino import MODEL
@@ -103,7 +102,14 @@ class OpenVino:
         context = self._context(request, settings.get("context", 0), sizing)
         needed = openvino_estimate.estimate(request.metadata, context=context, **sizing)
         if request.free_memory and needed.total > request.free_memory:
-            raise too_large(request.model, needed, context, request.free_memory)
+            raise serving.too_large(
+                request.model,
+                {"weights": needed.weights, "KV cache": needed.kv_cache, "OpenVINO itself": needed.overhead},
+                request.free_memory,
+                hint="Try a smaller --context, fewer --parallel, --option kv-cache-precision=u4, or stop a model.",
+                context=context,
+                **needed.to_dict(),
+            )
         properties: dict[str, Any] = {"KV_CACHE_PRECISION": sizing["precision"], **settings.get("properties", {})}
         if settings.get("device", "cpu") == "cpu":
             properties["INFERENCE_NUM_THREADS"] = settings.get("threads") or max(1, request.cpus)
@@ -131,21 +137,16 @@ class OpenVino:
         return max(fits, min(SMALLEST, limit))  # the refusal of what does not fit has the numbers
 
     def _spec(self, request: PlanRequest, told: Mapping[str, Any], needed: Estimate) -> LaunchSpec:
-        settings = json.dumps(told, separators=(",", ":")).replace("$(", "$$(")
-        places = ("--socket", "$(SOCKET)", "--model-dir", "$(MODEL_DIR)")
-        files = tuple(
-            (f"/opt/engine/entry/{file.name}", file.read_text(encoding="utf-8")) for file in sorted(ENTRY.glob("*.py"))
-        )
         return LaunchSpec(
             replica=request.replica,
             model=request.model,
             engine=self.name,
-            argv=("$(PYTHON)", "-I", "$(ENTRY)", *places, "--settings", settings),
-            env={"OPENVINO_TELEMETRY": "0", "DO_NOT_TRACK": "1"},
+            argv=serving.command(told),
+            env={"OPENVINO_TELEMETRY": "0", **serving.SILENT},
             model_dir=str(request.model_dir),
             entry=str(ENTRY),
             environment=WHEELS,
-            image=ImageRecipe(self.name, self._base_image, PINS, files),
+            image=ImageRecipe(self.name, self._base_image, PINS, serving.files(ENTRY)),
             limits=Limits(memory=needed.total * 5 // 4 + 512 * MIB, pids=2048),
             devices=("intel.com/gpu=all",) if told["device"] == "GPU" else (),
             serves=("chat", *_TEXTS) if _chats(request.metadata) else _TEXTS,
@@ -154,20 +155,6 @@ class OpenVino:
 
 def _chats(metadata: Mapping[str, Any]) -> bool:
     return bool(str(metadata.get("chat_template") or "").strip())
-
-
-def too_large(model: str, needed: Estimate, context: int, free: int) -> OutOfMemory:
-    """The refusal with its numbers."""
-
-    def mib(value: int) -> str:
-        return f"{value / MIB:,.0f} MiB"
-
-    return OutOfMemory(
-        f"'{model}' with a context of {context} tokens needs {mib(needed.total)} (weights {mib(needed.weights)}, "
-        f"KV cache {mib(needed.kv_cache)}, OpenVINO itself {mib(needed.overhead)}); {mib(free)} are free",
-        hint="Try a smaller --context, fewer --parallel, --option kv-cache-precision=u4, or stop another model.",
-        data={**needed.to_dict(), "needed": needed.total, "free": free, "context": context},
-    )
 
 
 def make(settings: Settings) -> OpenVino:

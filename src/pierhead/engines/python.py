@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import json
 import re
 import sys
 from collections.abc import Mapping
@@ -14,9 +12,10 @@ import msgspec
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
 from pierhead.config import Settings
+from pierhead.engines import serving
 from pierhead.engines.base import EngineFacts, Environment, ImageRecipe, LaunchSpec, Limits, Plan, PlanRequest
-from pierhead.engines.python_settings import SETTINGS, canonical
-from pierhead.errors import OutOfMemory, UsageError
+from pierhead.engines.python_settings import TABLE
+from pierhead.errors import UsageError
 from pierhead.formats.python_model import FORMAT, NAME, OPERATIONS, PythonModel, of_summary
 from pierhead.store.model import ModelFile
 
@@ -53,14 +52,6 @@ FACTS = EngineFacts(
 )
 
 
-@functools.cache
-def entry_files() -> tuple[tuple[str, str], ...]:
-    """The server program as files of an image."""
-    return tuple(
-        (f"/opt/engine/entry/{path.name}", path.read_text(encoding="utf-8")) for path in sorted(ENTRY.glob("*.py"))
-    )
-
-
 def make(settings: Settings) -> Python:
     """The engine as the configuration wants it."""
     return Python(settings.runtime.base_image)
@@ -87,18 +78,18 @@ class Python:
 
     def validate(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Settings in canonical form; UsageError names an unknown one with its closest match."""
-        return canonical(settings)
+        return TABLE.canonical(settings)
 
     def plan(self, request: PlanRequest) -> Plan:
         """The launch plan; see ``Engine.plan``."""
         program = _program(request.metadata)
         if program is None:
             raise UsageError(f"'{request.model}' does not say which class it is", hint="Package the model again.")
-        settings = {name: setting.default for name, setting in SETTINGS.items()}
-        settings |= canonical(program.settings) | canonical(request.settings)
+        settings = TABLE.defaults | TABLE.canonical(program.settings) | TABLE.canonical(request.settings)
         needed = settings["memory"] or estimate(program, request.files)
         if request.free_memory and needed > request.free_memory:
-            raise too_large(request.model, needed, request.free_memory)
+            hint = "Stop another model, or say what it needs: --option memory=500MiB."
+            raise serving.too_large(request.model, {"as a guess": needed}, request.free_memory, hint=hint)
         return Plan(spec=self._spec(request, program, settings, needed), context=0, memory=needed)
 
     def _spec(self, request: PlanRequest, program: PythonModel, settings: Mapping[str, Any], needed: int) -> LaunchSpec:
@@ -108,20 +99,18 @@ class Python:
             "cls": program.cls,
             **{name: settings[name] for name in ("max_batch_size", "batch_delay_ms", "concurrency")},
         }
-        told = json.dumps(server, separators=(",", ":")).replace("$(", "$$(")
-        places = ("--socket", "$(SOCKET)", "--model-dir", "$(MODEL_DIR)")
         pins = requirements(program)
         threads = str(settings["threads"] or max(1, request.cpus))
         return LaunchSpec(
             replica=request.replica,
             model=request.model,
             engine=self.name,
-            argv=("$(PYTHON)", "-I", "$(ENTRY)", *places, "--settings", told),
+            argv=serving.command(server),
             model_dir=str(request.model_dir),
             entry=str(ENTRY),
             environment=Environment(pins, _python(request.model, program.python)),
-            env={"OMP_NUM_THREADS": threads, "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"},
-            image=ImageRecipe(self.name, self._base_image, pins, entry_files(), dependencies=True),
+            env={"OMP_NUM_THREADS": threads, "HF_HUB_OFFLINE": "1", **serving.SILENT, "PYTHONDONTWRITEBYTECODE": "1"},
+            image=ImageRecipe(self.name, self._base_image, pins, serving.files(ENTRY), dependencies=True),
             limits=Limits(memory=max(needed * 2, needed + 1024 * MIB)),
             serves=program.serves,
         )
@@ -140,15 +129,6 @@ def estimate(program: PythonModel, files: tuple[ModelFile, ...]) -> int:
     libraries = sum(size for name, size in _LIBRARIES.items() if name in names) * MIB
     weights = sum(f.size for f in files if f.role in ("weights", "lora", "draft", "mmproj"))
     return PROGRAM + libraries + weights * 6 // 5
-
-
-def too_large(model: str, needed: int, free: int) -> OutOfMemory:
-    """The refusal with its numbers."""
-    return OutOfMemory(
-        f"'{model}' is taken to need {needed / MIB:,.0f} MiB; {free / MIB:,.0f} MiB are free",
-        hint="Stop another model, or say what it needs: --option memory=500MiB.",
-        data={"needed": needed, "free": free},
-    )
 
 
 def _program(metadata: Mapping[str, Any]) -> PythonModel | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pierhead.config import Settings
-from pierhead.engines import bridge
+from pierhead.engines import bridge, serving
 from pierhead.engines.base import (
     EngineFacts,
     Environment,
@@ -20,7 +20,7 @@ from pierhead.engines.base import (
 )
 from pierhead.engines.flags import Flag, Flags
 from pierhead.engines.huggingface import adapters, is_model, kind, say
-from pierhead.errors import OutOfMemory, UsageError
+from pierhead.errors import UsageError
 from pierhead.store.model import ModelFile
 
 VERSION = "0.5.23"
@@ -105,7 +105,9 @@ class SgLang:
     def plan(self, request: PlanRequest) -> Plan:
         """The launch plan; see ``Engine.plan``."""
         if request.free_memory and request.free_memory < HOST:
-            raise too_large(request.model, request.free_memory)
+            raise serving.too_large(
+                request.model, {"beside the GPU's memory": HOST}, request.free_memory, hint="Stop another model."
+            )
         settings = FLAGS.canonical(request.settings)
         trained = int(request.metadata.get("context_length") or 0) or self._max_context
         context = settings.pop("context", 0) or min(trained, self._max_context)
@@ -163,16 +165,6 @@ def _work(metadata: Mapping[str, Any]) -> tuple[str, ...]:
         "classify": ("classify", *_TOKENS),
         "rank": ("rerank", "score", *_TOKENS),
     }[kind(metadata)]
-
-
-def too_large(model: str, free: int) -> OutOfMemory:
-    """The refusal with its numbers."""
-    return OutOfMemory(
-        f"SGLang needs {HOST // MIB:,} MiB of the machine's memory beside the GPU's for '{model}'; "
-        f"{free // MIB:,} MiB are free",
-        hint="Stop another model.",
-        data={"needed": HOST, "free": free},
-    )
 
 
 def make(settings: Settings) -> SgLang:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pierhead.config import Settings
+from pierhead.engines import serving
 from pierhead.engines import triton_repository as repository
 from pierhead.engines.base import (
     EngineFacts,
@@ -22,7 +23,7 @@ from pierhead.engines.base import (
     Readiness,
 )
 from pierhead.engines.bridge import beside, beside_file
-from pierhead.errors import OutOfMemory, UsageError
+from pierhead.errors import UsageError
 from pierhead.store.model import ModelFile
 
 ENTRY = Path(__file__).with_name("triton_entry")
@@ -89,7 +90,8 @@ class Triton:
         image = settings.get("server") or ("image" if _needs_image(request.files) else "wheel")
         needed = _memory(request.files, len(made.models) * int(settings.get("instances", 1)), image == "image")
         if request.free_memory and needed > request.free_memory:
-            raise _too_large(request.model, needed, request.free_memory)
+            hint = "Stop another model, or load fewer of the repository's models with --option load=NAME."
+            raise serving.too_large(request.model, {"as a guess": needed}, request.free_memory, hint=hint)
         told = {
             "models": [
                 {"name": m.name, "files": m.files, "config": m.config, "threads": m.threads or request.cpus}
@@ -120,6 +122,7 @@ class Triton:
             model_dir=str(request.model_dir),
             entry=str(ENTRY),
             environment=Environment(WHEELS),
+            env=serving.SILENT,
             image=ImageRecipe(
                 self.name,
                 self._base_image if own else f"{IMAGE}:{settings.get('release', RELEASE)}-py3",
@@ -139,8 +142,7 @@ class Triton:
 
 @functools.cache
 def _image_files() -> tuple[tuple[str, str], ...]:
-    texts = sorted((f"/opt/engine/entry/{p.name}", p.read_text(encoding="utf-8")) for p in ENTRY.glob("*.py"))
-    return (*texts, beside_file())
+    return (*serving.files(ENTRY), beside_file())
 
 
 def _flags(settings: Mapping[str, Any]) -> list[str]:
@@ -162,14 +164,6 @@ def _memory(files: tuple[ModelFile, ...], processes: int, gpu: bool) -> int:
     """An estimate in bytes: the server, a process for each instance, and the weights with what runs beside them."""
     weights = sum(f.size for f in files if f.role == "weights")
     return SERVER + processes * PROCESS + weights * 5 // 4 + (CUDA if gpu else 0)
-
-
-def _too_large(model: str, needed: int, free: int) -> OutOfMemory:
-    return OutOfMemory(
-        f"'{model}' needs about {needed / MIB:,.0f} MiB in Triton; {free / MIB:,.0f} MiB are free",
-        hint="Stop another model, or load fewer of the repository's models with --option load=NAME.",
-        data={"needed": needed, "free": free},
-    )
 
 
 # --- settings -----------------------------------------------------------------------------------------------------

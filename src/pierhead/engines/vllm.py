@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pierhead.config import Settings
+from pierhead.engines import serving
 from pierhead.engines.base import (
     EngineFacts,
     Environment,
@@ -18,8 +19,8 @@ from pierhead.engines.base import (
     PlanRequest,
     Readiness,
 )
-from pierhead.engines.common_settings import spelled
 from pierhead.engines.huggingface import adapters, is_model, kind, say
+from pierhead.engines.setting_table import spelled
 from pierhead.engines.vllm_params import FLAGS, PARALLEL, Wishes
 from pierhead.errors import OutOfMemory, UsageError
 from pierhead.formats.estimate import Estimate
@@ -100,7 +101,7 @@ class Vllm:
         if wishes.device == "cuda":
             needed = Estimate(0, 0, 0, CUDA_HOST)
         if request.free_memory and needed.total > request.free_memory:
-            raise too_large(request.model, needed, context, request.free_memory)
+            raise _too_large(request.model, needed, context, request.free_memory)
         flags = {**_usual(request, wishes, context), **wishes.flags, **_models(request, wishes)}
         return Plan(spec=self._spec(request, wishes, flags, needed), context=context, memory=needed.total)
 
@@ -116,13 +117,13 @@ class Vllm:
         if fits < smallest:
             if estimate(request.metadata, context=smallest, **sizing).total > request.free_memory:
                 needed = estimate(request.metadata, context=smallest, **sizing)
-                raise too_large(request.model, needed, smallest, request.free_memory)
+                raise _too_large(request.model, needed, smallest, request.free_memory)
             return smallest
         return fits
 
     def _spec(self, request: PlanRequest, wishes: Wishes, flags: Mapping[str, Any], needed: Estimate) -> LaunchSpec:
         cuda = wishes.device == "cuda"
-        files = (("/opt/engine/entry.py", ENTRY.read_text(encoding="utf-8")),)
+        files = serving.files(ENTRY)
         places = ("--socket", "$(SOCKET)", "--model-dir", "$(MODEL_DIR)", "--", "--model=$(MODEL_DIR)")
         return LaunchSpec(
             replica=request.replica,
@@ -217,18 +218,15 @@ def _work(metadata: Mapping[str, Any]) -> tuple[str, ...]:
     }[kind(metadata)]
 
 
-def too_large(model: str, needed: Estimate, context: int, free: int) -> OutOfMemory:
-    """The refusal with its numbers."""
-
-    def mib(value: int) -> str:
-        return f"{value / MIB:,.0f} MiB"
-
-    return OutOfMemory(
-        f"'{model}' with a context of {context} tokens needs {mib(needed.total)} (weights {mib(needed.weights)}, "
-        f"KV cache {mib(needed.kv_cache)}, compute {mib(needed.compute)}, vLLM itself {mib(needed.overhead)}); "
-        f"{mib(free)} are free",
+def _too_large(model: str, needed: Estimate, context: int, free: int) -> OutOfMemory:
+    parts = {"weights": needed.weights, "KV cache": needed.kv_cache, "compute": needed.compute}
+    return serving.too_large(
+        model,
+        {**parts, "vLLM itself": needed.overhead},
+        free,
         hint="Try a smaller --context, fewer --parallel, --option kv-cache-dtype=fp8, or stop another model.",
-        data={**needed.to_dict(), "needed": needed.total, "free": free, "context": context},
+        context=context,
+        **needed.to_dict(),
     )
 
 

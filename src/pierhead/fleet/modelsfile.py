@@ -10,7 +10,8 @@ from typing import Any, Literal, cast
 import msgspec
 
 from pierhead.config import Replicas
-from pierhead.engines.common_settings import COMMON, checked, spelled
+from pierhead.engines.common_settings import COMMON, checked
+from pierhead.engines.setting_table import spelled
 from pierhead.errors import ConfigError, UsageError
 
 ADAPTERS = "adapters"

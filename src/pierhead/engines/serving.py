@@ -1,0 +1,46 @@
+"""What the plans of engines share: the command of a server program of ours, its files, and a refusal; pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pierhead.errors import OutOfMemory
+
+MIB = 1 << 20
+SILENT = {"ORT_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}  # libraries report to nobody, sandbox or not
+
+
+def command(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """The argv of an entry program, which is told its ``settings`` as JSON."""
+    told = json.dumps(settings, separators=(",", ":")).replace("$(", "$$(")
+    places = ("--socket", "$(SOCKET)", "--model-dir", "$(MODEL_DIR)")
+    return ("$(PYTHON)", "-I", "$(ENTRY)", *places, "--settings", told)
+
+
+def files(entry: Path) -> tuple[tuple[str, str], ...]:
+    """An entry program, a file or a folder of them, as files of an engine image."""
+    if entry.is_file():
+        return (("/opt/engine/entry.py", entry.read_text(encoding="utf-8")),)
+    found = sorted(entry.glob("*.py"))
+    return tuple((f"/opt/engine/entry/{path.name}", path.read_text(encoding="utf-8")) for path in found)
+
+
+def too_large(
+    model: str, parts: Mapping[str, int], free: int, *, hint: str, context: int = 0, **data: int
+) -> OutOfMemory:
+    """The refusal with its numbers: ``parts`` are bytes by what they are for, ``context`` tokens where that counts."""
+    needed = sum(parts.values())
+    told = ", ".join(f"{what} {_mib(size)}" for what, size in parts.items())
+    with_context = f" with a context of {context} tokens" if context else ""
+    return OutOfMemory(
+        f"'{model}'{with_context} needs {_mib(needed)} ({told}); {_mib(free)} are free",
+        hint=hint,
+        data={**data, "needed": needed, "free": free} | ({"context": context} if context else {}),
+    )
+
+
+def _mib(size: int) -> str:
+    return f"{size / MIB:,.0f} MiB"
