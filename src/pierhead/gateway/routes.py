@@ -191,11 +191,10 @@ class RouteTable:
     def activity(self) -> tuple[Activity, ...]:
         """What changed since the last call; counters start anew."""
         everything = (*self._targets.values(), *self._leaving)
-        seen = tuple(
-            _activity(target, sum(t.open for t in everything if t.replica == target.replica))
-            for target in everything
-            if target.changed
-        )
+        busy: dict[str, int] = {}
+        for target in everything:
+            busy[target.replica] = busy.get(target.replica, 0) + target.open
+        seen = tuple(_activity(target, busy[target.replica]) for target in everything if target.changed)
         self._leaving = [t for t in self._leaving if t.open]
         return seen
 
