@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from pierhead.engines.setting_table import byte_count
 from pierhead.errors import UsageError
 
 UNLIMITED = 1 << 62
@@ -45,10 +45,10 @@ def limited(memory: Memory, budget: int) -> Memory:
 
 def parse_size(text: int | str) -> int:
     """Bytes that ``3GiB``, ``3 GB``, ``500M`` or a plain number means (GB and GiB are the same); UsageError else."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", str(text).strip(), re.IGNORECASE)
-    if match is None:
-        raise UsageError(f"{text!r} is no size of memory", hint="Write bytes, or for example 3GiB.")
-    return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
+    try:
+        return byte_count(text)
+    except ValueError as exc:
+        raise UsageError(f"{text!r} is no size of memory", hint="Write bytes, or for example 3GiB.") from exc
 
 
 def processor_features(proc: Path = Path("/proc")) -> frozenset[str]:
