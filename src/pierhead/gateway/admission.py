@@ -226,9 +226,7 @@ class Doorkeeper:
             return request
         if control:
             scope = managing.scope(request.holder, managed) if request.holder is not None else b""
-            own = managed == "change" and door.tcp and request.holder is None
-            if own and any(head.get(name) is not None for name in _VIA):
-                raise peer.refused()
+            own = managed == "change" and self._own(request, head, door)
             forward = self._forward(head, head.target) + scope
             return request._replace(control=True, own=own, forward=forward)
         if found is not None:
@@ -239,7 +237,7 @@ class Doorkeeper:
         if known:
             if request.holder is not None:
                 _may_read(request.holder, path)
-            return _only(request, known, local=path)
+            return _only(request, known, local=path, own=_changes(path) and self._own(request, head, door))
         shown = request.path[:200]
         raise Fault(
             404,
@@ -247,6 +245,13 @@ class Doorkeeper:
             f"there is nothing at {method} {shown}.",
             hint="The API begins at /v1; /openapi.json describes it.",
         )
+
+    def _own(self, request: Admitted, head: Head, door: Door) -> bool:
+        """Whether only this gateway's own user may ask this, as it came without a key; Fault through a proxy."""
+        own = door.tcp and request.holder is None
+        if own and any(head.get(name) is not None for name in _VIA):
+            raise peer.refused()
+        return own
 
     def _forward(self, head: Head, target: bytes) -> bytes:
         """The head as the engine sees it: no keys, no cookies, no hop-by-hop headers; framing and id come later."""
@@ -264,7 +269,14 @@ def _local(path: str) -> tuple[str, ...]:
     """The methods of a path that the gateway answers by itself; none for other paths."""
     if path.startswith(("/v1/responses/", "/v1/conversations")):
         return methods(path)
+    if path == "/v2/repository/index" or _changes(path):
+        return ("POST",)
     return ("GET", "HEAD") if path in _GIVEN or path.startswith(("/v1/models/", "/models/", "/v2/models/")) else ()
+
+
+def _changes(path: str) -> bool:
+    """Whether a local path changes what is loaded, which concerns everybody."""
+    return path.startswith("/v2/repository/models/") and path.endswith(("/load", "/unload"))
 
 
 def _may_read(holder: Holder, path: str) -> None:
@@ -273,8 +285,10 @@ def _may_read(holder: Holder, path: str) -> None:
         holder.require_all()
     elif path.startswith(("/v1/responses/", "/v1/conversations")):
         holder.require_dialect("openai")
-    elif path.startswith("/v2/models/"):
+    elif path.startswith("/v2/models/") or path == "/v2/repository/index":
         holder.require_dialect("kserve")
+    elif _changes(path):
+        holder.require_admin()
 
 
 def _seconds(raw: bytes) -> float:

@@ -13,8 +13,9 @@ import msgspec
 
 from pierhead.gateway import plans
 from pierhead.gateway.admission import Admitted
-from pierhead.gateway.dialects import anthropic_models, kserve_models
+from pierhead.gateway.dialects import anthropic_models
 from pierhead.gateway.faults import Fault
+from pierhead.gateway.kserve_local import Ends, Questions
 from pierhead.gateway.lane_metrics import lane_metrics
 from pierhead.gateway.routes import Entry
 from pierhead.gateway.scrape import scrape
@@ -55,8 +56,9 @@ class Locals:
     def __init__(self, services: Services) -> None:
         self._services = services
         self._stored = Stored(services.answers)
+        self._questions = Questions(services)
 
-    def answer(self, request: Admitted, body: list[bytes]) -> Response | Coroutine[None, None, Response]:
+    def answer(self, request: Admitted, body: list[bytes], ends: Ends) -> Response | Coroutine[None, None, Response]:
         """The response to an admitted request whose ``local`` is set; Fault as its result when there is none."""
         name = request.local
         if name in _FIXED:
@@ -72,7 +74,7 @@ class Locals:
         if request.dialect == "anthropic":
             return self._anthropic(request)
         if request.dialect == "kserve":
-            return self._kserve(request)
+            return self._kserve(request, ends)
         if name in ("/v1/models", "/models"):
             return 200, JSON, self._listed(request, docker=name == "/models"), ()
         return self._model(name, request)
@@ -127,25 +129,12 @@ class Locals:
         except Fault as fault:
             return fault.status_in("anthropic"), JSON, fault.body("anthropic", request.request_id), ()
 
-    def _kserve(self, request: Admitted) -> Response:
+    def _kserve(self, request: Admitted, ends: Ends) -> Response | Coroutine[None, None, Response]:
         """The Open Inference Protocol's questions; a model is ready when a request for it will be answered."""
-        path = request.local
-        if path == "/v2":
-            return 200, JSON, msgspec.json.encode(kserve_models.server()), ()
-        if path == "/v2/health/live":
-            return 200, JSON, b'{"live":true}', ()
-        if path == "/v2/health/ready":
+        if request.local == "/v2/health/ready":
             status, kind, body, headers = self._ready()
             return status, kind, b'{"live":true,"ready":true}' if status == 200 else body, headers
-        rest = path.removeprefix("/v2/models/")
-        name = rest.removesuffix("/ready")
-        try:
-            entry = self._entry(name.partition("/versions/")[0], request)
-        except Fault as fault:
-            return fault.status, JSON, fault.body("kserve"), ()
-        if name != rest:
-            return 200, JSON, msgspec.json.encode({"name": entry.name, "ready": True}), ()
-        return 200, JSON, msgspec.json.encode(kserve_models.metadata(entry.facts)), ()
+        return self._questions.answer(request, ends)
 
     def _model(self, path: str, request: Admitted) -> Response:
         _, _, name = path.removeprefix("/v1").partition("/models/")

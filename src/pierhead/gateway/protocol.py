@@ -285,7 +285,7 @@ class ClientConnection(Answering):
             self.relay_done()
         elif request.local:
             self._work = LocalAnswer(self, request_id)
-            self._work.start(self._locals.answer(request, body))
+            self._work.start(self._locals.answer(request, body, lambda: self.ends))
         else:
             if skeleton is None and len(body) > 1:
                 body = [b"".join(body)]
