@@ -286,21 +286,14 @@ def _validated(base: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     """Settings as the engine that will run the model understands them."""
     if not options:
         return {}
-    from pierhead.engines.llamacpp import LlamaCpp
+    from pierhead.config import Settings
+    from pierhead.engines.registry import choose, engines
 
     files = base.laid_out if isinstance(base, ModelRecord) else base.files
-    if any(file.format == "python" for file in files):
-        from pierhead.engines.python_settings import TABLE
-
-        return TABLE.canonical(options)
-    weights = {file.format for file in files if file.role == "weights"}
-    if "gguf" not in weights:
-        raise UsageError(
-            f"no engine serves a model in {', '.join(sorted(weights)) or 'this format'} yet, so its settings cannot be "
-            "checked",
-            hint="Leave --option out; settings can be given when the model runs.",
-        )
-    return LlamaCpp().validate(options)
+    name = str(options.get("engine", ""))
+    engine = choose(engines(Settings()), files, name, "this model")
+    told = engine.validate({key: value for key, value in options.items() if key != "engine"})
+    return ({"engine": name} if name else {}) | told
 
 
 def created(env: Mapping[str, str]) -> str:
