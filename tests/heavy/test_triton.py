@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -11,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,8 +21,10 @@ from typing import Any
 
 import numpy as np
 import onnx
+import psutil
 import pytest
 import tritonclient.http as triton
+import tritonclient.http.aio as aio
 from onnx import TensorProto, helper
 from tritonclient.utils import InferenceServerException
 
@@ -181,3 +185,105 @@ def test_each_model_of_the_repository_and_each_version_can_be_asked(host: Host, 
         assert plus.as_numpy("Y").tolist() == [[2, 3]]
         with pytest.raises(InferenceServerException, match="nothing"):
             client.infer(f"{shop}/models/nothing", inputs)
+
+
+def test_metadata_configuration_and_readiness_are_the_server_s_own(host: Host, shop: str) -> None:
+    with contextlib.closing(host.client) as client:
+        said = client.get_model_metadata(f"{shop}/models/plus_one")
+        assert said["inputs"] == [{"name": "X", "datatype": "FP32", "shape": [-1, -1]}]
+        assert client.get_model_metadata(f"{shop}/models/double")["versions"] == ["1", "2"]
+        assert client.get_model_metadata(shop)["name"] == shop
+        assert client.get_model_config(shop)["platform"] == "ensemble"
+        assert client.is_model_ready(shop)
+        assert client.is_model_ready(f"{shop}/models/double", "2")
+        assert not client.is_model_ready(f"{shop}/models/double", "7")
+
+
+def test_generate_takes_plain_json(host: Host, shop: str) -> None:
+    said = host.call(f"/v2/models/{shop}/models/double/generate", {"IN": [1.5]})
+    assert said["OUT"] == 6.0
+
+
+def test_models_are_listed_unloaded_and_loaded_again(host: Host, shop: str) -> None:
+    with contextlib.closing(host.client) as client:
+        name = f"{shop}/models/plus_one"
+        client.infer(name, [numbers("X", [[1]])])
+        states = {m["name"]: m.get("state") for m in client.get_model_repository_index()}
+        assert states[shop] == states[name] == "READY"
+        client.unload_model(name)
+        deadline, state = time.monotonic() + 20, ""
+        while state != "UNAVAILABLE" and time.monotonic() < deadline:
+            state = {m["name"]: m.get("state") for m in client.get_model_repository_index()}[name]
+        assert state == "UNAVAILABLE"
+        assert [r["state"] for r in json.loads(host.pier("ps", "--json")) if r["model"] == shop] == ["ready"]
+        with pytest.raises(InferenceServerException, match=r"not ready|unknown model|no available"):
+            client.infer(name, [numbers("X", [[1]])])
+        client.load_model(name)
+        assert client.infer(name, [numbers("X", [[1]])]).as_numpy("Y").tolist() == [[2]]
+
+
+async def test_requests_at_the_same_time_are_answered_as_batches(host: Host, tmp_path: Path) -> None:
+    plus_one(tmp_path / "model.onnx")
+    host.package(tmp_path, "batched", "engine=triton", "max-queue-delay=20000", "preferred-batch-size=8")
+    async with aio.InferenceServerClient(host.url, conn_limit=64, conn_timeout=300) as client:
+
+        async def one(number: int) -> float:
+            return (await client.infer("batched", [numbers("X", [[number]])])).as_numpy("Y").item()
+
+        async def counted() -> dict[str, Any]:
+            return (await client.get_inference_statistics("batched"))["model_stats"][0]
+
+        await one(0)
+        before = await counted()
+        assert await asyncio.gather(*(one(n) for n in range(64))) == [n + 1 for n in range(64)]
+        after = await counted()
+    requests = after["inference_count"] - before["inference_count"]
+    runs = after["execution_count"] - before["execution_count"]
+    assert requests == 64
+    assert runs <= 32, f"{runs} runs for {requests} requests"
+    assert "nv_inference_request_success" in host.call("/metrics")
+    assert 'nv_inference_queue_duration_us{model="batched"' in host.call("/metrics")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "operator", "said"),
+    [
+        ("typo", "max_batch_sise: 4", "Add", "max_batch_sise"),
+        ("python", 'backend: "python"', "Add", "model.py"),
+        ("operator", "max_batch_size: 4", "NoSuchOperator", "NoSuchOperator"),
+        ("backend", 'backend: "no_such_backend"', "Add", "no_such_backend"),
+    ],
+)
+def test_a_model_that_triton_refuses_is_refused_with_its_reason(
+    host: Host, tmp_path: Path, name: str, text: str, operator: str, said: str
+) -> None:
+    plus_one(tmp_path / "bad/1/model.onnx", operator)
+    put(tmp_path / "bad/config.pbtxt", text)
+    host.package(tmp_path, f"bad-{name}")
+    with contextlib.closing(host.client) as client, pytest.raises(InferenceServerException) as refused:
+        client.infer(f"bad-{name}", [numbers("X", [[1]])])
+    message = refused.value.message()
+    assert said in message
+    assert "engine: the model could not be loaded" in message
+    assert len(message) < 1200
+
+
+def test_stopping_takes_no_while_and_leaves_nothing(host: Host, shop: str) -> None:
+    with contextlib.closing(host.client) as client:
+        client.infer(shop, [numbers("IN", [[1]])])
+        mine = [p for p in psutil.process_iter(["name"]) if "triton" in p.info["name"] and _of(p, host)]
+        assert mine
+        for model in {r["model"] for r in json.loads(host.pier("ps", "--json"))}:
+            began = time.monotonic()
+            host.pier("stop", model)
+            assert time.monotonic() - began < 8
+    _, alive = psutil.wait_procs(mine, timeout=5)
+    assert not alive
+    assert not list(Path("/dev/shm").glob("pierhead-*"))
+
+
+def _of(process: psutil.Process, host: Host) -> bool:
+    """Whether a process is below one of this installation's."""
+    with contextlib.suppress(psutil.Error):
+        return any(str(host.home) in word for parent in process.parents() for word in parent.cmdline())
+    return False

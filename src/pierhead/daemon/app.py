@@ -37,6 +37,7 @@ from pierhead.daemon.wire import GatewayInfo, RouteList, StatusInfo
 from pierhead.engines.registry import engines
 from pierhead.errors import PierError
 from pierhead.events import AnyEvent, Listener, PullDone
+from pierhead.fleet.building import Builder
 from pierhead.fleet.layers import Layers
 from pierhead.fleet.supervisor import Supervisor
 from pierhead.gateway.link import Activity, Endpoint, Key, Price, Route, Snapshot
@@ -98,6 +99,7 @@ class Daemon:
             withdrawn=self._withdrawn,
             trusted=self._trusted,
             peaks=paths.state / "memory-peaks.json",
+            build=Builder(self.store, paths.replicas).ensure,
         )
         self.models = ModelDesk(book, self.store, self.fleet, self._fleet_changed)
         self.link = GatewayLink(

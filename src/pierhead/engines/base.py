@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import msgspec
 
+from pierhead.engines.builds import Build
 from pierhead.store.model import ModelFile
 
 
@@ -102,9 +103,9 @@ class Adapter(msgspec.Struct, frozen=True):
 class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Everything a runtime needs to start one replica; serializable, so that it survives the daemon.
 
-    In ``argv`` and ``env`` values, ``$(PYTHON)``, ``$(ENTRY)``, ``$(BRIDGE)``, ``$(MODEL_DIR)`` and ``$(SOCKET)`` stand
-    for places that each runtime knows (see ``runtimes.base.Places``); ``$(MOUNT0)``
-    is where the first of ``mounts`` is to be found, and so on. ``$$(`` is a literal ``$(``.
+    In ``argv`` and ``env`` values, ``$(PYTHON)``, ``$(ENTRY)``, ``$(BRIDGE)``, ``$(MODEL_DIR)``, ``$(SOCKET)``,
+    ``$(BUILT)`` and, in a job, ``$(OUTPUT)`` stand for places that each runtime knows (see ``runtimes.base.Places``);
+    ``$(MOUNT0)`` is where the first of ``mounts`` is to be found, and so on. ``$$(`` is a literal ``$(``.
     """
 
     replica: str  # [a-z0-9]{1,20}, unique on this host
@@ -130,6 +131,8 @@ class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
     stdio: bool = False
     labels: dict[str, str] = {}
     sleep: tuple[str, ...] = ()  # a POST to the first path lets go of GPU memory, to the second takes it back
+    build: Build | None = None  # what has to be built for this machine before the first start
+    built: str = ""  # host folder of that
     serves: tuple[str, ...] = ()  # the gateway's operations that the engine answers natively
     called: str = ""  # the name by which the engine wants its model asked for, where it minds
     adapters: tuple[Adapter, ...] = ()

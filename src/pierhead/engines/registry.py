@@ -23,6 +23,7 @@ BUILTIN: dict[str, str] = {
     "openvino": "pierhead.engines.openvino:make",
     "vllm": "pierhead.engines.vllm:make",
     "sglang": "pierhead.engines.sglang:make",
+    "tensorrtllm": "pierhead.engines.tensorrtllm:make",
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import json
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ ENTRY = Path(__file__).with_name("triton_entry")
 MIB = 1 << 20
 # The last wheel that carries a whole tritonserver (2.51, of Triton 24.10); its Python backend needs NumPy 1.
 WHEELS = ("nvidia-pytriton==0.7.0", "numpy==1.26.4", "onnxruntime==1.23.2")
-PYTHONS = ("3.9", "3.10", "3.11", "3.12", "3.13")  # those that the wheel has a Python backend for
+PYTHON = "" if sys.version_info < (3, 13) else "3.12"  # the newest that NumPy 1 has wheels for
 IMAGE = "nvcr.io/nvidia/tritonserver"
 RELEASE = "25.08"
 SERVER, PROCESS = 160 * MIB, 120 * MIB  # tritonserver itself, and each process of its Python backend with ONNX Runtime
@@ -40,10 +41,10 @@ FACTS = EngineFacts(
     name="triton",
     title="Triton",
     formats=("onnx", "tensorrt"),
-    serves=("infer", "generate", "generate-stream"),
+    serves=("infer", "generate", "generate-stream", "triton-repository"),
     accelerators=("cpu", "cuda"),
     platforms=("linux/amd64",),
-    common=("threads", "parallel"),
+    common=("threads",),
     metrics={"waiting": "nv_inference_pending_request_count"},
     marks=("config.pbtxt",),
     parallel=0,
@@ -121,7 +122,7 @@ class Triton:
             argv=beside(*program, health="/v2/health/ready"),
             model_dir=str(request.model_dir),
             entry=str(ENTRY),
-            environment=Environment(WHEELS),
+            environment=Environment(WHEELS, PYTHON),
             env=serving.SILENT,
             image=ImageRecipe(
                 self.name,

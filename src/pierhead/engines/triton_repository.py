@@ -17,6 +17,7 @@ from pierhead.errors import UsageError
 from pierhead.store.model import ModelFile
 
 CONFIG = "config.pbtxt"
+_LLM = re.compile(r"(^|/)rank\d+\.engine$")  # TensorRT-LLM, which serves these itself
 BARE = {"onnx": ("onnxruntime", "model.onnx"), "tensorrt": ("tensorrt", "model.plan")}
 
 
@@ -52,7 +53,7 @@ def roots(files: tuple[ModelFile, ...]) -> dict[str, list[str]]:
 
 def bare(files: tuple[ModelFile, ...]) -> list[ModelFile]:
     """The weights that can be served without being a repository, the likeliest first."""
-    found = [f for f in files if f.role == "weights" and f.format in BARE]
+    found = [f for f in files if f.role == "weights" and f.format in BARE and not _LLM.search(f.name)]
     return sorted(found, key=lambda f: (f.name.count("/"), posixpath.basename(f.name) != BARE[f.format][1], f.name))
 
 
@@ -105,6 +106,8 @@ def _bare(
         for f in files
         if f.format == "data" and _below(f.name, folder)
     }
+    if "dynamic_batching" in config and settings.get("preferred_batch_size") and "max_batch_size" not in config:
+        config = {"max_batch_size": f"max_batch_size: {max(settings['preferred_batch_size'])}", **config}
     return Served(name, {f"1/{inside}": file.name, **beside}, {"backend": f'backend: "{backend}"', **config}, threads)
 
 

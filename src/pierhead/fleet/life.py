@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pierhead.engines.base import Plan
+from pierhead.engines.base import LaunchSpec, Plan
 from pierhead.errors import PierError
 from pierhead.events import Listener
 from pierhead.fleet.intent import Intent
@@ -18,6 +18,15 @@ from pierhead.store.model import ModelRecord
 
 if TYPE_CHECKING:
     from pierhead.fleet.replica import Replica
+
+
+Build = Callable[[LaunchSpec, ModelRecord, Runtime, Listener], Awaitable[LaunchSpec]]
+"""Sees that what the spec's engine needs built for this machine is there; the spec with its place."""
+
+
+async def builds_nothing(spec: LaunchSpec, model: ModelRecord, runtime: Runtime, listener: Listener) -> LaunchSpec:
+    """For fleets whose engines need none."""
+    return spec
 
 
 @dataclass
@@ -36,6 +45,7 @@ class Life:
     start_timeout: float
     withdrawn: Callable[[], Awaitable[None]]  # returns once nobody sends it new requests and ``open`` is exact
     parallel: int = 1
+    build: Build = builds_nothing
     spare: bool = False
     lease: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 

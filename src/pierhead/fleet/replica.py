@@ -183,6 +183,8 @@ class Replica:
             self.emit(Note(message=note))
         self._move(State.PREPARING, self.runtime_name)
         spec = await runtime.prepare(plan.spec, self.emit)
+        if spec.build is not None:
+            spec = await self.life.build(spec, self.life.model, runtime, self.emit)
         self.plan = msgspec.structs.replace(plan, spec=spec)
 
     async def _launch(self) -> None:

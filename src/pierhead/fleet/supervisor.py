@@ -25,7 +25,7 @@ from pierhead.fleet.group import Group
 from pierhead.fleet.holdings import Models
 from pierhead.fleet.info import ReplicaInfo, describe_replica
 from pierhead.fleet.layers import Layers, plain
-from pierhead.fleet.life import Life
+from pierhead.fleet.life import Build, Life, builds_nothing
 from pierhead.fleet.memory import Memory, limited, parse_size, read_memory
 from pierhead.fleet.meter import Meter
 from pierhead.fleet.peaks import Peaks
@@ -60,12 +60,14 @@ class Supervisor:
         trusted: Callable[[ModelRecord], object] = lambda record: None,
         peaks: Path | None = None,
         layers: Layers | None = None,
+        build: Build = builds_nothing,
     ) -> None:
         self._store = store
         self._peaks = Peaks(peaks or replicas_dir / "peaks.json")
         self.layers = layers or Layers(engines, plain(settings))
         self._planning = Planning(store, self.layers, trusted, settings.fleet, self._peaks)
         self._settings = settings
+        self._build = build
         self._dir = replicas_dir
         budget = parse_size(settings.fleet.memory_budget)
         self._memory = lambda: limited(memory(), budget)
@@ -262,6 +264,7 @@ class Supervisor:
             withdrawn=self._withdrawn,
             parallel=self._planning.parallel(group.model, group.intent.settings),
             spare=bool(group.live),
+            build=self._build,
         )
         replica = Replica(life, self._admit, self._moved)
         self._roster.add(group, replica)

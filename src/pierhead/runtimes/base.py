@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import msgspec
@@ -20,6 +21,8 @@ class Places(msgspec.Struct, frozen=True):
     socket: str
     bridge: str = ""
     mounted: bool = True
+    built: str = ""
+    output: str = ""
 
 
 class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,6 +87,11 @@ class Instance(Protocol):
         """Host path of the engine's unix socket (exists once the engine listens)."""
         ...
 
+    @property
+    def output(self) -> Path | None:
+        """The folder that a job writes into; it goes with the instance."""
+        ...
+
     async def wait(self) -> Exit:
         """Return when the program has ended, whoever ended it; at once if it has. Safe to call many times."""
         ...
@@ -138,6 +146,8 @@ def expand(spec: LaunchSpec, places: Places) -> tuple[tuple[str, ...], dict[str,
         "$(PYTHON)": places.python,
         "$(ENTRY)": places.entry,
         "$(BRIDGE)": places.bridge,
+        "$(BUILT)": places.built,
+        "$(OUTPUT)": places.output,
         "$(MODEL_DIR)": places.model_dir,
         "$(SOCKET)": places.socket,
         **{f"$(MOUNT{at})": m.target if places.mounted else m.source for at, m in enumerate(spec.mounts)},

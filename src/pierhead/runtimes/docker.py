@@ -21,6 +21,7 @@ from pierhead.runtimes.base import Capabilities
 from pierhead.runtimes.docker_api import Engine, find
 from pierhead.runtimes.docker_image import Images
 from pierhead.runtimes.docker_instance import DockerInstance
+from pierhead.runtimes.job import OUTPUT
 from pierhead.runtimes.readiness import Notify
 
 NPROC = 16384  # per user of this machine; what one container may have is bounded by its cgroup
@@ -129,6 +130,8 @@ class DockerRuntime:
         folder = self._root / spec.replica
         await self._replace(engine, spec.replica)
         await asyncio.to_thread(folders.make, folder, user.uid, user.gid)
+        if spec.kind == "job":
+            await asyncio.to_thread(folders.make_output, folder / OUTPUT, user.uid, user.gid)
         notify: Notify | None = None
         try:
             notify = Notify(folder / folders.NAME)

@@ -11,6 +11,7 @@ import msgspec
 from pierhead.config import RuntimeSettings
 from pierhead.engines.base import LaunchSpec
 from pierhead.runtimes.base import Places, expand
+from pierhead.runtimes.job import OUTPUT
 
 LABEL = "ai.pierhead"
 MODELS = "/models"
@@ -19,7 +20,9 @@ TMP_SIZE = 64 << 20
 SHM_SIZE = 16 << 20
 NOFILE = 4096
 PORT = 8080  # inside, where an engine listens that no socket file can reach
-PLACES = Places("python3", "/opt/engine/site", MODELS, f"{SOCKETS}/engine.sock", "/opt/engine/bridge.py")
+PLACES = Places(
+    "python3", "/opt/engine/site", MODELS, f"{SOCKETS}/engine.sock", "/opt/engine/bridge.py", "/built", "/output"
+)
 
 
 class User(msgspec.Struct, frozen=True):
@@ -128,7 +131,9 @@ def _published(host: dict[str, Any], network: str) -> dict[str, Any]:
 
 
 def _mounts(spec: LaunchSpec, sockets: Path | None) -> list[dict[str, Any]]:
-    wanted = [(spec.model_dir, MODELS, True), (str(sockets or ""), SOCKETS, False)]
+    wanted = [(spec.model_dir, MODELS, True), (str(sockets or ""), SOCKETS, False), (spec.built, PLACES.built, True)]
+    if spec.kind == "job" and sockets is not None:
+        wanted.append((str(sockets.with_name(OUTPUT)), PLACES.output, False))
     wanted += [(m.source, m.target, m.read_only) for m in spec.mounts]
     return [
         {

@@ -34,6 +34,13 @@ def make(folder: Path, uid: int, gid: int) -> bool:
     return False
 
 
+def make_output(folder: Path, uid: int, gid: int) -> None:
+    """A folder on the disk that the container may fill."""
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if os.geteuid() == 0:
+        os.chown(folder, uid, gid)
+
+
 def release(folder: Path) -> None:
     """Unmount and remove ``folder``/s; nothing happens when it is not there."""
     sockets = folder / NAME

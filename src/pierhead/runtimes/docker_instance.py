@@ -18,6 +18,7 @@ from pierhead.errors import EngineFailed, RuntimeUnavailable, Timeout, UsageErro
 from pierhead.runtimes import docker_folder
 from pierhead.runtimes.base import ExecResult, Exit, Stats
 from pierhead.runtimes.docker_api import Engine, Refused, frames
+from pierhead.runtimes.job import OUTPUT
 from pierhead.runtimes.readiness import Notify
 
 LINE_LIMIT = 1 << 16
@@ -50,6 +51,11 @@ class DockerInstance:
     @property
     def socket(self) -> str:
         return self._address or str(self.folder / docker_folder.NAME / "engine.sock")
+
+    @property
+    def output(self) -> Path | None:
+        """See ``Instance.output``."""
+        return self.folder / OUTPUT if self._spec.kind == "job" else None
 
     async def wait(self) -> Exit:
         """See ``Instance.wait``."""

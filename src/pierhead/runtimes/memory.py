@@ -33,6 +33,10 @@ class MemoryInstance:
     def socket(self) -> str:
         return str(self.folder / "s" / "engine.sock")
 
+    @property
+    def output(self) -> Path | None:
+        return None
+
     async def open(self) -> None:
         Path(self.socket).parent.mkdir(parents=True, mode=0o700)
         self._server = await asyncio.start_unix_server(self._answer, self.socket)

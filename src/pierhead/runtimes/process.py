@@ -27,6 +27,7 @@ from pierhead.runtimes.base import Capabilities, ExecResult, Exit, Places, Stats
 from pierhead.runtimes.cgroup import Cgroup
 from pierhead.runtimes.environment import Environments
 from pierhead.runtimes.family import below
+from pierhead.runtimes.job import OUTPUT
 from pierhead.runtimes.logfile import read_log
 from pierhead.runtimes.readiness import Notify
 
@@ -34,6 +35,7 @@ SHIM = Path(__file__).with_name("shim.py")
 OUTPUT_LIMIT = 1 << 20
 EXEC_ENV = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}  # nothing of the daemon's own
 RLIMITS = {"RLIMIT_CORE": 0, "RLIMIT_NOFILE": 4096, "RLIMIT_FSIZE": 1 << 30}
+JOB_RLIMITS = {"RLIMIT_FSIZE": 1 << 42}  # what it writes is what it is for
 
 
 class ShimState(msgspec.Struct, frozen=True):
@@ -66,6 +68,11 @@ class ProcessInstance:
     @property
     def socket(self) -> str:
         return str(self.folder / "s" / "engine.sock")
+
+    @property
+    def output(self) -> Path | None:
+        """See ``Instance.output``."""
+        return self.folder / OUTPUT if self._spec.kind == "job" else None
 
     @property
     def pid(self) -> int | None:
@@ -236,6 +243,8 @@ class ProcessRuntime:
         folder = self._root / spec.replica
         sockets = folder / "s"
         sockets.mkdir(parents=True, mode=0o700, exist_ok=True)
+        if spec.kind == "job":
+            (folder / OUTPUT).mkdir(mode=0o700, exist_ok=True)
         folder.chmod(0o700)
         for name in ("bwrap", "exit.json", "shim.json", "log", "log.1"):
             (folder / name).unlink(missing_ok=True)
@@ -249,7 +258,13 @@ class ProcessRuntime:
         notify = Notify(sockets)
         try:
             argv, env = self._command(spec, folder, confined)
-            run = {"argv": argv, "env": env, "rlimits": RLIMITS, "cgroups": group.procs(), "confined": confined}
+            run = {
+                "argv": argv,
+                "env": env,
+                "rlimits": RLIMITS | (JOB_RLIMITS if spec.kind == "job" else {}),
+                "cgroups": group.procs(),
+                "confined": confined,
+            }
             (folder / "spec.json").write_bytes(msgspec.json.encode(spec))
             (folder / "run.json").write_bytes(msgspec.json.encode(run))
             shim = _spawn(folder)
@@ -267,6 +282,7 @@ class ProcessRuntime:
             raise RuntimeUnavailable(f"the environment of the engine {spec.engine} is gone", hint="Try again.")
         if not confined:
             places = Places(python, spec.entry, spec.model_dir, str(sockets / "engine.sock"), str(bridge.ENTRY), False)
+            places = msgspec.structs.replace(places, built=spec.built, output=str(folder / OUTPUT))
             argv, env = expand(spec, places)
             return sandbox.plain(argv), {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8", **env}
         argv, env = expand(spec, sandbox.inside(python))
@@ -280,6 +296,8 @@ class ProcessRuntime:
             python=python,
             tmp_size=spec.tmp_size,
             mounts=spec.mounts,
+            built=spec.built,
+            output=str(folder / OUTPUT) if spec.kind == "job" else "",
         )
         return command, {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
 

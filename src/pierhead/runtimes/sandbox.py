@@ -15,6 +15,8 @@ from pierhead.runtimes.base import Places
 MODEL_DIR = "/model"
 ENTRY = "/engine/entry"
 BRIDGE = "/engine/bridge"
+BUILT = "/engine/built"
+OUTPUT = "/output"
 SOCKET_DIR = "/run/pierhead"
 UID = 65532
 TMP_SIZE = 64 << 20
@@ -31,7 +33,7 @@ INSTALL = (
 
 def inside(python: str = sys.executable) -> Places:
     """Where things are inside the sandbox."""
-    return Places(python, ENTRY, MODEL_DIR, f"{SOCKET_DIR}/engine.sock", BRIDGE)
+    return Places(python, ENTRY, MODEL_DIR, f"{SOCKET_DIR}/engine.sock", BRIDGE, built=BUILT, output=OUTPUT)
 
 
 def bwrap_works() -> bool:
@@ -77,6 +79,8 @@ def bwrap(
     python: str = sys.executable,
     tmp_size: int = 0,
     mounts: tuple[Mount, ...] = (),
+    built: str = "",
+    output: str = "",
 ) -> list[str]:
     """``argv`` in a sandbox: no network, read-only system and model, private /tmp, no capabilities, not root."""
     command = [shutil.which("bwrap") or "bwrap", *_confine(), "--clearenv"]
@@ -108,6 +112,8 @@ def bwrap(
         command += ["--ro-bind", entry, ENTRY, "--ro-bind", str(bridge.ENTRY), BRIDGE]
     for mount in mounts:
         command += ["--ro-bind" if mount.read_only else "--bind", mount.source, mount.target]
+    command += ["--ro-bind", built, BUILT] if built else []
+    command += ["--bind", output, OUTPUT] if output else []
     return [*command, "--remount-ro", "/", "--chdir", "/", "--", *argv]
 
 

@@ -27,6 +27,7 @@ _FAILED = re.compile(r"failed to load '([^']*)'(?: version \d+)?: (.*?)\"?$")
 _POLL = re.compile(r"Poll failed for model directory '([^']*)': (.*?)\"?$")
 _PARSE = re.compile(r"Error parsing text-format \S+: (.*)$")
 _OTHER = re.compile(r"^(?:E\d{4} \S+ \d+ \S+\] \"?|error: )(.*?)\"?$")
+_STUCK = re.compile(r"Failed to preinitialize Python stub: (.*)$")  # after which the server waits for ever
 _NOISE = ("CudaDriverHelper", "NVML", "failed to load all models", "unable to get number of CUDA")
 
 
@@ -272,6 +273,8 @@ def run(command: list[str], env: dict[str, str]) -> int:
             sys.stderr.write(line)
             sys.stderr.flush()
             lines.append(line.rstrip())
+        if _STUCK.search(line):
+            server.kill()
     code = server.wait()
     if code and not ending:
         say(reason(list(lines)) or f"tritonserver ended with status {code}")
@@ -283,7 +286,7 @@ def reason(lines: list[str]) -> str:
     found: dict[str, str] = {}
     parse = ""
     for line in lines:
-        if said := _PARSE.search(line):
+        if said := _PARSE.search(line) or _STUCK.search(line):
             parse = parse or said[1]
         for pattern in (_POLL, _FAILED):
             said = pattern.search(line)

@@ -1,0 +1,210 @@
+"""The TensorRT-LLM engine: how trtllm-serve serves a model, and what is built for a GPU before; starts nothing."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pierhead.config import Settings
+from pierhead.engines.base import EngineFacts, ImageRecipe, LaunchSpec, Limits, Plan, PlanRequest, Readiness
+from pierhead.engines.bridge import ENTRY, bridged, recipe_file
+from pierhead.engines.builds import Build
+from pierhead.errors import OutOfMemory, UsageError
+from pierhead.store.model import ModelFile
+
+MIB = 1 << 20
+IMAGE = "nvcr.io/nvidia/tensorrt-llm/release"
+RELEASE = "1.0.0"
+HOST = 4096 * MIB  # of this machine's own memory: CUDA, Python and what is on its way to the GPU
+_RANK = re.compile(r"rank\d+\.(engine|safetensors)$")
+
+FACTS = EngineFacts(
+    name="tensorrtllm",
+    title="TensorRT-LLM",
+    formats=("safetensors", "tensorrt"),
+    serves=("chat", "completions"),
+    accelerators=("cuda",),
+    platforms=("linux/amd64", "linux/arm64"),
+    common=("context",),
+    parallel=0,
+    metrics_path="/prometheus/metrics",
+    untested="everything that runs on a GPU: plans, keys and the running of builds are tested, trtllm-serve is not",
+)
+
+
+class TensorRtLlm:
+    """Serves Hugging Face folders, TensorRT-LLM's checkpoints and its engines."""
+
+    name = FACTS.name
+    facts = FACTS
+
+    def accepts(self, files: tuple[ModelFile, ...]) -> bool:
+        """Whether there is a config.json beside safetensors, or beside engines of TensorRT-LLM's naming."""
+        return bool(_kind(files)) and any(f.name == "config.json" for f in files)
+
+    def capabilities(self, files: tuple[ModelFile, ...], metadata: Mapping[str, Any]) -> tuple[str, ...]:
+        """See ``Engine.capabilities``."""
+        return ("chat", "completions")
+
+    def validate(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings in canonical form; UsageError names an unknown one with its closest match."""
+        done: dict[str, Any] = {}
+        for given, value in settings.items():
+            name = given.strip().lstrip("-").replace("-", "_").lower()
+            name = _ALIASES.get(name, name)
+            if name not in _KNOWN:
+                close = difflib.get_close_matches(name, [*_KNOWN, *_ALIASES], 1, 0.5)
+                raise UsageError(
+                    f"unknown setting '{given}' of the engine {self.name}",
+                    hint=f"Did you mean '{close[0]}'?" if close else f"There are: {', '.join(_KNOWN)}.",
+                    data={"parameter": given, "closest": close[0] if close else None},
+                )
+            try:
+                done[name] = _KNOWN[name](value)
+            except (TypeError, ValueError) as exc:
+                raise UsageError(f"the setting '{given}' cannot be {value!r}: {exc}") from exc
+        return done
+
+    def plan(self, request: PlanRequest) -> Plan:
+        """The launch plan; see ``Engine.plan``."""
+        settings = self.validate(request.settings)
+        kind = _kind(request.files)
+        needed = HOST + max((f.size for f in request.files if f.role == "weights"), default=0)
+        if request.free_memory and needed > request.free_memory:
+            raise OutOfMemory(
+                f"'{request.model}' needs about {needed / MIB:,.0f} MiB of this machine's memory beside the GPU's; "
+                f"{request.free_memory / MIB:,.0f} MiB are free",
+                hint="Stop another model.",
+                data={"needed": needed, "free": request.free_memory},
+            )
+        release = str(settings.get("release", RELEASE))
+        build = _build(settings, release) if kind == "checkpoint" else None
+        place = "$(BUILT)" if build is not None else "$(MODEL_DIR)"
+        notes = ("TensorRT-LLM needs an NVIDIA GPU; no machine of the project could try it",)
+        spec = LaunchSpec(
+            replica=request.replica,
+            model=request.model,
+            engine=self.name,
+            argv=bridged(*_serve(place, kind, settings), health="/health"),
+            model_dir=str(request.model_dir),
+            entry=str(ENTRY),
+            image=ImageRecipe(self.name, f"{IMAGE}:{release}", (), (recipe_file(),)),
+            limits=Limits(memory=needed * 5 // 4 + 512 * MIB, pids=8192),
+            readiness=Readiness("/health", 3600.0),
+            devices=tuple(f"nvidia.com/gpu={gpu}" for gpu in settings.get("gpus", ("all",))),
+            shm_size=int(settings.get("shm_mib", 4096)) * MIB,
+            tmp_size=4096 * MIB,
+            ulimits={"memlock": -1, "stack": 64 * MIB},
+            env={"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"},
+            build=build,
+            serves=FACTS.serves,
+        )
+        return Plan(spec=spec, context=int(settings.get("context", 0)), memory=needed, notes=notes)
+
+
+def _kind(files: tuple[ModelFile, ...]) -> str:
+    """``engine`` and ``checkpoint`` are TensorRT-LLM's own, ``hf`` a folder as Hugging Face has it."""
+    ranks = {found[1] for f in files if (found := _RANK.match(f.name))}
+    if "engine" in ranks:
+        return "engine"
+    if "safetensors" in ranks:
+        return "checkpoint"
+    weights = any(f.role == "weights" and f.format == "safetensors" and "/" not in f.name for f in files)
+    return "hf" if weights else ""
+
+
+def _serve(place: str, kind: str, settings: Mapping[str, Any]) -> list[str]:
+    """The command line of trtllm-serve."""
+    backend = "pytorch" if kind == "hf" else "trt"
+    words = ["trtllm-serve", "serve", place, "--host", "127.0.0.1", "--port", "$(PORT)", "--backend", backend]
+    if kind != "hf":
+        words += ["--tokenizer", "$(MODEL_DIR)"]
+    for name, flag in _FLAGS.items():
+        if name in settings:
+            words += [flag, str(settings[name])]
+    return words
+
+
+def _build(settings: Mapping[str, Any], release: str) -> Build:
+    """The job that makes an engine of a checkpoint for the GPUs of this machine."""
+    told = {flag: str(settings[name]) for name, flag in _BUILD_FLAGS.items() if name in settings}
+    words = [word for pair in sorted(told.items()) for word in pair]
+    argv = ("trtllm-build", "--checkpoint_dir", "$(MODEL_DIR)", "--output_dir", "$(OUTPUT)", *words)
+    return Build(tool="trtllm-build", version=release, argv=argv, settings=told)
+
+
+# --- settings -----------------------------------------------------------------------------------------------------
+
+
+def _positive(value: Any) -> int:
+    number = int(value)
+    if number < 1:
+        raise ValueError("it must be a number from 1 on")
+    return number
+
+
+def _share(value: Any) -> float:
+    number = float(value)
+    if not 0 < number <= 1:
+        raise ValueError("it must be above 0 and at most 1")
+    return number
+
+
+def _plain(value: Any) -> str:
+    text = str(value)
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", text):
+        raise ValueError("it must be one plain word")
+    return text
+
+
+def _words(value: Any) -> tuple[str, ...]:
+    if isinstance(value, str):
+        value = value.split(",")
+    given: list[Any] = list(value) if isinstance(value, list | tuple) else [value]  # pyright: ignore[reportUnknownArgumentType]
+    return tuple(_plain(str(v).strip()) for v in given)
+
+
+_KNOWN: dict[str, Callable[[Any], Any]] = {
+    "context": _positive,
+    "parallel": _positive,
+    "max_num_tokens": _positive,
+    "tp_size": _positive,
+    "pp_size": _positive,
+    "ep_size": _positive,
+    "kv_cache_free_gpu_memory_fraction": _share,
+    "reasoning_parser": _plain,
+    "gemm_plugin": _plain,
+    "gpus": _words,
+    "release": _plain,
+    "shm_mib": _positive,
+}
+_ALIASES = {
+    "max_seq_len": "context",
+    "max_batch_size": "parallel",
+    "tensor_parallel_size": "tp_size",
+    "pipeline_parallel_size": "pp_size",
+    "gpu_memory_fraction": "kv_cache_free_gpu_memory_fraction",
+}
+_FLAGS = {
+    "context": "--max_seq_len",
+    "parallel": "--max_batch_size",
+    "max_num_tokens": "--max_num_tokens",
+    "tp_size": "--tp_size",
+    "pp_size": "--pp_size",
+    "ep_size": "--ep_size",
+    "kv_cache_free_gpu_memory_fraction": "--kv_cache_free_gpu_memory_fraction",
+    "reasoning_parser": "--reasoning_parser",
+}
+_BUILD_FLAGS = {
+    "context": "--max_seq_len",
+    "parallel": "--max_batch_size",
+    "max_num_tokens": "--max_num_tokens",
+    "gemm_plugin": "--gemm_plugin",
+}
+
+
+def make(settings: Settings) -> TensorRtLlm:
+    """The engine as this installation has it."""
+    return TensorRtLlm()
