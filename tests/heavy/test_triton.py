@@ -28,6 +28,14 @@ import tritonclient.http.aio as aio
 from onnx import TensorProto, helper
 from tritonclient.utils import InferenceServerException
 
+from pierhead.config import RuntimeSettings
+from pierhead.engines.base import PlanRequest
+from pierhead.engines.triton import Triton
+from pierhead.events import ignore
+from pierhead.runtimes.docker import DockerRuntime
+from pierhead.runtimes.readiness import wait_ready
+from pierhead.store.model import ModelFile
+
 pytestmark = pytest.mark.timeout(600)
 
 DOUBLE = """
@@ -287,3 +295,39 @@ def _of(process: psutil.Process, host: Host) -> bool:
     with contextlib.suppress(psutil.Error):
         return any(str(host.home) in word for parent in process.parents() for word in parent.cmdline())
     return False
+
+
+@pytest.mark.docker
+async def test_the_wheel_s_server_runs_in_a_container_without_network(tmp_path: Path) -> None:
+    image, socket = os.environ.get("PIERHEAD_TEST_IMAGE"), os.environ.get("PIERHEAD_TEST_DOCKER")
+    libraries = [Path("/lib/x86_64-linux-gnu") / n for n in ("libpython3.11.so.1.0", "libexpat.so.1", "libz.so.1")]
+    if not image or not socket or not shutil.which("docker"):
+        pytest.skip("PIERHEAD_TEST_DOCKER and PIERHEAD_TEST_IMAGE name no Docker Engine and no image")
+    if not all(p.exists() for p in libraries):
+        pytest.skip("this machine has no shared library of Python 3.11 to give to the image")
+    base = tmp_path / "base"  # the official image has the library, the one of the tests does not
+    put(base / "Dockerfile", f"FROM {image}\nCOPY *.so* /usr/lib/x86_64-linux-gnu/\n")
+    for library in libraries:
+        shutil.copy(library, base)
+    build = ["docker", "build", "--quiet", "--tag", "pierhead-test-triton-base", str(base)]
+    env = os.environ | {"DOCKER_HOST": socket}
+    await asyncio.to_thread(subprocess.run, build, env=env, check=True, timeout=120, capture_output=True)
+    plus_one(tmp_path / "model/model.onnx")
+    engine = Triton("pierhead-test-triton-base:latest")
+    files = (ModelFile("model.onnx", 200, "weights", format="onnx"),)
+    asked = PlanRequest("rtriton", "m", tmp_path / "model", files, {}, {}, 8 << 30, 2)
+    with tempfile.TemporaryDirectory(prefix="pier-", dir="/tmp") as root:
+        runtime = DockerRuntime(Path(root), RuntimeSettings(docker_host=socket))
+        spec = await runtime.prepare(engine.plan(asked).spec, ignore)
+        instance = await runtime.start(spec)
+        try:
+            await wait_ready(instance, timeout=120)
+            reader, writer = await asyncio.open_unix_connection(instance.socket)
+            body = b'{"inputs":[{"name":"X","shape":[1,2],"datatype":"FP32","data":[1,2]}]}'
+            head = b"POST /v2/models/m/infer HTTP/1.1\r\nHost: e\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
+            writer.write(head % len(body) + body)
+            assert b'"data":[2.0,3.0]' in await asyncio.wait_for(reader.read(), 30)
+            writer.close()
+        finally:
+            await instance.stop()
+            await runtime.close()

@@ -89,6 +89,7 @@ class ImageRecipe(msgspec.Struct, frozen=True):
     base: str
     requirements: tuple[str, ...]
     files: tuple[tuple[str, str], ...] = ()  # (path in image, text); what runs is /opt/engine/entry.py or entry/
+    glibc: tuple[int, int] = (2, 28)  # the newest that its wheels ask for; the base image must have it
     dependencies: bool = False  # whether what the requirements need comes with them; else they are all
 
 

@@ -32,6 +32,7 @@ MIB = 1 << 20
 # The last wheel that carries a whole tritonserver (2.51, of Triton 24.10); its Python backend needs NumPy 1.
 WHEELS = ("nvidia-pytriton==0.7.0", "numpy==1.26.4", "onnxruntime==1.23.2")
 PYTHON = "" if sys.version_info < (3, 13) else "3.12"  # the newest that NumPy 1 has wheels for
+GLIBC = (2, 35)  # what the wheel asks for
 IMAGE = "nvcr.io/nvidia/tritonserver"
 RELEASE = "25.08"
 SERVER, PROCESS = 160 * MIB, 120 * MIB  # tritonserver itself, and each process of its Python backend with ONNX Runtime
@@ -129,6 +130,7 @@ class Triton:
                 self._base_image if own else f"{IMAGE}:{settings.get('release', RELEASE)}-py3",
                 WHEELS if own else (),
                 _image_files(),
+                glibc=GLIBC,
                 dependencies=own,
             ),
             limits=Limits(memory=needed * 5 // 4 + 512 * MIB, pids=4096),

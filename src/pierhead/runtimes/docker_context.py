@@ -20,7 +20,7 @@ from pierhead.errors import RuntimeUnavailable, SourceUnavailable
 
 SITE = "opt/engine/site"
 PYTHON_VERSION = "3.11"
-GLIBC = (2, 28)  # the oldest that the wheels may ask for: every base image of the last years has it
+GLIBC = (2, 28)  # what installed wheels may ask for to be copied: every base image of the last years has it
 FETCH_LIMIT = 1800.0
 
 # Wheels lean on these; slim Python images lack them, so this machine's own are offered as a fallback.
@@ -53,11 +53,11 @@ USER 65532:65532
 def gather(recipe: ImageRecipe, machine: str, target: Path) -> None:
     """Put a recipe's distributions for ``machine`` into ``target``: this environment's own ones, else fetched."""
     if recipe.dependencies:
-        _fetch(recipe.requirements, machine, target, ())
+        _fetch(recipe.requirements, machine, target, (), recipe.glibc)
         return
     missing = tuple(pin for pin in recipe.requirements if not _copy_installed(pin, machine, target))
     if missing:
-        _fetch(missing, machine, target, ("--no-deps",))
+        _fetch(missing, machine, target, ("--no-deps",), recipe.glibc)
 
 
 def _copy_installed(pin: str, machine: str, target: Path) -> bool:
@@ -90,16 +90,17 @@ def _fits(tag: str, machine: str) -> bool:
     return system.startswith("manylinux2014") or bool(wanted and (int(wanted[1]), int(wanted[2])) <= GLIBC)
 
 
-def _fetch(pins: tuple[str, ...], machine: str, target: Path, options: tuple[str, ...]) -> None:
+def _fetch(pins: tuple[str, ...], machine: str, target: Path, options: tuple[str, ...], glibc: tuple[int, int]) -> None:
     uv = shutil.which("uv") or shutil.which("uv", path=str(Path(sys.prefix) / "bin"))
     if importlib.util.find_spec("pip") is not None:  # so that the user's pip.conf holds
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-input", "--disable-pip-version-check"]
         command += ["--root-user-action=ignore"]
-        for system in (f"manylinux_{GLIBC[0]}_{GLIBC[1]}_{machine}", f"manylinux2014_{machine}"):
-            command += ["--platform", system]
+        for minor in range(glibc[1], 16, -1):  # pip does not take the newer ones to mean the older ones, too
+            command += ["--platform", f"manylinux_{glibc[0]}_{minor}_{machine}"]
+        command += ["--platform", f"manylinux2014_{machine}"]
     elif uv is not None:
         command = [uv, "pip", "install", "--quiet", "--python", sys.executable]
-        command += ["--python-platform", f"{machine}-manylinux_{GLIBC[0]}_{GLIBC[1]}"]
+        command += ["--python-platform", f"{machine}-manylinux_{glibc[0]}_{glibc[1]}"]
     else:
         raise RuntimeUnavailable(
             f"fetching {', '.join(pins)} for the engine image needs uv or pip", hint="Install uv (`pip install uv`)."
@@ -140,7 +141,9 @@ def write_context(recipe: ImageRecipe, base: str, machine: str, site: Path, out:
         for library in _libraries(machine):
             _add(tar, f"opt/engine/lib/{library.name}", library.read_bytes())
         for file in _walk(site):
-            info = _info(f"{SITE}/{file.relative_to(site).as_posix()}", file.stat().st_size)
+            found = file.stat()
+            info = _info(f"{SITE}/{file.relative_to(site).as_posix()}", found.st_size)
+            info.mode = 0o755 if found.st_mode & 0o100 else 0o644  # an engine may bring programs of its own
             with file.open("rb") as data:
                 tar.addfile(info, data)
     return out.stat().st_size
@@ -157,7 +160,7 @@ def _libraries(machine: str) -> Iterator[Path]:
 def _walk(folder: Path) -> Iterator[Path]:
     for path, folders, files in os.walk(folder):
         folders.sort()
-        folders[:] = [f for f in folders if f not in ("__pycache__", "bin")]
+        folders[:] = [f for f in folders if f != "__pycache__" and not (f == "bin" and path == str(folder))]
         yield from (Path(path) / f for f in sorted(files) if (Path(path) / f).is_file() and not f.startswith(".lock"))
 
 

@@ -16,6 +16,7 @@ import re
 import signal
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from collections import deque
 from typing import Any, NamedTuple
@@ -97,13 +98,32 @@ def find(work: str) -> Server:
     if not os.path.isfile(stub):
         raise LookupError(f"nvidia-pytriton has no Python backend for Python {version}")
     python = environment(work, site, version)
-    libraries = [os.path.join(sys.base_prefix, "lib"), "/opt/engine/lib", os.path.join(site, "nvidia_pytriton.libs")]
+    own = str(sysconfig.get_config_var("LIBDIR") or "")
+    libraries = [
+        os.path.join(sys.base_prefix, "lib"),
+        own,
+        "/opt/engine/lib",
+        os.path.join(site, "nvidia_pytriton.libs"),
+    ]
     env = {
         "PATH": os.pathsep.join((python, os.environ.get("PATH", os.defpath))),
         "LD_LIBRARY_PATH": os.pathsep.join(p for p in libraries if os.path.isdir(p)),
         "PYTHONDONTWRITEBYTECODE": "1",
     }
+    check(stub, env)
     return Server(os.path.join(home, "bin", "tritonserver"), os.path.join(home, "backends"), stub, env)
+
+
+def check(stub: str, env: dict[str, str]) -> None:
+    """Whether the Python backend's program runs here; it says how it is used, and ends with 1. LookupError if not."""
+    tried = subprocess.run(
+        [stub], env={**os.environ, **env}, capture_output=True, text=True, timeout=60, check=False, errors="replace"
+    )
+    if tried.returncode != 1:
+        said = " ".join(tried.stderr.split())[-300:]
+        raise LookupError(
+            f"Triton's Python backend cannot run in this Python, which must have its shared library: {said}"
+        )
 
 
 def environment(work: str, site: str, version: str) -> str:
