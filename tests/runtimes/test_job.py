@@ -21,6 +21,7 @@ from pierhead.runtimes.job import finished
 from pierhead.runtimes.process import ProcessRuntime
 
 IMAGE = os.environ.get("PIERHEAD_TEST_IMAGE", "")
+ID = f"rjob{os.getpid()}"  # control groups are the whole machine's
 WRITES = """
 import os, sys
 print("half way", flush=True)
@@ -32,7 +33,7 @@ print(open(sys.argv[2] + "/hosts.test").read() if os.path.exists(sys.argv[2] + "
 
 def job(code: str, **changes: Any) -> LaunchSpec:
     facts: dict[str, Any] = {
-        "replica": "rjob1",
+        "replica": ID,
         "model": "m",
         "engine": "e",
         "kind": "job",
@@ -70,7 +71,7 @@ async def test_a_job_hands_over_what_it_wrote_tells_how_it_gets_on_and_leaves_no
     told: list[AnyEvent] = []
     async with finished(made, job(WRITES), told.append, 60) as output:
         assert (output / "sub" / "engine").read_bytes() == b"x" * 1000
-    assert not (root / "rjob1").exists()
+    assert not (root / ID).exists()
     assert await made.list() == []
     assert any(isinstance(e, BuildProgress) and e.step == "half way" for e in told)
 
@@ -81,7 +82,7 @@ async def test_a_job_that_fails_is_told_by_its_last_words_and_leaves_nothing(run
     with pytest.raises(EngineFailed, match="the layer Foo is not supported"):
         async with finished(made, job(fails), ignore, 60):
             pytest.fail("it did not succeed")
-    assert not (root / "rjob1").exists()
+    assert not (root / ID).exists()
     assert await made.list() == []
 
 
@@ -90,7 +91,7 @@ async def test_a_job_that_takes_too_long_is_ended(runtime: tuple[Any, Path]) -> 
     with pytest.raises(Timeout):
         async with finished(made, job("import time; time.sleep(600)"), ignore, 1.5):
             pytest.fail("it did not end")
-    assert not (root / "rjob1").exists()
+    assert not (root / ID).exists()
 
 
 async def test_a_job_may_write_into_its_output_alone(runtime: tuple[Any, Path]) -> None:
@@ -118,10 +119,10 @@ async def test_a_job_whose_daemon_was_killed_is_ended_by_the_next_one_with_all_i
         async for line in instance.logs(follow=True):
             if b"wrote" in line:
                 break
-    assert (root / "rjob1" / "out" / "half").exists()
+    assert (root / ID / "out" / "half").exists()
     found = await adoption.find({"it": made}, _NoModels(), root)  # what the next daemon does first
     assert found == []
-    assert not (root / "rjob1").exists()
+    assert not (root / ID).exists()
     assert await made.list() == []
 
 

@@ -21,7 +21,13 @@ SHM_SIZE = 16 << 20
 NOFILE = 4096
 PORT = 8080  # inside, where an engine listens that no socket file can reach
 PLACES = Places(
-    "python3", "/opt/engine/site", MODELS, f"{SOCKETS}/engine.sock", "/opt/engine/bridge.py", "/built", "/output"
+    "python3",
+    "/opt/engine/site",
+    MODELS,
+    f"{SOCKETS}/engine.sock",
+    "/opt/engine/bridge.py",
+    built="/built",
+    output="/output",
 )
 
 
