@@ -14,7 +14,10 @@ _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
 class Setting(NamedTuple):
-    """A whole or fractional number within bounds, a number of bytes, a switch, a word of some, or free text."""
+    """A whole or fractional number within bounds, a number of bytes, a switch, text, or a tuple of words.
+
+    Text is one of ``choices`` or fits ``pattern``, where there are such; so does each word of a tuple.
+    """
 
     kind: type
     default: Any
@@ -22,6 +25,7 @@ class Setting(NamedTuple):
     high: float = 0
     choices: tuple[str, ...] = ()
     bytes: bool = False
+    pattern: str = ""
 
 
 class Table:
@@ -90,6 +94,9 @@ def _value(setting: Setting, value: Any) -> Any:
         return switch(value)
     if setting.kind is str:
         return _text(setting, value)
+    if setting.kind is tuple:
+        words: list[Any] = list(value) if isinstance(value, list | tuple) else str(value).split(",")  # pyright: ignore[reportUnknownArgumentType]
+        return tuple(_text(setting, text) for word in words if (text := str(word).strip()))
     if isinstance(value, bool):
         raise ValueError
     number = byte_count(value) if setting.bytes else float(value)
@@ -108,6 +115,8 @@ def _text(setting: Setting, value: Any) -> str:
         if text.lower() not in setting.choices:
             raise ValueError
         return text.lower()
+    if setting.pattern and not re.fullmatch(setting.pattern, text):
+        raise ValueError
     if len(text) > 1024 or "\0" in text or ".." in text.split("/") or text.startswith("/"):
         raise ValueError
     return text
@@ -118,8 +127,10 @@ def _wanted(setting: Setting) -> str:
         return "true or false"
     if setting.choices:
         return ", ".join(setting.choices)
-    if setting.kind is str:
-        return "a name inside the model's folder"
+    if setting.pattern:
+        return f"{'words' if setting.kind is tuple else 'text'} of the form {setting.pattern}"
+    if setting.kind in (str, tuple):
+        return f"{'names' if setting.kind is tuple else 'a name'} inside the model's folder"
     if setting.bytes:
         return "a number of bytes, as 2GiB"
     return f"{'a whole number' if setting.kind is int else 'a number'} from {setting.low:g} to {setting.high:g}"

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from pierhead.config import Settings
+from pierhead.engines import serving
 from pierhead.engines.base import EngineFacts, ImageRecipe, LaunchSpec, Limits, Plan, PlanRequest, Readiness
 from pierhead.engines.bridge import ENTRY, bridged, recipe_file
 from pierhead.engines.builds import Build
-from pierhead.errors import OutOfMemory, UsageError
+from pierhead.engines.setting_table import Setting, Table
 from pierhead.store.model import ModelFile
 
 MIB = 1 << 20
@@ -50,22 +50,7 @@ class TensorRtLlm:
 
     def validate(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Settings in canonical form; UsageError names an unknown one with its closest match."""
-        done: dict[str, Any] = {}
-        for given, value in settings.items():
-            name = given.strip().lstrip("-").replace("-", "_").lower()
-            name = _ALIASES.get(name, name)
-            if name not in _KNOWN:
-                close = difflib.get_close_matches(name, [*_KNOWN, *_ALIASES], 1, 0.5)
-                raise UsageError(
-                    f"unknown setting '{given}' of the engine {self.name}",
-                    hint=f"Did you mean '{close[0]}'?" if close else f"There are: {', '.join(_KNOWN)}.",
-                    data={"parameter": given, "closest": close[0] if close else None},
-                )
-            try:
-                done[name] = _KNOWN[name](value)
-            except (TypeError, ValueError) as exc:
-                raise UsageError(f"the setting '{given}' cannot be {value!r}: {exc}") from exc
-        return done
+        return _TABLE.canonical(settings)
 
     def plan(self, request: PlanRequest) -> Plan:
         """The launch plan; see ``Engine.plan``."""
@@ -73,12 +58,8 @@ class TensorRtLlm:
         kind = _kind(request.files)
         needed = HOST + max((f.size for f in request.files if f.role == "weights"), default=0)
         if request.free_memory and needed > request.free_memory:
-            raise OutOfMemory(
-                f"'{request.model}' needs about {needed / MIB:,.0f} MiB of this machine's memory beside the GPU's; "
-                f"{request.free_memory / MIB:,.0f} MiB are free",
-                hint="Stop another model.",
-                data={"needed": needed, "free": request.free_memory},
-            )
+            parts = {"of this machine's memory beside the GPU's": needed}
+            raise serving.too_large(request.model, parts, request.free_memory, hint="Stop another model.")
         release = str(settings.get("release", RELEASE))
         build = _build(settings, release) if kind == "checkpoint" else None
         place = "$(BUILT)" if build is not None else "$(MODEL_DIR)"
@@ -97,7 +78,7 @@ class TensorRtLlm:
             shm_size=int(settings.get("shm_mib", 4096)) * MIB,
             tmp_size=4096 * MIB,
             ulimits={"memlock": -1, "stack": 64 * MIB},
-            env={"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"},
+            env={**serving.SILENT, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"},
             build=build,
             serves=FACTS.serves,
         )
@@ -137,48 +118,21 @@ def _build(settings: Mapping[str, Any], release: str) -> Build:
 
 # --- settings -----------------------------------------------------------------------------------------------------
 
-
-def _positive(value: Any) -> int:
-    number = int(value)
-    if number < 1:
-        raise ValueError("it must be a number from 1 on")
-    return number
-
-
-def _share(value: Any) -> float:
-    number = float(value)
-    if not 0 < number <= 1:
-        raise ValueError("it must be above 0 and at most 1")
-    return number
-
-
-def _plain(value: Any) -> str:
-    text = str(value)
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", text):
-        raise ValueError("it must be one plain word")
-    return text
-
-
-def _words(value: Any) -> tuple[str, ...]:
-    if isinstance(value, str):
-        value = value.split(",")
-    given: list[Any] = list(value) if isinstance(value, list | tuple) else [value]  # pyright: ignore[reportUnknownArgumentType]
-    return tuple(_plain(str(v).strip()) for v in given)
-
-
-_KNOWN: dict[str, Callable[[Any], Any]] = {
-    "context": _positive,
-    "parallel": _positive,
-    "max_num_tokens": _positive,
-    "tp_size": _positive,
-    "pp_size": _positive,
-    "ep_size": _positive,
-    "kv_cache_free_gpu_memory_fraction": _share,
-    "reasoning_parser": _plain,
-    "gemm_plugin": _plain,
-    "gpus": _words,
-    "release": _plain,
-    "shm_mib": _positive,
+_MOST = 1 << 30
+_WORD = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+_SETTINGS = {
+    "context": Setting(int, 0, 1, _MOST),
+    "parallel": Setting(int, 0, 1, _MOST),
+    "max_num_tokens": Setting(int, 0, 1, _MOST),
+    "tp_size": Setting(int, 1, 1, 1024),
+    "pp_size": Setting(int, 1, 1, 1024),
+    "ep_size": Setting(int, 1, 1, 1024),
+    "kv_cache_free_gpu_memory_fraction": Setting(float, 0.9, 0.01, 1),
+    "reasoning_parser": Setting(str, "", pattern=_WORD),
+    "gemm_plugin": Setting(str, "", pattern=_WORD),
+    "gpus": Setting(tuple, ("all",), pattern=_WORD),
+    "release": Setting(str, RELEASE, pattern=_WORD),
+    "shm_mib": Setting(int, 4096, 1, _MOST),
 }
 _ALIASES = {
     "max_seq_len": "context",
@@ -187,6 +141,7 @@ _ALIASES = {
     "pipeline_parallel_size": "pp_size",
     "gpu_memory_fraction": "kv_cache_free_gpu_memory_fraction",
 }
+_TABLE = Table("the engine tensorrtllm", _SETTINGS, _ALIASES)
 _FLAGS = {
     "context": "--max_seq_len",
     "parallel": "--max_batch_size",

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from pierhead.engines.base import (
     Readiness,
 )
 from pierhead.engines.bridge import beside, beside_file
-from pierhead.errors import UsageError
+from pierhead.engines.setting_table import Setting, Table
 from pierhead.store.model import ModelFile
 
 ENTRY = Path(__file__).with_name("triton_entry")
@@ -73,16 +72,9 @@ class Triton:
 
     def validate(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Settings in canonical form; UsageError names an unknown one with its closest match."""
-        done: dict[str, Any] = {}
-        for given, value in settings.items():
-            name = given.strip().lstrip("-").replace("-", "_").lower()
-            name = _ALIASES.get(name, name)
-            if name not in _KNOWN:
-                raise _unknown(given, name)
-            try:
-                done[name] = _KNOWN[name](value)
-            except (TypeError, ValueError) as exc:
-                raise UsageError(f"the setting '{given}' cannot be {value!r}: {exc}") from exc
+        done = _TABLE.canonical(settings)
+        if "preferred_batch_size" in done:
+            done["preferred_batch_size"] = tuple(int(size) for size in done["preferred_batch_size"])
         return done
 
     def plan(self, request: PlanRequest) -> Plan:
@@ -171,60 +163,25 @@ def _memory(files: tuple[ModelFile, ...], processes: int, gpu: bool) -> int:
 
 # --- settings -----------------------------------------------------------------------------------------------------
 
-
-def _count(value: Any) -> int:
-    number = int(value)
-    if number < 0:
-        raise ValueError("it must be a number from 0 on")
-    return number
-
-
-def _counts(value: Any) -> tuple[int, ...]:
-    return tuple(_count(v) for v in _words(value))
-
-
-def _words(value: Any) -> tuple[str, ...]:
-    if isinstance(value, str):
-        value = value.split(",")
-    given: list[Any] = list(value) if isinstance(value, list | tuple) else [value]  # pyright: ignore[reportUnknownArgumentType]
-    return tuple(str(v).strip() for v in given if str(v).strip())
-
-
-def _one_of(*choices: str) -> Callable[[Any], str]:
-    def check(value: Any) -> str:
-        text = str(value).lower()
-        if text not in choices:
-            raise ValueError(f"it must be one of {', '.join(choices)}")
-        return text
-
-    return check
-
-
-def _release(value: Any) -> str:
-    text = str(value)
-    if len(text) != 5 or text[2] != "." or not text.replace(".", "").isdecimal():
-        raise ValueError("it must be a release of NVIDIA's image, such as 25.08")
-    return text
-
-
-_KNOWN: dict[str, Callable[[Any], Any]] = {
-    "model": str,
-    "file": str,
-    "load": _words,
-    "max_batch_size": _count,
-    "preferred_batch_size": _counts,
-    "max_queue_delay_microseconds": _count,
-    "max_queue_size": _count,
-    "instances": _count,
-    "kind": _one_of("cpu", "gpu", "auto"),
-    "threads": _count,
-    "parallel": _count,
-    "http_threads": _count,
-    "server": _one_of("wheel", "image"),
-    "release": _release,
-    "gpus": _words,
-    "shm_mib": _count,
-    "verbose": _count,
+_MOST = 1 << 30
+_SETTINGS = {
+    "model": Setting(str, ""),
+    "file": Setting(str, ""),
+    "load": Setting(tuple, ()),
+    "max_batch_size": Setting(int, 0, 0, _MOST),
+    "preferred_batch_size": Setting(tuple, (), pattern=r"[0-9]{1,9}"),
+    "max_queue_delay_microseconds": Setting(int, 0, 0, _MOST),
+    "max_queue_size": Setting(int, 0, 0, _MOST),
+    "instances": Setting(int, 1, 0, 1024),
+    "kind": Setting(str, "auto", choices=("cpu", "gpu", "auto")),
+    "threads": Setting(int, 0, 0, 1024),
+    "parallel": Setting(int, 0, 0, _MOST),
+    "http_threads": Setting(int, 0, 0, 1024),
+    "server": Setting(str, "", choices=("wheel", "image")),
+    "release": Setting(str, RELEASE, pattern=r"\d\d\.\d\d"),
+    "gpus": Setting(tuple, ("all",), pattern=r"[A-Za-z0-9][A-Za-z0-9._:-]*"),
+    "shm_mib": Setting(int, 256, 0, _MOST),
+    "verbose": Setting(int, 0, 0, 9),
 }
 _ALIASES = {
     "batch_size": "max_batch_size",
@@ -232,15 +189,7 @@ _ALIASES = {
     "instance_count": "instances",
     "http_thread_count": "http_threads",
 }
-
-
-def _unknown(given: str, name: str) -> UsageError:
-    close = difflib.get_close_matches(name, [*_KNOWN, *_ALIASES], 1, 0.5)
-    return UsageError(
-        f"unknown setting '{given}' of the engine triton",
-        hint=f"Did you mean '{close[0]}'?" if close else f"There are: {', '.join(_KNOWN)}.",
-        data={"parameter": given, "closest": close[0] if close else None},
-    )
+_TABLE = Table("the engine triton", _SETTINGS, _ALIASES)
 
 
 def make(settings: Settings) -> Triton:
