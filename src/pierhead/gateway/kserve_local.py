@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
 import msgspec
@@ -139,8 +139,11 @@ class Questions:
 
     async def _members(self, entry: Entry, target: Target) -> list[dict[str, Any]]:
         """The engine's own index, in names that clients here can send."""
-        said: Any = msgspec.json.decode(await self._fetch(target, INDEX, "POST", _TIMEOUT))
-        models = cast("list[dict[str, Any]]", said) if isinstance(said, list) else []
+        said = await self._fetch(target, INDEX, "POST", _TIMEOUT)
+        try:
+            models = msgspec.json.decode(said, type=list[dict[str, Any]])
+        except msgspec.DecodeError:
+            return []
         return [{**m, "name": f"{entry.name}{MEMBER}{m.get('name', '')}"} for m in models[:_MOST]]
 
 
