@@ -289,3 +289,8 @@ def test_a_plan_says_what_the_model_is_for(ask: Any) -> None:
     assert work(embedding=False) == {"chat", "completions"}
     assert work(rerank=True) == set()
     assert "llamacpp-rerank" in ENGINE.plan(ask({"rerank": True})).spec.serves
+
+
+def test_threads_that_wait_leave_the_processor_to_other_engines(ask: Any) -> None:
+    # libgomp's own number for "there are more threads than processors", which it cannot know of other programs
+    assert ENGINE.plan(ask({})).spec.env["GOMP_SPINCOUNT"] == "1000"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pierhead.config import EngineTemplate
-from pierhead.engines import bridge
+from pierhead.engines import bridge, serving
 from pierhead.engines.base import (
     EngineFacts,
     Environment,
@@ -132,7 +132,7 @@ class Command:
             model_dir=str(request.model_dir),
             entry=str(bridge.ENTRY),
             environment=self.environment,
-            env={k: _filled(v, request, settings, template.formats) for k, v in template.env.items()},
+            env=serving.ENV | {k: _filled(v, request, settings, template.formats) for k, v in template.env.items()},
             mounts=self._mounts,
             image=None if template.image else self._recipe(),
             image_name=template.image,

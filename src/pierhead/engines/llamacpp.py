@@ -194,6 +194,7 @@ class LlamaCpp:
             entry=str(ENTRY),
             image=ImageRecipe(self.name, self._base_image, pins, serving.files(ENTRY)),
             limits=Limits(memory=most * 5 // 4 + 512 * MIB),
+            env=serving.ENV,
         )
 
 

@@ -125,6 +125,7 @@ class Onnx:
             model_dir=str(request.model_dir),
             entry=str(ENTRY),
             environment=environment,
+            env=serving.ENV,
             image=ImageRecipe(
                 self.name, self._base_image, environment.requirements, serving.files(ENTRY), dependencies=gpu
             ),

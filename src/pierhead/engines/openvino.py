@@ -142,7 +142,7 @@ class OpenVino:
             model=request.model,
             engine=self.name,
             argv=serving.command(told),
-            env={"OPENVINO_TELEMETRY": "0", **serving.SILENT},
+            env={"OPENVINO_TELEMETRY": "0", **serving.ENV},
             model_dir=str(request.model_dir),
             entry=str(ENTRY),
             environment=WHEELS,

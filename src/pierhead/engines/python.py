@@ -109,7 +109,7 @@ class Python:
             model_dir=str(request.model_dir),
             entry=str(ENTRY),
             environment=Environment(pins, _python(request.model, program.python)),
-            env={"OMP_NUM_THREADS": threads, "HF_HUB_OFFLINE": "1", **serving.SILENT, "PYTHONDONTWRITEBYTECODE": "1"},
+            env={"OMP_NUM_THREADS": threads, "HF_HUB_OFFLINE": "1", **serving.ENV, "PYTHONDONTWRITEBYTECODE": "1"},
             image=ImageRecipe(self.name, self._base_image, pins, serving.files(ENTRY), dependencies=True),
             limits=Limits(memory=max(needed * 2, needed + 1024 * MIB)),
             serves=program.serves,

@@ -78,7 +78,7 @@ class TensorRtLlm:
             shm_size=int(settings.get("shm_mib", 4096)) * MIB,
             tmp_size=4096 * MIB,
             ulimits={"memlock": -1, "stack": 64 * MIB},
-            env={**serving.SILENT, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"},
+            env={**serving.ENV, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"},
             build=build,
             serves=FACTS.serves,
         )

@@ -116,7 +116,7 @@ class Triton:
             model_dir=str(request.model_dir),
             entry=str(ENTRY),
             environment=Environment(WHEELS, PYTHON),
-            env=serving.SILENT,
+            env=serving.ENV,
             image=ImageRecipe(
                 self.name,
                 self._base_image if own else f"{IMAGE}:{settings.get('release', RELEASE)}-py3",
