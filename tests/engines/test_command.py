@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from pierhead.config import EngineTemplate, Settings, load
+from pierhead.engines import bridge
 from pierhead.engines.base import PlanRequest
 from pierhead.engines.command import Command
 from pierhead.engines.registry import engines
@@ -109,3 +110,17 @@ def test_a_program_outside_the_system_folders_is_mounted_alone(tmp_path: Path) -
     spec = made.plan(PlanRequest("r", "m", Path("/m"), files, {})).spec
     assert [(m.source, m.target, m.read_only) for m in spec.mounts] == [(str(program), str(program), True)]
     assert command(command=["/bin/sh", "$(PORT)"])._mounts == ()
+
+
+def test_what_is_in_no_image_has_no_recipe_and_an_image_of_ones_own_gets_the_bridge() -> None:
+    files = (ModelFile("w.gguf", 10, "weights", format="gguf"),)
+    asked = PlanRequest("r", "m", Path("/m"), files, {})
+    assert command(command=["/bin/sh", "$(PORT)"]).plan(asked).spec.image is None
+    for wheels in ({"requirements": ["my-server==1"], "python": "3.12"}, {"command": ["$(PYTHON)", "$(PORT)"]}):
+        made = command(**wheels).plan(asked).spec
+        assert made.image is not None
+        assert made.image.python == wheels.get("python", "")
+    own = command(image="me/server:1").plan(asked).spec
+    assert (own.image, own.image_name) == (None, "me/server:1")
+    assert [(m.source, m.target) for m in own.mounts] == [(str(bridge.ENTRY), bridge.BESIDE)]
+    assert command(image="me/server:1", command=["s", "$(SOCKET)"]).plan(asked).spec.mounts == ()

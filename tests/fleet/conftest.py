@@ -16,7 +16,7 @@ import msgspec
 import pytest
 
 from pierhead.config import FleetSettings, Settings
-from pierhead.engines.base import EngineFacts, LaunchSpec, Plan, PlanRequest
+from pierhead.engines.base import EngineFacts, ImageRecipe, LaunchSpec, Plan, PlanRequest
 from pierhead.errors import NotFound, OutOfMemory, PierError
 from pierhead.events import AnyEvent, Listener
 from pierhead.fleet.memory import Memory
@@ -144,6 +144,9 @@ class Planner:
     name = "toy"
     facts = EngineFacts(name="toy", title="Toy", formats=("gguf",), serves=("chat",))
 
+    def __init__(self, recipe: bool = True, image: str = "") -> None:
+        self._recipe, self._image = recipe, image
+
     def capabilities(self, files: tuple[ModelFile, ...], metadata: Mapping[str, Any]) -> tuple[str, ...]:
         return ("chat",)
 
@@ -163,6 +166,8 @@ class Planner:
             engine="toy",
             argv=(),
             model_dir=str(request.model_dir),
+            image=ImageRecipe("toy", "", ()) if self._recipe else None,
+            image_name=self._image,
             sleep=tuple(request.metadata.get("sleep", ())),
         )
         return Plan(spec=spec, context=int(request.settings.get("context", 1024)), memory=needed)
@@ -218,6 +223,7 @@ class Yard:
     docker: Place
     store: Shelf
     folder: Path
+    planner: Planner = field(default_factory=Planner)
     memory: Memory = Memory(1 << 40, 1 << 40)
     fleet_settings: FleetSettings = FleetSettings(
         backoff_initial=0.01, backoff_max=5.0, max_restarts=3, drain_timeout=5.0, memory_wait=0.0, measure=0.0
@@ -228,7 +234,7 @@ class Yard:
     async def open(self, **extra: Any) -> Supervisor:
         fleet = Supervisor(
             store=self.store,
-            engines=(Planner(),),
+            engines=(self.planner,),
             runtimes={"process": self.process, "docker": self.docker},
             settings=Settings(fleet=self.fleet_settings),
             replicas_dir=self.folder,

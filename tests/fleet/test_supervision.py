@@ -183,6 +183,26 @@ async def test_auto_answers_from_a_process_when_docker_cannot_start_containers_a
     assert (await fleet.ensure_ready("b")).runtime == "docker"
 
 
+async def test_auto_waits_for_an_image_that_is_all_there_is_of_an_engine(yard: Yard) -> None:
+    yard.planner = type(yard.planner)(recipe=False, image="somebody/server:1")
+    yard.docker.available, yard.docker.prepared = True, False
+    fleet = await yard.open()
+    assert (await fleet.ensure_ready("a")).runtime == "docker"
+    yard.docker.available = False
+    with pytest.raises(PierError, match="is the image somebody/server:1, and no Docker Engine answers"):
+        await fleet.ensure_ready("b")
+    assert not yard.process.starts
+
+
+async def test_auto_builds_nothing_for_an_engine_that_has_no_image(yard: Yard) -> None:
+    yard.planner = type(yard.planner)(recipe=False)
+    yard.docker.available = True
+    fleet = await yard.open()
+    info = await fleet.ensure_ready("a", listener=yard.listener)
+    assert info.runtime == "process"
+    assert not any("image" in e.message for e in yard.events if isinstance(e, Note))
+
+
 async def test_a_runtime_that_was_named_is_not_replaced_when_it_cannot_start(yard: Yard) -> None:
     yard.docker.available, yard.docker.refuses = True, "the Engine said no"
     fleet = await yard.open()

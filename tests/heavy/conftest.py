@@ -72,6 +72,13 @@ class Installation:
 @pytest.fixture(scope="module")
 def installation(stocked: Path) -> Iterator[Installation]:  # noqa: F811
     """One for each file of tests; SmolLM2 as GGUF is in its store."""
+    with installed(stocked) as made:
+        yield made
+
+
+@contextlib.contextmanager
+def installed(stocked: Path, config: str = "") -> Iterator[Installation]:  # noqa: F811
+    """A running daemon in a home of its own, with the models of a store and a settings file."""
     home = Path(tempfile.mkdtemp(prefix="pier-"))
     env = {k: v for k, v in os.environ.items() if not k.startswith("PIERHEAD_") and k != "DOCKER_HOST"}
     env |= {
@@ -88,6 +95,8 @@ def installation(stocked: Path) -> Iterator[Installation]:  # noqa: F811
         env["PIERHEAD_RUNTIME__BASE_IMAGE"] = os.environ["PIERHEAD_TEST_IMAGE"]
     paths = resolve(env)
     paths.state.mkdir(parents=True)
+    paths.config.mkdir(parents=True, exist_ok=True)
+    (paths.config / "config.toml").write_text(config)
     shutil.copytree(stocked, paths.store, copy_function=shutil.copy2)
     house = House(paths, env)
     try:

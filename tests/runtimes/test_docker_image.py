@@ -172,6 +172,6 @@ async def test_pruning_keeps_what_is_named_or_used(docker: DockerRuntime, job, s
     used = await docker.start(job("import time; time.sleep(60)"))
     gone = await images.prune(keep=(smollm2_spec.image,))
     await used.stop(0)
-    assert image_name(old, images.machine) in gone
+    assert image_name(images.resolve(old), images.machine) in gone
     assert await images.find(made) is None
     assert await images.find(used.spec.image_name)

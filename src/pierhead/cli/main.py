@@ -18,6 +18,7 @@ from pierhead.errors import AccessDenied, OutOfSpace, PierError, UsageError
 VERBS: dict[str, dict[str, tuple[str, str]]] = {
     "Run": {
         "run": ("pierhead.cli.run:run", "Ask a model once, or chat with it."),
+        "dev": ("pierhead.cli.dev:dev", "Serve a model from its folder, anew at each save."),
         "ps": ("pierhead.cli.operate:ps", "Show what runs."),
         "logs": ("pierhead.cli.operate:logs", "Print the log of an engine, the gateway or the daemon."),
         "stats": ("pierhead.cli.operate:stats", "Watch memory, CPU and processes of what runs."),

@@ -163,7 +163,7 @@ def _gateway(found: dict[str, Any]) -> str:
     return "\n".join([f"pid {found['pid']}, {found['connections']} connections", *found.get("problems", ())])
 
 
-def _addresses(found: dict[str, Any]) -> str:
+def addresses(found: dict[str, Any]) -> str:
     """Where clients find the gateway, with the scheme that each address speaks."""
     from pierhead.gateway.listeners import is_loopback, parse_address
 
@@ -197,7 +197,7 @@ def status(as_json: bool) -> None:
     rows = [
         ("Daemon", f"version {found['version']}, pid {found['pid']}, up {duration(found['uptime_s'])}"),
         ("Gateway", _gateway(found["gateway"])),
-        ("Address", _addresses(found) or "unix socket only"),
+        ("Address", addresses(found) or "unix socket only"),
         ("Models", f"{found['models']} in the store, {found['replicas']} running"),
     ]
     for runtime in found["runtimes"]:

@@ -168,7 +168,7 @@ def _recipe(paths: Paths, name: str, given: Mapping[str, Any], scratch: Path, li
         more, packaged = apply(written, folder, scratch)
         alone = {extra.role for extra in extras} & {"template", "mmproj"}
         extras = (*(extra for extra in more if extra.role not in alone), *extras)
-        packaged = merged(packaged, settings_of(_validated(base, packaged.options)))
+        packaged = merged(packaged, settings_of(_validated(paths, base, packaged.options)))
     elif given["base"] is not None:
         base = model_of(paths, given["base"], listener)
     elif (program := _program(given)) is not None:
@@ -177,7 +177,7 @@ def _recipe(paths: Paths, name: str, given: Mapping[str, Any], scratch: Path, li
         base = _found(paths, given["source"], Path(), listener)
     else:
         base = _files(given)
-    asked = settings_of(_validated(base, _pairs(given["options"], "option")))
+    asked = settings_of(_validated(paths, base, _pairs(given["options"], "option")))
     asked = merged(asked, Packaged(context=given["context_size"] or 0))
     return Recipe(
         name=name,
@@ -202,8 +202,10 @@ def _program(given: Mapping[str, Any]) -> Path | None:
     return path if path is not None and path.exists() and is_program(path) else None
 
 
-def python_inputs(path: Path, scratch: Path, *, lock: bool = True) -> Any:
-    """A Python model's files; its requirements are pinned unless that is not wanted."""
+def python_inputs(
+    path: Path, scratch: Path, *, lock: bool = True, pins: dict[tuple[str, ...], tuple[str, ...]] | None = None
+) -> Any:
+    """A Python model's files; its requirements are pinned unless that is not wanted (``pins``: see ``prepare``)."""
     from pierhead.engines.python import BOUNDS
     from pierhead.engines.python_settings import TABLE
     from pierhead.package.python_model import find, prepare, settings_of
@@ -211,7 +213,7 @@ def python_inputs(path: Path, scratch: Path, *, lock: bool = True) -> Any:
     if not path.exists():
         raise NotFound(f"no such file or folder: {path}", hint="Check the path.")
     program = find(path)
-    return prepare(program, TABLE.canonical(settings_of(program)), scratch, BOUNDS, lock=lock)
+    return prepare(program, TABLE.canonical(settings_of(program)), scratch, BOUNDS, lock=lock, pins=pins)
 
 
 def _files(given: Mapping[str, Any]) -> Any:
@@ -282,16 +284,15 @@ def _pairs(texts: tuple[str, ...], what: str) -> dict[str, str]:
     return found
 
 
-def _validated(base: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+def _validated(paths: Paths, base: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     """Settings as the engine that will run the model understands them."""
     if not options:
         return {}
-    from pierhead.config import Settings
     from pierhead.engines.registry import choose, engines
 
     files = base.laid_out if isinstance(base, ModelRecord) else base.files
     name = str(options.get("engine", ""))
-    engine = choose(engines(Settings()), files, name, "this model")
+    engine = choose(engines(settings(paths).settings), files, name, "this model")
     told = engine.validate({key: value for key, value in options.items() if key != "engine"})
     return ({"engine": name} if name else {}) | told
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
+from urllib.parse import quote
 
 import msgspec
 from msgspec.structs import replace
@@ -114,6 +115,8 @@ def _card(model: ModelRecord, found: tuple[str, ...]) -> dict[str, Any]:
     card: dict[str, Any] = {"id": model.name, "object": "model", "created": _created(model), "owned_by": "pierhead"}
     if found:
         card["capabilities"] = list(found)
+    if model.metadata.get("format") == "python":
+        card["openapi"] = f"/v1/models/{quote(model.name, safe='/:')}/openapi.json"
     if "infer" in found and (tensors := _tensors(model.metadata)):
         card["tensors"] = tensors
     context = model.packaged.context or model.metadata.get("context_length")

@@ -83,7 +83,10 @@ class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ImageRecipe(msgspec.Struct, frozen=True):
-    """The inputs of an engine image; its name is the hash of them. ``requirements`` are exact wheel pins."""
+    """The inputs of an engine image; its name is the hash of them. ``requirements`` are exact wheel pins.
+
+    ``python`` is the minor version that is wanted, as ``3.13`` ("": that of the base image).
+    """
 
     engine: str
     base: str
@@ -91,6 +94,7 @@ class ImageRecipe(msgspec.Struct, frozen=True):
     files: tuple[tuple[str, str], ...] = ()  # (path in image, text); what runs is /opt/engine/entry.py or entry/
     glibc: tuple[int, int] = (2, 28)  # the newest that its wheels ask for; the base image must have it
     dependencies: bool = False  # whether what the requirements need comes with them; else they are all
+    python: str = ""
 
 
 class Adapter(msgspec.Struct, frozen=True):

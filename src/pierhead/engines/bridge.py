@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 ENTRY = Path(__file__).with_name("bridge_entry.py")
+BESIDE = "/opt/engine/bridge.py"  # in an image; it is ``$(BRIDGE)``
 
 
 def watched(*program: str, health: str) -> tuple[str, ...]:
@@ -31,7 +32,7 @@ def beside(*program: str, health: str) -> tuple[str, ...]:
 
 def beside_file() -> tuple[str, str]:
     """The bridge as a file of an image whose engine has an entry program of its own."""
-    return ("/opt/engine/bridge.py", ENTRY.read_text(encoding="utf-8"))
+    return (BESIDE, ENTRY.read_text(encoding="utf-8"))
 
 
 def recipe_file() -> tuple[str, str]:

@@ -61,6 +61,7 @@ class Command:
         self._base_image = base_image
         self.program = _program(template)
         self._mounts = _mounts(name, template, self.program)
+        self._listens = any("$(SOCKET)" in word for word in template.command)
         self.environment = Environment(template.requirements, template.python) if template.requirements else None
         self.facts = EngineFacts(
             name=name,
@@ -133,8 +134,8 @@ class Command:
             entry=str(bridge.ENTRY),
             environment=self.environment,
             env=serving.ENV | {k: _filled(v, request, settings, template.formats) for k, v in template.env.items()},
-            mounts=self._mounts,
-            image=None if template.image else self._recipe(),
+            mounts=(*self._mounts, *self._bridge()),
+            image=self._recipe(),
             image_name=template.image,
             limits=Limits(memory=needed * 3 // 2 + PROGRAM),
             readiness=Readiness(template.health, template.start_timeout),
@@ -144,7 +145,7 @@ class Command:
         return Plan(spec=spec, context=int(settings.get("context", 0)), memory=needed)
 
     def _argv(self, words: list[str]) -> tuple[str, ...]:
-        direct = any("$(SOCKET)" in word for word in self._template.command)
+        direct = self._listens
         if self._template.image:
             if direct:
                 return tuple(words)
@@ -152,9 +153,18 @@ class Command:
         joined = bridge.watched if direct else bridge.bridged
         return joined(*words, health=self._template.health)
 
-    def _recipe(self) -> ImageRecipe:
-        wheels = self._template.requirements
-        return ImageRecipe(self.name, self._base_image, wheels, (bridge.recipe_file(),), dependencies=bool(wheels))
+    def _bridge(self) -> tuple[Mount, ...]:
+        """The bridge itself, which an image of somebody else's does not have."""
+        beside = self._template.image and not self._listens
+        return (Mount(str(bridge.ENTRY), bridge.BESIDE),) if beside else ()
+
+    def _recipe(self) -> ImageRecipe | None:
+        """The image of a program that comes as packages; a program of this machine is in no image."""
+        wheels, version = self._template.requirements, self._template.python
+        if self._template.image or not (wheels or self.program == "$(PYTHON)"):
+            return None
+        files = (bridge.recipe_file(),)
+        return ImageRecipe(self.name, self._base_image, wheels, files, dependencies=bool(wheels), python=version)
 
 
 def check(name: str, template: EngineTemplate) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import platform
 import re
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from pierhead.store.model import ModelFile
 
 ENTRY = Path(__file__).with_name("python_entry")
 MIB = 1 << 20
+OPENAPI = "python-openapi"  # the gateway's word for its document
 PROGRAM = 96 * MIB  # the server with nothing of the model's
 # The server's own packages: as they were tried, and the bounds within which a model may want others.
 SERVER = ("fastapi==0.165.0", "uvicorn==0.54.0", "uvloop==0.23.0", "httptools==0.9.0", "python-multipart==0.0.34")
@@ -43,7 +44,7 @@ FACTS = EngineFacts(
     title="Python",
     formats=(FORMAT,),
     marks=(NAME,),
-    serves=tuple(OPERATIONS.values()),
+    serves=(*OPERATIONS.values(), OPENAPI),
     accelerators=("cpu", "cuda", "rocm"),
     common=("threads",),
     parallel=0,
@@ -101,6 +102,8 @@ class Python:
         }
         pins = requirements(program)
         threads = str(settings["threads"] or max(1, request.cpus))
+        python = _python(request.model, program.python, platform.python_version())
+        inside = _python(request.model, program.python, f"{serving.python_of(self._base_image)}.99")
         return LaunchSpec(
             replica=request.replica,
             model=request.model,
@@ -108,11 +111,13 @@ class Python:
             argv=serving.command(server),
             model_dir=str(request.model_dir),
             entry=str(ENTRY),
-            environment=Environment(pins, _python(request.model, program.python)),
+            environment=Environment(pins, python),
             env={"OMP_NUM_THREADS": threads, "HF_HUB_OFFLINE": "1", **serving.ENV, "PYTHONDONTWRITEBYTECODE": "1"},
-            image=ImageRecipe(self.name, self._base_image, pins, serving.files(ENTRY), dependencies=True),
+            image=ImageRecipe(
+                self.name, self._base_image, pins, serving.files(ENTRY), dependencies=True, python=inside
+            ),
             limits=Limits(memory=max(needed * 2, needed + 1024 * MIB)),
-            serves=program.serves,
+            serves=(*program.serves, OPENAPI),
         )
 
 
@@ -138,16 +143,15 @@ def _program(metadata: Mapping[str, Any]) -> PythonModel | None:
         return None
 
 
-def _python(model: str, wanted: str) -> str:
-    """The version of Python for what the author says; "" for this one."""
-    own = f"{sys.version_info.major}.{sys.version_info.minor}"
+def _python(model: str, wanted: str, own: str) -> str:
+    """The version of Python for what the author says; "" where ``own`` will do."""
     try:
         asked = SpecifierSet(wanted)
     except InvalidSpecifier as exc:
         raise UsageError(
             f"'{model}' asks for Python '{wanted[:40]}'", hint="Write requires-python as '>=3.11'."
         ) from exc
-    if f"{own}.{sys.version_info.micro}" in asked:
+    if own in asked:
         return ""
     for version in PYTHONS:
         if any(f"{version}.{micro}" in asked for micro in (0, 99)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from pierhead.errors import OutOfMemory
 
 MIB = 1 << 20
+VERSION = re.compile(r":(3\.\d+)(?:\.\d+)?(?=$|[@-])")  # in the tag of an image
 # For every engine's program. Libraries report to nobody, sandbox or not. OpenMP's threads give the processor back after
 # some microseconds of waiting, where they would spin for milliseconds: that costs an engine which is alone nothing, and
 # engines that work at the same time lost three quarters of their speed to each other's spinning.
@@ -29,6 +31,12 @@ def files(entry: Path) -> tuple[tuple[str, str], ...]:
         return (("/opt/engine/entry.py", entry.read_text(encoding="utf-8")),)
     found = sorted(entry.glob("*.py"))
     return tuple((f"/opt/engine/entry/{path.name}", path.read_text(encoding="utf-8")) for path in found)
+
+
+def python_of(image: str) -> str:
+    """The Python that an image's name says it has, as ``3.12``; that of the default base image where it says none."""
+    found = VERSION.search(image)
+    return found[1] if found else "3.11"
 
 
 def too_large(

@@ -39,10 +39,10 @@ class RuntimeChooser:
         ``refusal`` is why the choice before this one could not even start: ``auto`` then takes a process.
         """
         wanted = self.check(name)
+        if refusal is not None and (wanted != "auto" or _only_an_image(spec)):
+            raise refusal
         if wanted == "auto":
             return self._process(refusal, listener) if refusal is not None else await self._auto(spec, listener)
-        if refusal is not None:
-            raise refusal
         runtime = self.runtimes[wanted]
         capabilities = await runtime.capabilities()
         if not capabilities.available:
@@ -54,12 +54,18 @@ class RuntimeChooser:
 
     async def _auto(self, spec: LaunchSpec, listener: Listener) -> tuple[str, Runtime]:
         docker = self.runtimes.get("docker")
-        if docker is not None:
+        only = _only_an_image(spec)
+        if docker is not None and (only or spec.image is not None):
             capabilities = await docker.capabilities(spec)
-            if capabilities.available and capabilities.prepared:
+            if capabilities.available and (only or capabilities.prepared):
                 return "docker", docker
             if capabilities.available:
                 listener(Note(message=self._build(docker, spec)))
+        if only:
+            raise RuntimeUnavailable(
+                f"the engine '{spec.engine}' is the image {spec.image_name}, and no Docker Engine answers",
+                hint="`pier doctor` says what to install.",
+            )
         return self._process(None, listener)
 
     def _process(self, refusal: PierError | None, listener: Listener) -> tuple[str, Runtime]:
@@ -71,7 +77,7 @@ class RuntimeChooser:
         return "process", process
 
     def _build(self, docker: Runtime, spec: LaunchSpec) -> str:
-        key = str(hash(spec.image)) if spec.image is not None else spec.image_name
+        key = str(hash(spec.image))
         if key in self._broken:
             return f"running as a process; the container image could not be built: {self._broken[key]}"
         if key not in self._builds:
@@ -102,3 +108,8 @@ class RuntimeChooser:
         for task in builds:
             task.cancel()
         await asyncio.gather(*builds, return_exceptions=True)
+
+
+def _only_an_image(spec: LaunchSpec) -> bool:
+    """Whether the engine is somebody's image, and not made of a recipe."""
+    return spec.image is None and bool(spec.image_name)

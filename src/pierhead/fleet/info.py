@@ -67,7 +67,7 @@ def describe_replica(replica: Replica, idle_at: float | None) -> ReplicaInfo:
     pid: Any = getattr(instance, "pid", None)
     return ReplicaInfo(
         id=replica.id,
-        model=life.model.name,
+        model=life.model.plain,
         digest=life.model.digest,
         engine=plan.spec.engine if plan else "",
         runtime=replica.runtime_name,

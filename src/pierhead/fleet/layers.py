@@ -75,7 +75,7 @@ class Layers:
 
     def adapters(self, record: ModelRecord) -> dict[str, float]:
         """The LoRAs that a model is to have at hand, by their names in the store, with their scales."""
-        own = self._file().of((record.name, *record.names))
+        own = self._file().of((record.plain, *record.names))
         return dict(own[1].adapters) if own is not None else {}
 
     def _fits(self, name: str | None, record: ModelRecord) -> bool:
@@ -118,7 +118,7 @@ class Layers:
     def _tables(self, record: ModelRecord) -> list[tuple[str, ModelTable, bool]]:
         file = self._file()
         found = [(f"{file.path} [all models]", file.everybody, True)]
-        if (own := file.of((record.name, *record.names))) is not None:
+        if (own := file.of((record.plain, *record.names))) is not None:
             found.append((f"{file.path} [{own[0]}]", own[1], False))
         return found
 
@@ -143,7 +143,7 @@ class Layers:
         for name in ("keep_alive", "replicas"):
             where = origins.get(f"fleet.{name}")
             layers.append(Layer("config" if where else "default", where or "Pierhead", {name: getattr(fleet, name)}))
-        for name in (record.name, *record.names):
+        for name in (record.plain, *record.names):
             spelling = name if name in fleet.models else name.removesuffix(":latest")
             if spelling in fleet.models:
                 where = f"{origins.get('fleet.models', 'config.toml')} [fleet.models.{spelling}]"

@@ -148,7 +148,7 @@ class Planning:
         asked = {**replica.life.intent.settings, **more}
         request = PlanRequest(
             replica=replica.id,
-            model=model.name,
+            model=model.plain,
             model_dir=folder,
             files=model.laid_out,
             metadata=model.metadata,

@@ -13,6 +13,7 @@ import msgspec
 
 from pierhead.gateway import plans
 from pierhead.gateway.admission import Admitted
+from pierhead.gateway.described import ENDING, described
 from pierhead.gateway.dialects import anthropic_models
 from pierhead.gateway.faults import Fault
 from pierhead.gateway.kserve_local import Ends, Questions
@@ -136,13 +137,22 @@ class Locals:
             return status, kind, b'{"live":true,"ready":true}' if status == 200 else body, headers
         return self._questions.answer(request, ends)
 
-    def _model(self, path: str, request: Admitted) -> Response:
+    def _model(self, path: str, request: Admitted) -> Response | Coroutine[None, None, Response]:
         _, _, name = path.removeprefix("/v1").partition("/models/")
+        if name.endswith(ENDING) and path.startswith("/v1/"):
+            return self._document(name.removesuffix(ENDING), request)
         try:
             entry = self._entry(name, request)
         except Fault as fault:
             return fault.status, JSON, fault.body(), ()
         return 200, JSON, entry.card if path.startswith("/v1/") else entry.docker, ()
+
+    async def _document(self, name: str, request: Admitted) -> Response:
+        """The OpenAPI document of one model."""
+        try:
+            return 200, JSON, await described(self._services, self._entry(name, request)), ()
+        except Fault as fault:
+            return fault.status, JSON, fault.body(), ()
 
     async def _metrics(self) -> Response:
         routes = list(self._services.routes.targets())

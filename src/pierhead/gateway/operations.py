@@ -56,11 +56,12 @@ _ALL = (
     Operation("llamacpp-infill", "openai", "/infill"),
     Operation("llamacpp-rerank", "openai", "/v1/rerank", False),
     Operation("triton-repository", "kserve", "/v2/repository/index", False),
+    Operation("python-openapi", "openai", "/openapi.json", False),
     Operation("vllm-classify", "openai", "/classify", False),
 )
 OPERATIONS: dict[str, Operation] = {operation.name: operation for operation in _ALL}
 
-OWN = ("llamacpp-", "triton-", "vllm-")  # how the names begin of what clients cannot ask for
+OWN = ("llamacpp-", "python-", "triton-", "vllm-")  # how the names begin of what clients cannot ask for
 
 # Paths that clients use, also other spellings of the field (Cohere, Jina, vLLM).
 PATHS: dict[str, Operation] = {o.path: o for o in _ALL if o.where != "path" and not o.name.startswith(OWN)} | {

@@ -70,7 +70,7 @@ def package(store: Store, recipe: Recipe, listener: Listener = ignore) -> ModelR
             if digest_of(again.manifest) == present.digest:
                 return present
         made = write(format, files, about)
-        return store.commit_artifact(recipe.name, made.manifest, made.config, beside, by="package")
+        return store.commit_artifact(recipe.name, made.manifest, made.config, beside, by="package", aside=recipe.aside)
 
 
 def _summary(inputs: Inputs) -> dict[str, Any]:

@@ -62,15 +62,24 @@ def find(path: Path) -> Program:
 
 
 def prepare(
-    program: Program, settings: Mapping[str, Any], scratch: Path, server: tuple[str, ...], *, lock: bool = True
+    program: Program,
+    settings: Mapping[str, Any],
+    scratch: Path,
+    server: tuple[str, ...],
+    *,
+    lock: bool = True,
+    pins: dict[tuple[str, ...], tuple[str, ...]] | None = None,
 ) -> Inputs:
     """The files to package, with the one that says what they are. Asks the package index where there is something to
-    pin: the author's requirements together with the ``server``'s.
+    pin: the author's requirements together with the ``server``'s. ``pins`` remembers what it said from one to the next.
     """
     served, needs = program.served, program.needs
     locked: tuple[str, ...] = ()
     if needs.requirements and lock:
-        locked = tuple(asyncio.run(Installer().lock((*needs.requirements, *server))))
+        known = pins if pins is not None else {}
+        if needs.requirements not in known:
+            known[needs.requirements] = tuple(asyncio.run(Installer().lock((*needs.requirements, *server))))
+        locked = known[needs.requirements]
     about = PythonModel(
         module=served.module,
         cls=served.cls,

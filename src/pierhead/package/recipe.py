@@ -35,6 +35,7 @@ class Recipe:
     link: bool = False
     allow_unsafe: bool = False  # take in files that run code of their author
     annotations: Mapping[str, str] = field(default_factory=dict[str, str])
+    aside: bool = False  # beside what the name means, as another version of it
 
 
 def merged(base: Packaged, new: Packaged) -> Packaged:

@@ -19,9 +19,11 @@ from pierhead.engines.base import ImageRecipe
 from pierhead.errors import RuntimeUnavailable, SourceUnavailable
 
 SITE = "opt/engine/site"
-PYTHON_VERSION = "3.11"
 GLIBC = (2, 28)  # what installed wheels may ask for to be copied: every base image of the last years has it
 FETCH_LIMIT = 1800.0
+
+# How installers begin a script: with the Python itself, or by way of a shell where its path is too long.
+_SHEBANG = re.compile(rb"\A#!(?:[^\n]*python[^\n]*\n|/bin/sh\n'{3}exec' [^\n]*python[^\n]*\n' '{3}\n)")
 
 # Wheels lean on these; slim Python images lack them, so this machine's own are offered as a fallback.
 LIBRARIES = ("libgomp.so.1",)
@@ -33,6 +35,9 @@ import glob
 import os
 import runpy
 
+site = "/opt/engine/site"
+os.environ["PYTHONPATH"] = site  # of programs that the entry starts; this one is isolated
+os.environ["PATH"] = site + "/bin:" + os.environ.get("PATH", os.defpath)
 for path in glob.glob("/opt/engine/lib/*"):
     try:
         ctypes.CDLL(os.path.basename(path), ctypes.RTLD_GLOBAL)
@@ -53,11 +58,11 @@ USER 65532:65532
 def gather(recipe: ImageRecipe, machine: str, target: Path) -> None:
     """Put a recipe's distributions for ``machine`` into ``target``: this environment's own ones, else fetched."""
     if recipe.dependencies:
-        _fetch(recipe.requirements, machine, target, (), recipe.glibc)
+        _fetch(recipe.requirements, recipe, machine, target, ())
         return
     missing = tuple(pin for pin in recipe.requirements if not _copy_installed(pin, machine, target))
     if missing:
-        _fetch(missing, machine, target, ("--no-deps",), recipe.glibc)
+        _fetch(missing, recipe, machine, target, ("--no-deps",))
 
 
 def _copy_installed(pin: str, machine: str, target: Path) -> bool:
@@ -90,7 +95,8 @@ def _fits(tag: str, machine: str) -> bool:
     return system.startswith("manylinux2014") or bool(wanted and (int(wanted[1]), int(wanted[2])) <= GLIBC)
 
 
-def _fetch(pins: tuple[str, ...], machine: str, target: Path, options: tuple[str, ...], glibc: tuple[int, int]) -> None:
+def _fetch(pins: tuple[str, ...], recipe: ImageRecipe, machine: str, target: Path, options: tuple[str, ...]) -> None:
+    glibc = recipe.glibc
     uv = shutil.which("uv") or shutil.which("uv", path=str(Path(sys.prefix) / "bin"))
     if importlib.util.find_spec("pip") is not None:  # so that the user's pip.conf holds
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-input", "--disable-pip-version-check"]
@@ -105,7 +111,7 @@ def _fetch(pins: tuple[str, ...], machine: str, target: Path, options: tuple[str
         raise RuntimeUnavailable(
             f"fetching {', '.join(pins)} for the engine image needs uv or pip", hint="Install uv (`pip install uv`)."
         )
-    command += [*options, "--only-binary", ":all:", "--python-version", PYTHON_VERSION, "--target", str(target)]
+    command += [*options, "--only-binary", ":all:", "--python-version", recipe.python, "--target", str(target)]
     try:
         done = subprocess.run(
             [*command, *pins],
@@ -142,7 +148,11 @@ def write_context(recipe: ImageRecipe, base: str, machine: str, site: Path, out:
             _add(tar, f"opt/engine/lib/{library.name}", library.read_bytes())
         for file in _walk(site):
             found = file.stat()
-            info = _info(f"{SITE}/{file.relative_to(site).as_posix()}", found.st_size)
+            path = f"{SITE}/{file.relative_to(site).as_posix()}"
+            if file.parent == site / "bin":
+                _add(tar, path, portable(file.read_bytes()), 0o755)
+                continue
+            info = _info(path, found.st_size)
             info.mode = 0o755 if found.st_mode & 0o100 else 0o644  # an engine may bring programs of its own
             with file.open("rb") as data:
                 tar.addfile(info, data)
@@ -160,12 +170,19 @@ def _libraries(machine: str) -> Iterator[Path]:
 def _walk(folder: Path) -> Iterator[Path]:
     for path, folders, files in os.walk(folder):
         folders.sort()
-        folders[:] = [f for f in folders if f != "__pycache__" and not (f == "bin" and path == str(folder))]
+        folders[:] = [f for f in folders if f != "__pycache__"]
         yield from (Path(path) / f for f in sorted(files) if (Path(path) / f).is_file() and not f.startswith(".lock"))
 
 
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    tar.addfile(_info(name, len(data)), io.BytesIO(data))
+def portable(script: bytes) -> bytes:
+    """A program of a wheel for the image's Python: installers write this machine's into its first lines."""
+    return _SHEBANG.sub(b"#!/usr/bin/env python3\n", script, count=1)
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes, mode: int = 0o644) -> None:
+    info = _info(name, len(data))
+    info.mode = mode
+    tar.addfile(info, io.BytesIO(data))
 
 
 def _info(name: str, size: int) -> tarfile.TarInfo:

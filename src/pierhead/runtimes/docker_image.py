@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import msgspec
 
 from pierhead.config import RuntimeSettings
+from pierhead.engines import serving
 from pierhead.engines.base import ImageRecipe
 from pierhead.errors import RuntimeUnavailable, SourceUnavailable
 from pierhead.events import BuildProgress, Listener
@@ -20,7 +21,7 @@ from pierhead.runtimes.docker_api import Engine, Refused
 from pierhead.runtimes.docker_context import DOCKERFILE, LAUNCHER, gather, write_context
 from pierhead.runtimes.lock import locked
 
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2
 LABEL = "ai.pierhead.engine-image"
 MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
 
@@ -55,6 +56,22 @@ def image_name(recipe: ImageRecipe, machine: str) -> str:
     return f"pierhead/engine-{recipe.engine}:{hashlib.sha256(msgspec.json.encode(inputs)).hexdigest()[:12]}"
 
 
+def with_python(base: str, version: str) -> str:
+    """The base image with another Python: the same name with that version; RuntimeUnavailable where it has none.
+
+    ``python:3.11-slim-bookworm`` becomes ``python:3.13-slim-bookworm``.
+    """
+    if version in ("", serving.python_of(base)):
+        return base
+    found = serving.VERSION.search(base)
+    if found is None:
+        raise RuntimeUnavailable(
+            f"this model needs Python {version}, and the base image {base} does not say which it has",
+            hint=f'Use `--runtime process`, or name one: runtime.base_image = "python:{version}-slim-bookworm".',
+        )
+    return f"{base[: found.start()]}:{version}{base[found.end() :]}"
+
+
 class Images:
     """Makes and finds engine images on one Engine; ``folder`` holds the lock that concurrent builds share."""
 
@@ -70,9 +87,9 @@ class Images:
         return MACHINES.get(found, found)
 
     def resolve(self, recipe: ImageRecipe) -> ImageRecipe:
-        """``recipe`` with the configured base filled in."""
-        base = str(parse_image(recipe.base or self._settings.base_image))
-        return msgspec.structs.replace(recipe, base=base)
+        """``recipe`` with the configured base and its Python filled in."""
+        base = with_python(str(parse_image(recipe.base or self._settings.base_image)), recipe.python)
+        return msgspec.structs.replace(recipe, base=base, python=serving.python_of(base))
 
     async def find(self, name: str) -> str | None:
         """The id of a local image."""

@@ -74,6 +74,12 @@ class Index(msgspec.Struct, rename="camel"):
         self.trim({name}, KEPT_VERSIONS)
         return before.digest if before else ""
 
+    def set_aside(self, name: str, blob: Blob, artifact_type: str = CONFIG) -> None:
+        """Keep a manifest as a version of ``name`` that the name does not point to."""
+        if not any(e.digest == blob.digest and name in (e.name, e.previous) for e in self.manifests):
+            self.manifests.append(Descriptor(MANIFEST, blob.digest, blob.size, artifact_type, {PREVIOUS: name}))
+            self.trim({name}, KEPT_VERSIONS)
+
     def refer(self, subject: str, blob: Blob, artifact_type: str) -> None:
         """Note a manifest that is about another."""
         self.manifests = [e for e in self.manifests if not (e.subject == subject and e.digest == blob.digest)]

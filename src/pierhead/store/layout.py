@@ -142,11 +142,19 @@ class Store:
         return {}
 
     def commit_artifact(
-        self, name: str, manifest: bytes, config: bytes, beside: dict[str, Any], *, by: str = "pull"
+        self,
+        name: str,
+        manifest: bytes,
+        config: bytes,
+        beside: dict[str, Any],
+        *,
+        by: str = "pull",
+        aside: bool = False,
     ) -> ModelRecord:
         """Give a model that others packaged a name; its documents stay as they are, to the byte.
 
-        ``beside`` (``summary``, ``source``) is kept next to it. NotFound when a layer's blob is missing.
+        ``beside`` (``summary``, ``source``) is kept next to it. ``aside``: it becomes ``NAME@digest``, and the name
+        goes on to mean what it means. NotFound when a layer's blob is missing.
         """
         check_name(name)
         document = msgspec.json.decode(manifest, type=oci.Manifest)
@@ -161,6 +169,9 @@ class Store:
             make_folder(self.root / "beside")
             replace(self._beside(stored.digest), msgspec.json.encode(beside))
             kind = document.artifact_type or document.config.media_type
+            if aside:
+                self._names.set_aside(name, stored, kind)
+                return self.get(f"{name}@{stored.digest}")
             self._names.point(name, stored, by=by, source=str(beside.get("source") or ""), artifact_type=kind)
         return self.get(name)
 

@@ -86,6 +86,11 @@ class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
     unpacked: tuple[ModelFile, ...] = ()  # the members of those of its files that are archives
 
     @property
+    def plain(self) -> str:
+        """Its name, also of an earlier version without the digest."""
+        return self.name.partition("@sha256:")[0] or self.name
+
+    @property
     def laid_out(self) -> tuple[ModelFile, ...]:
         """The files as they are in the model's folder."""
         return (*(f for f in self.files if f.packing == "raw"), *self.unpacked)

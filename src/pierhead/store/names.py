@@ -102,6 +102,12 @@ class Names:
             index.set(name, stored, artifact_type)
             self._step("model:index")
 
+    def set_aside(self, name: str, stored: Blob, artifact_type: str = CONFIG) -> None:
+        """Keep a manifest as a version of a name, which goes on to mean what it means; NotFound as in ``point``."""
+        with self.edit() as index:
+            self.complete(stored.digest)
+            index.set_aside(name, stored, artifact_type)
+
     def complete(self, digest: str) -> None:
         """NotFound unless the manifest and every blob it needs are here; the caller holds the lock."""
         manifest = self._blobs.path(digest)

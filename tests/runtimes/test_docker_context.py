@@ -1,0 +1,57 @@
+"""What goes into an engine image, told without a Docker Engine."""
+
+from __future__ import annotations
+
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from pierhead.engines.base import ImageRecipe
+from pierhead.errors import RuntimeUnavailable
+from pierhead.runtimes.docker_context import portable, write_context
+from pierhead.runtimes.docker_image import with_python
+
+SHELL = b"#!/bin/sh\n'''exec' /a very/long path/bin/python3.11 \"$0\" \"$@\"\n' '''\nimport sys\n"
+
+
+@pytest.mark.parametrize(
+    ("script", "made"),
+    [
+        (b"#!/home/me/env/bin/python3.11\nimport sys\n", b"#!/usr/bin/env python3\nimport sys\n"),
+        (SHELL, b"#!/usr/bin/env python3\nimport sys\n"),
+        (b"#!/bin/sh\nexec python3 -m tool\n", b"#!/bin/sh\nexec python3 -m tool\n"),
+        (b"\x7fELF#!/x/python\n", b"\x7fELF#!/x/python\n"),
+    ],
+)
+def test_programs_of_wheels_name_the_images_python_and_not_this_machines(script: bytes, made: bytes) -> None:
+    assert portable(script) == made
+
+
+def test_programs_are_in_the_context_and_can_be_run(tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    (site / "bin").mkdir(parents=True)
+    (site / "bin" / "tool").write_bytes(b"#!/x/python\n")
+    (site / "tool.py").write_text("")
+    write_context(ImageRecipe("e", "base", ()), "base", "x86_64", site, tmp_path / "context.tar")
+    with tarfile.open(tmp_path / "context.tar") as tar:
+        modes = {one.name.removeprefix("opt/engine/site/"): one.mode for one in tar if "/site/" in one.name}
+    assert modes == {"__main__.py": 0o644, "bin/tool": 0o755, "tool.py": 0o644}
+
+
+@pytest.mark.parametrize(
+    ("base", "version", "made"),
+    [
+        ("docker.io/library/python:3.11-slim-bookworm", "", "docker.io/library/python:3.11-slim-bookworm"),
+        ("docker.io/library/python:3.11-slim-bookworm", "3.13", "docker.io/library/python:3.13-slim-bookworm"),
+        ("registry:5000/python:3.12.4", "3.13", "registry:5000/python:3.13"),
+        ("registry:5000/base:latest", "3.11", "registry:5000/base:latest"),
+    ],
+)
+def test_the_base_image_has_the_python_that_is_wanted(base: str, version: str, made: str) -> None:
+    assert with_python(base, version) == made
+
+
+def test_a_base_image_that_does_not_say_its_python_is_not_guessed_at() -> None:
+    with pytest.raises(RuntimeUnavailable, match="does not say which it has"):
+        with_python("registry:5000/base:latest", "3.13")
