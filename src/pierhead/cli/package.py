@@ -289,10 +289,16 @@ def _validated(paths: Paths, base: Any, options: Mapping[str, Any]) -> dict[str,
     if not options:
         return {}
     from pierhead.engines.registry import choose, engines
+    from pierhead.formats.reading import File
+    from pierhead.formats.summarize import summarize
 
-    files = base.laid_out if isinstance(base, ModelRecord) else base.files
+    if isinstance(base, ModelRecord):
+        files, metadata = base.laid_out, base.metadata
+    else:
+        wanted = [File(f.name, f.path.stat().st_size, f.role, f.format) for f in base.files]
+        files, metadata = base.files, summarize(wanted, {f.name: f.path for f in base.files})
     name = str(options.get("engine", ""))
-    engine = choose(engines(settings(paths).settings), files, name, "this model")
+    engine = choose(engines(settings(paths).settings), files, name, "this model", metadata)
     told = engine.validate({key: value for key, value in options.items() if key != "engine"})
     return ({"engine": name} if name else {}) | told
 

@@ -58,7 +58,8 @@ class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
     ``cache_usage``, ``prompt_tokens``, ``generated_tokens``) to the names that it gives to Prometheus. ``lora`` tells
     whether adapters are given at its start or also while it runs; ``sleep`` whether it can let its memory go and stay.
     ``marks`` are names of files that show that a model was made for this engine. ``parallel`` is how many requests it
-    takes at a time where nobody says (0: any number). ``untested`` says what of it no machine of the project could try.
+    takes at a time where nobody says (0: any number). ``pictures`` says whether it serves models that paint:
+    no, those only, or those also. ``untested`` says what of it no machine of the project could try.
     """
 
     name: str
@@ -79,6 +80,7 @@ class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
     lora: Literal["", "start", "runtime"] = ""
     sleep: bool = False
     speculative: bool = False
+    pictures: Literal["no", "only", "also"] = "no"
     untested: str = ""
 
 

@@ -64,6 +64,7 @@ class Command:
         self._listens = any("$(SOCKET)" in word for word in template.command)
         self.environment = Environment(template.requirements, template.python) if template.requirements else None
         self.facts = EngineFacts(
+            pictures="also",
             name=name,
             title=template.title or name,
             formats=template.formats,

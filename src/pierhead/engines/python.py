@@ -40,6 +40,7 @@ _LIBRARIES = {
     "numpy": 40,
 }
 FACTS = EngineFacts(
+    pictures="also",
     name="python",
     title="Python",
     formats=(FORMAT,),

@@ -12,7 +12,7 @@ from typing import Any
 
 from pierhead.config import EngineSettings, FleetSettings, Loaded, Settings
 from pierhead.engines.base import Engine
-from pierhead.engines.registry import choose, find
+from pierhead.engines.registry import choose, find, suits
 from pierhead.errors import ConfigError, UsageError
 from pierhead.fleet.merge import Layer, Setting, merge
 from pierhead.fleet.modelsfile import KEEPING, ModelsFile, ModelTable
@@ -61,7 +61,8 @@ class Layers:
     def engine(self, record: ModelRecord, asked: Mapping[str, Any] = _NOTHING) -> Engine:
         """The engine that serves this model; UsageError when there is none."""
         setting = self.chosen(record, asked)
-        return choose(self._engines, record.laid_out, str(setting.value) if setting else "", record.name)
+        name = str(setting.value) if setting else ""
+        return choose(self._engines, record.laid_out, name, record.name, record.metadata)
 
     def chosen(self, record: ModelRecord, asked: Mapping[str, Any] = _NOTHING) -> Setting | None:
         """Who says which engine it is; None: nobody, so it is the first that accepts the model."""
@@ -80,7 +81,7 @@ class Layers:
 
     def _fits(self, name: str | None, record: ModelRecord) -> bool:
         """Whether an engine for all models is one for this one."""
-        return any(e.name == name and e.accepts(record.laid_out) for e in self._engines)
+        return any(e.name == name and e.accepts(record.laid_out) and suits(e, record.metadata) for e in self._engines)
 
     # --- what it is given -----------------------------------------------------------------------------------------
 

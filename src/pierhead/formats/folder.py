@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-from pierhead.formats import dduf, hf_config, safetensors
+from pierhead.formats import dduf, hf_config, pictures, safetensors
 from pierhead.formats.gguf_summary import MAX_LINE
 from pierhead.formats.reading import File, Reading, document, exactly, json_object, text, unusable
 
@@ -27,6 +27,10 @@ def read_safetensors(weights: Sequence[File], beside: Mapping[str, File]) -> Rea
     for file in weights:
         headers.append((yield from safetensors.read_header(file)))
     configs = yield from _documents(beside)
+    if not configs.keys() & {"config.json", "model_index.json"}:
+        parts = [pictures.of_safetensors(file.name, one) for file, one in zip(weights, headers, strict=True)]
+        if (painter := pictures.summary(parts, "safetensors")) is not None:
+            return painter
     return _summary("safetensors", headers, configs, len(weights))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from pierhead.errors import AccessDenied, CorruptData, NotFound, PierError, UsageError
-from pierhead.formats import dduf, onnx, openvino, python_model, safetensors
+from pierhead.formats import dduf, onnx, openvino, pictures, python_model, safetensors
 from pierhead.formats.folder import MAX_TEMPLATE, read_config, read_dduf, read_safetensors
 from pierhead.formats.gguf import FIRST_STEP_REMOTE, MAX_STEP, Header, merge, next_length
 from pierhead.formats.gguf_parser import HeaderParser, corrupt
@@ -61,8 +61,13 @@ def _weights(files: Sequence[File]) -> Reading[dict[str, Any]]:
     format = format_of_weights(weights)
     chosen = [f for f in weights if f.format == format]
     beside = {f.name: f for f in files if f.role not in ("weights", "mmproj", "lora", "draft")}
+    if format == "gguf" and len(chosen) == len(weights):
+        headers = yield from _gguf_headers(chosen)
+        parts = [pictures.of_gguf(file.name, header) for file, header in zip(chosen, headers, strict=True)]
+        return pictures.summary(parts, format) or gguf_summary(merge(headers))
     if format == "gguf":
-        return gguf_summary(merge((yield from _gguf_headers(chosen))))
+        painter = yield from pictures.read(weights, _gguf)
+        return painter or gguf_summary(merge((yield from _gguf_headers(chosen))))
     if format == "safetensors":
         return (yield from _named(chosen[0], read_safetensors(chosen, beside)))
     if format == "dduf":

@@ -16,6 +16,10 @@ from pierhead.store.model import Role
 
 MAX_FILES = 10_000
 _SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})\.(gguf|safetensors)", re.IGNORECASE)
+# Parts that a model which makes pictures has in files of their own: text encoders and what turns its work into pixels.
+_PAINTER_S = re.compile(
+    r"(clip[_-]?[lg]|t5[_-]?xxl|t5[_-]v1|taesd|taef|tae|ae|vae|.*[_.-]vae)([._-].*)?\.gguf", re.IGNORECASE
+)
 _IGNORED = frozenset({"__pycache__", "node_modules"})
 # Formats that repositories carry the same weights in a second time; where safetensors are there, they are left out.
 _OTHER_COPIES = frozenset({"pytorch", "keras", "numpy", "pickle"})
@@ -67,12 +71,17 @@ def detect(path: Path) -> Inputs:
 
 
 def gguf(path: Path) -> Inputs:
-    """A GGUF file with the other parts beside it, or a folder that holds one model and perhaps its projector."""
+    """A GGUF file with the other parts beside it, or a folder that holds one model and perhaps its projector.
+
+    A folder may hold a model that makes pictures, whose parts are models by themselves.
+    """
     if not path.is_dir():
         _need(path, "gguf", ".gguf")
         return Inputs(tuple(_input(p, p.name) for p in _shards(path)))
     entries = [Entry(p.name, p.stat().st_size) for p in path.iterdir() if p.suffix.lower() == ".gguf" and p.is_file()]
     found = choices(entries)
+    if len(found) > 1 and any(_PAINTER_S.match(c.entries[0].path) for c in found):
+        return folder(path, "gguf")
     if len(found) > 1:
         names = ", ".join(sorted(c.entries[0].path for c in found)[:20])
         raise UsageError(f"{path} holds several models: {names}", hint="Name one of the files.")

@@ -1,0 +1,5 @@
+"""The program inside a replica that makes pictures with stable-diffusion.cpp; knows nothing of Pierhead.
+
+Standalone on purpose (standard library and the wheels that ``engines.diffusion`` pins): the same text runs in a sandbox
+and in a container. Its modules import each other relatively, so that the folder works under any name.
+"""
