@@ -23,7 +23,7 @@ from pierhead.store.model import ModelFile
 TEMPLATES = Path(__file__).parent / "templates" / "engines.toml"
 ALL = engines(load(TEMPLATES, {}).settings)
 WORDS = {"chat", "completions", "embeddings", "rerank", "classify", "infer", "predict", "transcriptions", "speech"} | {
-    "images", "vision", "tools", "thinking"
+    "translations", "images", "vision", "tools", "thinking"
 }  # fmt: skip
 
 

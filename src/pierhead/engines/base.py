@@ -204,7 +204,7 @@ class Engine(Protocol):
         """What it would do with a model it accepts, in the words of ``/v1/models``.
 
         ``chat``, ``completions``, ``embeddings``, ``rerank``, ``classify``, ``infer``, ``predict``, ``transcriptions``,
-        ``speech``, ``images``; further ``vision``, ``tools``, ``thinking``.
+        ``translations``, ``speech``, ``images``; further ``vision``, ``tools``, ``thinking``.
         """
         ...
 

@@ -26,6 +26,7 @@ BUILTIN: dict[str, str] = {
     "onnx": "pierhead.engines.onnx:make",
     "triton": "pierhead.engines.triton:make",
     "openvino": "pierhead.engines.openvino:make",
+    "whisper": "pierhead.engines.whisper:make",
     "vllm": "pierhead.engines.vllm:make",
     "sglang": "pierhead.engines.sglang:make",
     "tensorrtllm": "pierhead.engines.tensorrtllm:make",

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from pierhead.errors import AccessDenied, CorruptData, NotFound, PierError, UsageError
-from pierhead.formats import dduf, onnx, openvino, pictures, python_model, safetensors
+from pierhead.formats import dduf, onnx, openvino, pictures, python_model, safetensors, whisper
 from pierhead.formats.folder import MAX_TEMPLATE, read_config, read_dduf, read_safetensors
 from pierhead.formats.gguf import FIRST_STEP_REMOTE, MAX_STEP, Header, merge, next_length
 from pierhead.formats.gguf_parser import HeaderParser, corrupt
@@ -19,7 +19,7 @@ from pierhead.formats.reading import Ask, Fetch, File, Reading, run, run_remote,
 
 __all__ = ["MAX_TEMPLATE", "check_file", "glance", "read_summary", "summarize", "summarize_remote"]
 
-READABLE = ("gguf", "safetensors", "dduf", "onnx", "openvino")
+READABLE = ("gguf", "safetensors", "dduf", "onnx", "openvino", "ggml")
 EARLY = 64 << 10  # bytes that tell a model from something else
 
 
@@ -77,6 +77,8 @@ def _weights(files: Sequence[File]) -> Reading[dict[str, Any]]:
         return {**about, **(yield from _onnx(chosen, weights))}
     if format == "openvino":
         return {**about, **_bare("openvino"), **(yield from openvino.read_model(chosen, weights))}
+    if format == "ggml":
+        return {**about, **_bare("ggml"), **(yield from _whisper(chosen))}
     size = sum(f.size or 0 for f in weights)
     return {**about, **_bare(format or "custom"), "weights_bytes": size, "layers": 0}
 
@@ -97,6 +99,8 @@ def read_one(file: File) -> Reading[None]:
         yield from _named(file, onnx.read_model(file))
     elif file.format == "dduf":
         yield from _named(file, read_dduf(file))
+    elif file.format == "ggml":
+        yield from _named(file, whisper.read_header(file))
 
 
 def glance(beginning: bytes, file: File, packing: str = "raw") -> None:
@@ -119,7 +123,12 @@ def glance(beginning: bytes, file: File, packing: str = "raw") -> None:
         _GLANCES[file.format](beginning)
 
 
-_GLANCES: dict[str, Callable[[bytes], None]] = {"onnx": onnx.glance, "dduf": dduf.glance, "openvino": openvino.glance}
+_GLANCES: dict[str, Callable[[bytes], None]] = {
+    "onnx": onnx.glance,
+    "dduf": dduf.glance,
+    "openvino": openvino.glance,
+    "ggml": whisper.glance,
+}
 
 
 # --- formats ------------------------------------------------------------------------------------------------------
@@ -175,6 +184,19 @@ def _onnx(graphs: Sequence[File], weights: Sequence[File]) -> Reading[dict[str, 
     }
     if len(models) > 1:
         found["graphs"] = {name: {"inputs": m.inputs, "outputs": m.outputs} for name, m in models.items()}
+    return found
+
+
+def _whisper(files: Sequence[File]) -> Reading[dict[str, Any]]:
+    """A model of one file; of several sizes or quantizations in one folder the first."""
+    headers: dict[str, whisper.Header] = {}
+    for file in files:
+        headers[file.name] = yield from _named(file, whisper.read_header(file))
+    found = whisper.summary(headers[files[0].name], files[0].size or 0)
+    if len(headers) > 1:
+        found["variants"] = {
+            file.name: whisper.summary(headers[file.name], file.size or 0)["whisper"] for file in files
+        }
     return found
 
 

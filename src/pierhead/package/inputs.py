@@ -62,11 +62,11 @@ def detect(path: Path) -> Inputs:
         return onnx(path)
     if kind == "safetensors":
         return Inputs(tuple(_input(p, p.name) for p in _shards(path)))
-    if kind == "dduf":
+    if kind in ("dduf", "ggml"):
         return Inputs((_input(path, path.name),))
     raise UsageError(
         f"{path} is not a model that can be packaged",
-        hint="Name a .gguf, .safetensors, .onnx or .dduf file, a folder, or a Modelfile with -f.",
+        hint="Name a .gguf, .safetensors, .onnx, .dduf or ggml-….bin file, a folder, or a Modelfile with -f.",
     )
 
 

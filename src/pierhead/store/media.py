@@ -5,6 +5,7 @@ Sources: the model specification of Docker Model Runner and the CNCF model-spec.
 
 from __future__ import annotations
 
+import re
 from typing import Literal, NamedTuple, get_args
 
 from pierhead.formats.python_model import FORMAT as PYTHON
@@ -81,6 +82,7 @@ _CNCF_ROLES: dict[str, Role] = {
     "dataset": "dataset",
 }
 _PACKINGS: tuple[Packing, ...] = ("raw", "tar", "tar+gzip", "tar+zstd")
+_GGML = re.compile(r"(?:^|[-_.])ggml[-_.](?:.*\.)?bin$|\.ggml$")  # as whisper.cpp names its models
 _FORMATS = {
     ".gguf": "gguf",
     ".safetensors": "safetensors",
@@ -111,7 +113,7 @@ def kind_of(media_type: str, filepath: str = "", role: str = "") -> Kind | None:
         return None
     if known.role == "weights" and not known.format:
         known = known._replace(format=format_of(filepath))
-    elif media_type == FILE and format_of(filepath) in ("onnx", "openvino"):
+    elif media_type == FILE and format_of(filepath) in ("onnx", "openvino", "ggml"):
         known = Kind("weights", format_of(filepath))  # Docker has no type of its own for these
     if role in _ROLES and role != known.role:
         format = known.format or (format_of(filepath) if role in HEAVY else "")
@@ -124,8 +126,12 @@ def kind_of(media_type: str, filepath: str = "", role: str = "") -> Kind | None:
 def format_of(filepath: str) -> str:
     """The weights' format that a path's ending tells; empty where it tells none.
 
-    OpenVINO keeps a graph in ``openvino_….xml`` and its numbers in the ``.bin`` beside it.
+    OpenVINO keeps a graph in ``openvino_….xml`` and its numbers in the ``.bin`` beside it; whisper.cpp's models are
+    called ``ggml-….bin``, and of those Silero's only tell speech from silence.
     """
+    name = filepath.rpartition("/")[2].lower()
+    if _GGML.search(name):
+        return "data" if "silero" in name else "ggml"
     if filepath.rpartition("/")[2].startswith("openvino_"):
         return {"xml": "openvino", "bin": "data"}.get(filepath.rpartition(".")[2], "")
     return next((found for ending, found in _FORMATS.items() if filepath.lower().endswith(ending)), "")
