@@ -114,7 +114,7 @@ class Whisper:
             entry=str(ENTRY),
             environment=WHEELS,
             image=ImageRecipe(self.name, self._base_image, WHEELS.requirements, serving.files(ENTRY)),
-            env=dict(serving.SILENT),
+            env=serving.ENV,
             limits=Limits(memory=needed.total * 5 // 4 + 512 * MIB),
             serves=_serves(request.metadata),
         )

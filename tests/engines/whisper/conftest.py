@@ -52,14 +52,14 @@ def whisper_python() -> Path:
 class Served:
     """One server process and a client of it."""
 
-    def __init__(self, python: Path, argv: tuple[str, ...], place: Path) -> None:
+    def __init__(self, python: Path, argv: tuple[str, ...], place: Path, env: dict[str, str]) -> None:
         self.log = place / "log"
         self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._notify.bind(str(place / "notify.sock"))
         self._notify.settimeout(60)
         self.path = str(place / "engine.sock")
         with self.log.open("wb") as log:
-            self.process = subprocess.Popen([str(python), *argv[1:]], stdout=log, stderr=log)
+            self.process = subprocess.Popen([str(python), *argv[1:]], stdout=log, stderr=log, env=os.environ | env)
         transport = httpx.HTTPTransport(uds=self.path)
         self.client = httpx.Client(transport=transport, base_url="http://engine", timeout=60)
 
@@ -114,8 +114,8 @@ class Serve:
     def __call__(self, folder: Path, plan: LaunchSpec | None = None, **settings: Any) -> Served:
         place = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="whisper-")))
         spec = plan or self.plan(folder, **settings)
-        argv, _ = expand(spec, Places("python", str(ENTRY), str(folder), str(place / "engine.sock")))
-        served = Served(self._python, tuple(argv), place)
+        argv, env = expand(spec, Places("python", str(ENTRY), str(folder), str(place / "engine.sock")))
+        served = Served(self._python, tuple(argv), place, dict(env))
         self._stack.callback(served.close)
         return served
 
