@@ -160,7 +160,7 @@ class FleetSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     shrink: Literal["never", "unasked", "always"] = "unasked"
     measure: float = 15.0
     sleep: bool = True
-    start_timeout: float = 300.0
+    start_timeout: float = 0.0
     drain_timeout: float = 30.0
     max_restarts: int = 5
     backoff_initial: float = 0.5

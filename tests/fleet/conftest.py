@@ -146,6 +146,7 @@ class Planner:
 
     def __init__(self, recipe: bool = True, image: str = "") -> None:
         self._recipe, self._image = recipe, image
+        self.said: dict[str, Any] = {}  # of the launch spec, besides
 
     def capabilities(self, files: tuple[ModelFile, ...], metadata: Mapping[str, Any]) -> tuple[str, ...]:
         return ("chat",)
@@ -169,6 +170,7 @@ class Planner:
             image=ImageRecipe("toy", "", ()) if self._recipe else None,
             image_name=self._image,
             sleep=tuple(request.metadata.get("sleep", ())),
+            **self.said,
         )
         return Plan(spec=spec, context=int(request.settings.get("context", 1024)), memory=needed)
 

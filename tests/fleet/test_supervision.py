@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pierhead.config import FleetSettings
+from pierhead.engines.base import Readiness
 from pierhead.errors import EngineFailed, NotFound, OutOfMemory, PierError, RuntimeUnavailable, Timeout, UsageError
 from pierhead.events import Note
 from pierhead.fleet.memory import Memory
@@ -90,6 +91,30 @@ async def test_an_engine_that_never_answers_runs_into_the_deadline(yard: Yard) -
     with pytest.raises(Timeout, match=r"0\.05 s"):
         await fleet.ensure_ready("a")
     assert yard.process.running == {}
+
+
+async def test_an_engine_may_take_as_long_as_it_says_unless_the_user_says_how_long(yard: Yard) -> None:
+    fleet = await yard.open()
+    original = yard.process.start
+
+    async def sick(spec):
+        engine = await original(spec)
+        engine.healthy = False
+        return engine
+
+    yard.process.start = sick
+    yard.planner.said = {"readiness": Readiness(timeout=0.05)}
+    with pytest.raises(Timeout, match=r"0\.05 s"):
+        await fleet.ensure_ready("a")
+
+
+async def test_an_engine_that_is_to_use_a_gpu_never_runs_as_a_process_without_it(yard: Yard) -> None:
+    fleet = await yard.open()
+    yard.planner.said = {"devices": ("nvidia.com/gpu=all",)}
+    for runtime in (None, "process"):
+        with pytest.raises(RuntimeUnavailable, match=r"nvidia\.com/gpu=all"):
+            await fleet.ensure_ready("a", runtime=runtime)
+    assert yard.process.starts == 0
 
 
 async def test_unknown_models_and_runtimes_are_refused(yard: Yard) -> None:

@@ -39,10 +39,15 @@ class RuntimeChooser:
         ``refusal`` is why the choice before this one could not even start: ``auto`` then takes a process.
         """
         wanted = self.check(name)
-        if refusal is not None and (wanted != "auto" or _only_an_image(spec)):
+        if refusal is not None and (wanted != "auto" or spec.devices or _only_an_image(spec)):
             raise refusal
         if wanted == "auto":
             return self._process(refusal, listener) if refusal is not None else await self._auto(spec, listener)
+        if wanted == "process" and spec.devices:
+            raise RuntimeUnavailable(
+                f"the engine '{spec.engine}' is to use {', '.join(spec.devices)}, which no process is given",
+                hint="`--runtime docker` gives it.",
+            )
         runtime = self.runtimes[wanted]
         capabilities = await runtime.capabilities()
         if not capabilities.available:
@@ -54,7 +59,7 @@ class RuntimeChooser:
 
     async def _auto(self, spec: LaunchSpec, listener: Listener) -> tuple[str, Runtime]:
         docker = self.runtimes.get("docker")
-        only = _only_an_image(spec)
+        only = _only_an_image(spec) or bool(spec.devices)
         if docker is not None and (only or spec.image is not None):
             capabilities = await docker.capabilities(spec)
             if capabilities.available and (only or capabilities.prepared):
@@ -62,8 +67,9 @@ class RuntimeChooser:
             if capabilities.available:
                 listener(Note(message=self._build(docker, spec)))
         if only:
+            why = f"is to use {', '.join(spec.devices)}" if spec.devices else f"is the image {spec.image_name}"
             raise RuntimeUnavailable(
-                f"the engine '{spec.engine}' is the image {spec.image_name}, and no Docker Engine answers",
+                f"the engine '{spec.engine}' {why}, and no Docker Engine answers",
                 hint="`pier doctor` says what to install.",
             )
         return self._process(None, listener)

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from pierhead.engines.base import Plan
+from pierhead.engines.base import LaunchSpec, Plan
 from pierhead.errors import EngineFailed, PierError
 from pierhead.events import AnyEvent, Note, Phase
 from pierhead.fleet import record as records
@@ -150,7 +150,9 @@ class Replica:
     async def _rouse(self) -> None:
         """The daemon before may have put it to sleep."""
         if self.sleeps and self.instance is not None:
-            await healthy(self.instance.socket, self.instance.spec.sleep[1], self.life.start_timeout, "POST")
+            await healthy(
+                self.instance.socket, self.instance.spec.sleep[1], self._start_limit(self.instance.spec), "POST"
+            )
 
     async def _live(self, begin: Callable[[], Awaitable[None]] | None) -> None:
         try:
@@ -193,12 +195,16 @@ class Replica:
         self._move(State.STARTING)
         self.instance = await self._runtime.start(self.plan.spec)
         self._move(State.LOADING)
-        await wait_ready(self.instance, timeout=self.life.start_timeout)
+        await wait_ready(self.instance, timeout=self._start_limit(self.plan.spec))
         now = time.time()
         self.ready_s = time.monotonic() - self._began
         self.ready_at = now
         self._move(State.READY)
         self.save()
+
+    def _start_limit(self, spec: LaunchSpec) -> float:
+        """Seconds that a start may take: what the user says for all, or what is right for the engine."""
+        return self.life.start_timeout or spec.readiness.timeout
 
     async def _serve(self) -> None:
         """Wait for the end of the program, which nobody asked for."""
@@ -286,7 +292,7 @@ class Replica:
             await drained(self.until(lambda: not self.open), instance, drain)
             if self._wanted or self.open:
                 self._move(State.READY)
-            elif await healthy(instance.socket, instance.spec.sleep[0], self.life.start_timeout, "POST"):
+            elif await healthy(instance.socket, instance.spec.sleep[0], self._start_limit(instance.spec), "POST"):
                 self._move(State.SLEEPING)
                 if self._wanted:
                     await self._wake()
@@ -305,7 +311,7 @@ class Replica:
                 return
             self._began = time.monotonic()
             self._move(State.LOADING)
-            path, timeout = instance.spec.sleep[1], self.life.start_timeout
+            path, timeout = instance.spec.sleep[1], self._start_limit(instance.spec)
             awake = await healthy(instance.socket, path, timeout, "POST")
             if awake and await healthy(instance.socket, instance.spec.readiness.path):
                 self.ready_at = time.time()

@@ -129,18 +129,18 @@ def estimate(
 
 
 def fit_context(summary: Mapping[str, Any], *, free: int, limit: int, **options: Any) -> int:
-    """The largest multiple of 256 tokens per slot, at most ``limit``, whose estimate fits in ``free`` bytes; else 0.
+    """The largest context per slot whose estimate fits in ``free`` bytes: ``limit``, a multiple of 256 below it, or 0.
 
     ``options`` are those of ``estimate`` but ``context``.
     """
-    low, high = 0, max(limit, 0) // CELL_STEP
+    low, high = 0, -(-max(limit, 0) // CELL_STEP)
     while low < high:
         middle = (low + high + 1) // 2
         if estimate(summary, context=middle * CELL_STEP, **options).total <= free:
             low = middle
         else:
             high = middle - 1
-    return low * CELL_STEP
+    return min(low * CELL_STEP, limit)
 
 
 def _cache_type(name: str) -> TensorType:

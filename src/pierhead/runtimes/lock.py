@@ -9,18 +9,28 @@ import os
 from collections.abc import AsyncGenerator
 from pathlib import Path
 
+_PAUSE = 0.05
+
 
 @contextlib.asynccontextmanager
 async def locked(path: Path) -> AsyncGenerator[None]:
-    """Hold an exclusive lock between processes; a cancelled wait leaves nothing behind."""
+    """Hold an exclusive lock between processes; a cancelled wait leaves nothing behind.
+
+    It asks again and again: who waits in a thread takes it from those who hold the lock and need one to go on.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    waiting = asyncio.ensure_future(asyncio.to_thread(fcntl.flock, fd, fcntl.LOCK_EX))
     try:
-        await asyncio.shield(waiting)
+        while not _taken(fd):  # noqa: ASYNC110  # another process tells nobody when it lets go
+            await asyncio.sleep(_PAUSE)
         yield
     finally:
-        if waiting.done():
-            os.close(fd)
-        else:
-            waiting.add_done_callback(lambda _: os.close(fd))
+        os.close(fd)
+
+
+def _taken(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
