@@ -16,6 +16,7 @@ from pierhead.cli.completion import complete_model
 from pierhead.cli.help import Verb, json_option, option
 from pierhead.cli.models import fetch_missing, open_store
 from pierhead.cli.output import here, print_json, say, warn
+from pierhead.cli.paint import paint, paints
 from pierhead.cli.predict import members, packaged, predict, predicts
 from pierhead.cli.progress import bars
 from pierhead.cli.request import Request, piped, quote
@@ -34,6 +35,7 @@ _EXAMPLES = (
     ("pier run ./my_model.py '{\"x\": 1}'", "A Python class of your own, packaged anew where it changed."),
     ('pier run smollm2 "Hi" --replicas 2', "Two engines, over which the gateway spreads requests; 1 drains one."),
     ('pier run sentiment "What a film!"', "A classifier answers with its label and how sure it is."),
+    ('pier run flux "A lighthouse at dusk" -o dusk.png', "A model that makes pictures writes a file."),
     ('pier run smollm2 "Hi" --context 2048 --option threads=2', "Any engine parameter, by name."),
 )
 
@@ -67,6 +69,7 @@ _EXAMPLES = (
 )
 @option("--option", "options", multiple=True, metavar="NAME=VALUE", section=_ENGINE, help="Any parameter; repeatable.")
 @option("--format", "shape", metavar="json|SCHEMA", section=_OUTPUT, help="JSON, or a JSON schema (text or a file).")
+@option("-o", "--output", metavar="FILE", section=_OUTPUT, help="Where a picture goes: .png, .jpg, .webp; - is stdout.")
 @option("--verbose", is_flag=True, section=_OUTPUT, help="Say how long loading and answering took.")
 @json_option
 def run(model: str, prompt: str | None, as_json: bool, **given: Any) -> None:
@@ -74,7 +77,7 @@ def run(model: str, prompt: str | None, as_json: bool, **given: Any) -> None:
 
     With PROMPT (or text from a pipe) one answer is printed; without, a chat opens. A model that is not in the store is
     pulled first. A background daemon keeps it loaded for the next time. Of a model that does not chat, the answer is
-    what it makes of PROMPT: a label, a vector, an order of the lines that come through the pipe.
+    what it makes of PROMPT: a label, a vector, an order of the lines that come through the pipe, a picture in a file.
     """
     request = Request(model, given)
     through = piped()
@@ -85,6 +88,10 @@ def run(model: str, prompt: str | None, as_json: bool, **given: Any) -> None:
         raise UsageError("there is no prompt", hint=f'Type `pier run {model} "…"`, or pipe text into it.')
     paths = here()
     record = present(paths, model)
+    if paints(record):
+        start(paths, record.name, request, quiet=as_json)
+        paint(paths, record, text, given, as_json=as_json)
+        return
     if given["images"]:
         check_sight(record)
     asked_for = members(text, record.name) if predicts(record) else None
