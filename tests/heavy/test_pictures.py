@@ -47,11 +47,17 @@ def served(installation: Installation, tiny: Path) -> Installation:
     return installation
 
 
-def make(served: Installation, prompt: str = "a boat", **more: Any) -> list[bytes]:
+@pytest.fixture(scope="module")
+def client(served: Installation) -> Iterator[openai.OpenAI]:
+    with served.openai as made:
+        yield made
+
+
+def make(client: openai.OpenAI, prompt: str = "a boat", **more: Any) -> list[bytes]:
     """The pictures' files; what OpenAI's API has no word for goes into the body as it is."""
     ours = {name: more.pop(name) for name in ("seed", "steps", "cfg_scale", "negative_prompt") if name in more}
     given: Any = {"model": "art", "prompt": prompt, **more}
-    answer = served.openai.images.generate(**given, extra_body=ours or None)
+    answer = client.images.generate(**given, extra_body=ours or None)
     assert answer.data
     return [base64.b64decode(one.b64_json or "") for one in answer.data]
 
@@ -88,28 +94,28 @@ def png(wide: int, high: int, rows: bytes | None = None, colour: int = 2) -> byt
 # --- through the gateway ----------------------------------------------------------------------------------------------
 
 
-def test_a_seed_gives_the_same_picture_and_words_change_it(served: Installation) -> None:
-    (first,) = make(served, seed=7)
+def test_a_seed_gives_the_same_picture_and_words_change_it(client: openai.OpenAI) -> None:
+    (first,) = make(client, seed=7)
     assert size(first) == (64, 64)
     assert len(set(pixels(first))) > 50, "it is no plain area"
-    assert make(served, seed=7) == [first]
-    assert make(served, "a castle in the clouds", seed=7) != [first]
-    assert make(served, seed=8) != [first]
+    assert make(client, seed=7) == [first]
+    assert make(client, "a castle in the clouds", seed=7) != [first]
+    assert make(client, seed=8) != [first]
 
 
-def test_several_pictures_have_the_seeds_that_follow(served: Installation) -> None:
-    one, two = make(served, n=2, seed=40)
-    assert make(served, seed=41) == [two]
+def test_several_pictures_have_the_seeds_that_follow(client: openai.OpenAI) -> None:
+    one, two = make(client, n=2, seed=40)
+    assert make(client, seed=41) == [two]
     assert one != two
 
 
-def test_size_and_kind_of_file_are_as_asked(served: Installation) -> None:
-    assert size(make(served, size="96x64")[0]) == (96, 64)
-    assert make(served, output_format="jpeg")[0].startswith(b"\xff\xd8\xff")
-    assert make(served, output_format="webp")[0][8:12] == b"WEBP"
+def test_size_and_kind_of_file_are_as_asked(client: openai.OpenAI) -> None:
+    assert size(make(client, size="96x64")[0]) == (96, 64)
+    assert make(client, output_format="jpeg")[0].startswith(b"\xff\xd8\xff")
+    assert make(client, output_format="webp")[0][8:12] == b"WEBP"
 
 
-def test_a_picture_is_repainted_where_the_mask_lets(served: Installation) -> None:
+def test_a_picture_is_repainted_where_the_mask_lets(client: openai.OpenAI) -> None:
     image = png(64, 64)
     rows = zlib.compress(b"".join(b"\0" + b"\0\0\0\xff" * 32 + b"\0\0\0\0" * 32 for _ in range(64)))
     mask = png(64, 64, rows, colour=6)
@@ -119,13 +125,13 @@ def test_a_picture_is_repainted_where_the_mask_lets(served: Installation) -> Non
         "prompt": "a boat",
         "extra_body": {"seed": 3},
     }
-    whole = served.openai.images.edit(**given)
-    part = served.openai.images.edit(**given, mask=("mask.png", mask))
+    whole = client.images.edit(**given)
+    part = client.images.edit(**given, mask=("mask.png", mask))
     files = [base64.b64decode((answer.data or [])[0].b64_json or "") for answer in (whole, part)]
     assert [size(file) for file in files] == [(64, 64)] * 2
     assert files[0] != files[1]
     with pytest.deprecated_call():  # OpenAI's own are no more; the operation stays
-        like = served.openai.images.create_variation(model="art", image=("boat.png", image), n=2)
+        like = client.images.create_variation(model="art", image=("boat.png", image), n=2)
     assert len(like.data or []) == 2
 
 
@@ -145,10 +151,10 @@ def test_a_picture_is_repainted_where_the_mask_lets(served: Installation) -> Non
     ids=str,
 )
 def test_what_cannot_be_painted_is_refused_in_openais_shape(
-    served: Installation, fields: dict[str, Any], param: str
+    client: openai.OpenAI, fields: dict[str, Any], param: str
 ) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
-        make(served, **fields)
+        make(client, **fields)
     assert refused.value.param == param
 
 
@@ -163,36 +169,34 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("image", HOSTILE.values(), ids=HOSTILE)
-def test_a_hostile_picture_is_refused_and_the_next_request_is_answered(served: Installation, image: bytes) -> None:
+def test_a_hostile_picture_is_refused_and_the_next_request_is_answered(client: openai.OpenAI, image: bytes) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
-        served.openai.images.edit(model="art", image=("x.png", image), prompt="a boat")
+        client.images.edit(model="art", image=("x.png", image), prompt="a boat")
     assert refused.value.param == "image"
     with pytest.raises(openai.BadRequestError, match="the mask has 32x32"):
-        served.openai.images.edit(
-            model="art", image=("x.png", png(64, 64)), mask=("m.png", png(32, 32)), prompt="a boat"
-        )
+        client.images.edit(model="art", image=("x.png", png(64, 64)), mask=("m.png", png(32, 32)), prompt="a boat")
 
 
-def test_the_list_of_models_says_that_it_makes_pictures_and_chat_is_refused(served: Installation) -> None:
-    (card,) = [one for one in served.openai.models.list().data if one.id == "art"]
+def test_the_list_of_models_says_that_it_makes_pictures_and_chat_is_refused(client: openai.OpenAI) -> None:
+    (card,) = [one for one in client.models.list().data if one.id == "art"]
     assert card.model_dump()["capabilities"] == ["images"]
-    with pytest.raises(openai.APIStatusError, match="does not"):
-        served.openai.chat.completions.create(model="art", messages=[{"role": "user", "content": "hi"}])
+    with pytest.raises(openai.APIStatusError, match="cannot answer"):
+        client.chat.completions.create(model="art", messages=[{"role": "user", "content": "hi"}])
 
 
-def test_pier_run_writes_the_picture_into_a_file(served: Installation, tmp_path: Path) -> None:
+def test_pier_run_writes_the_picture_into_a_file(client: openai.OpenAI, served: Installation, tmp_path: Path) -> None:
     target = tmp_path / "boat.png"
     said = json.loads(served.pier("run", "art", "a boat", "--seed", "7", "--output", str(target), "--json"))
     assert said["files"] == [str(target)]
-    assert [target.read_bytes()] == make(served, seed=7)
+    assert [target.read_bytes()] == make(client, seed=7)
 
 
 @pytest.mark.docker
 @pytest.mark.skipif("PIERHEAD_TEST_DOCKER" not in os.environ, reason="no Docker Engine for tests is here")
-def test_it_paints_in_a_container_without_a_network(served: Installation, tiny: Path) -> None:
+def test_it_paints_in_a_container_without_a_network(client: openai.OpenAI, served: Installation, tiny: Path) -> None:
     served.pier("package", str(tiny), "boxed")
     assert served.start("boxed", runtime="docker", **SMALL).runtime == "docker"
-    answer = served.openai.images.generate(model="boxed", prompt="a boat", extra_body={"seed": 7})
+    answer = client.images.generate(model="boxed", prompt="a boat", extra_body={"seed": 7})
     assert size(base64.b64decode((answer.data or [])[0].b64_json or "")) == (64, 64)
     served.stop("boxed")
 
@@ -261,7 +265,7 @@ def running(folder: Path, **settings: Any) -> Iterator[Engine]:
         try:
             yield engine.wait()  # pyright: ignore[reportReturnType]
         finally:
-            assert engine.close() == 0
+            assert engine.close() in (0, -signal.SIGTERM)
 
 
 def test_a_picture_that_nobody_waits_for_is_given_up(tiny: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import json
 import os
 import socket
 import sys
@@ -18,6 +19,13 @@ from .server import Api
 from .settings import Settings, read
 from .worker import Worker
 
+_AGAIN = """
+import json, runpy, sys
+sys.path[:] = json.loads(sys.argv.pop(1))
+sys.argv.pop(0)
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
 
 def main() -> int:
     """Its exit status; 1 with ``engine: REASON`` when the model cannot be served."""
@@ -29,13 +37,17 @@ def main() -> int:
     args = parser.parse_args()
     if args.paint:
         return painter.main(args.model_dir, args.settings)
-    entry = str(Path(__file__).resolve().parent)
-    own = (entry, "--paint", "--model-dir", args.model_dir, "--settings", args.settings)
+    own = ("--paint", "--model-dir", args.model_dir, "--settings", args.settings)
     try:
-        return asyncio.run(serve(read(args.settings), (sys.executable, "-I", *own), args.socket))
+        return asyncio.run(serve(read(args.settings), (*_itself(), *own), args.socket))
     except (Unusable, OSError, TypeError, ValueError) as exc:
         print(f"engine: {exc}", file=sys.stderr, flush=True)  # noqa: T201
         return 1
+
+
+def _itself() -> tuple[str, ...]:
+    """The command of this program again, which finds its packages where this one did (in a container: not Python's)."""
+    return sys.executable, "-I", "-c", _AGAIN, json.dumps(sys.path), str(Path(__file__).resolve().parent)
 
 
 async def serve(settings: Settings, command: tuple[str, ...], place: str) -> int:
