@@ -195,3 +195,11 @@ def test_what_cannot_be_painted_is_refused_with_the_field(fields: dict[str, Any]
         ask(**fields)
     assert (refused.value.status, refused.value.param) == (400, param)
     assert refused.value.body()["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("size", [(16_000_000, 1), (1, 16_000_000), (4000, 4000), (512, 512), (10, 10), (100_000, 160)])
+def test_no_clients_picture_makes_a_larger_one_than_is_allowed(size: tuple[int, int]) -> None:
+    wide, high = asks.near(size, 64, 512 * 512)
+    assert wide * high <= 512 * 512
+    assert wide % 64 == high % 64 == 0
+    assert min(wide, high) >= 64

@@ -91,7 +91,7 @@ async def test_requests_made_from_the_document_are_answered_as_it_says(gate, new
         if "model" in schema.get("properties", {}):
             schema["properties"]["model"] = {"enum": ["native", "chats"]}
     base = f"http://127.0.0.1:{gate.port}"
-    until = time.monotonic() + 25
+    until = time.monotonic() + 60  # on a busy machine; it takes a fifth of that
 
     def tries(operation: Any) -> int:
         count = 0
@@ -120,7 +120,7 @@ async def test_requests_made_from_the_document_are_answered_as_it_says(gate, new
     loaded = schemathesis.openapi.from_dict(served)
     operations = [result.ok() for result in loaded.get_all_operations()]
     assert len(operations) > 20
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(120):
         for operation in operations:
             await asyncio.to_thread(tries, operation)
     said = (await gate.ask("GET", "/ready")).status

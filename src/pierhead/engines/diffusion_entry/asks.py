@@ -75,6 +75,14 @@ def size(fields: Fields, settings: Settings) -> tuple[int, int] | None:
     return wide, high
 
 
+def near(size: tuple[int, int], multiple: int, most: int) -> tuple[int, int]:
+    """The size that can be painted and is most like this one."""
+    scale = min(1.0, (most / (size[0] * size[1])) ** 0.5)
+    wide, high = (max(multiple, int(side * scale) // multiple * multiple) for side in size)
+    longest = max(multiple, most // min(wide, high) // multiple * multiple)  # a strip keeps no proportions
+    return min(wide, longest), min(high, longest)
+
+
 class Fields:
     """A request's fields by name. Forms write all of them as text."""
 

@@ -53,13 +53,6 @@ def fitted(picture: Any, width: int, height: int) -> bytes:
     return ImageOps.fit(picture, (width, height)).tobytes()
 
 
-def near(size: tuple[int, int], multiple: int, most: int) -> tuple[int, int]:
-    """The size that can be painted and is most like this one."""
-    scale = min(1.0, (most / (size[0] * size[1])) ** 0.5)
-    wide, high = (max(multiple, int(side * scale) // multiple * multiple) for side in size)
-    return wide, high
-
-
 def written(made: Made, kind: str, compression: int) -> bytes:
     """A file: ``compression`` is the quality of JPEG and WebP from 0 to 100."""
     picture = Image.frombytes("RGB", (made.width, made.height), made.pixels)

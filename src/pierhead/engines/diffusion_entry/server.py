@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from . import pictures
-from .asks import Ask, read
+from .asks import Ask, near, read
 from .faults import Gone, Refused
 from .settings import Settings
 from .worker import Worker
@@ -101,7 +101,7 @@ class Api:
         """The size of what is to be made, and the client's pictures brought to it."""
         given = [pictures.opened(image, "image") for image in images]
         first = given[0]
-        size = ask.size or pictures.near(first.colours.size, self._settings.multiple, self._settings.max_pixels)
+        size = ask.size or near(first.colours.size, self._settings.multiple, self._settings.max_pixels)
         kind = "init" if self._settings.edits == "init" else "reference"
         blobs = [(kind, pictures.fitted(one.colours, *size)) for one in given]
         through = pictures.mask(mask, first.colours.size) if mask else first.through
