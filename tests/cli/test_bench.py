@@ -114,6 +114,8 @@ def test_another_server_is_measured_with_a_key_that_is_in_no_argument(bare: Pier
         (("m", "--url", "http://127.0.0.1:1"), "does not answer"),
         (("--compare", "none.json"), "cannot read none.json"),
         ((), "which model?"),
+        (("m", "--url", "http://127.0.0.1:1", "--save", "none/a.json"), "there is no folder none"),
+        (("m", "--url", "http://127.0.0.1:1", "--svg", "/"), "it is a folder"),
     ],
 )
 def test_what_cannot_be_measured_is_said(bare: Pier, args: tuple[str, ...], said: str) -> None:

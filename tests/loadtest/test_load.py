@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pierhead.errors import DaemonUnavailable, EngineFailed, NotFound, UsageError
 from pierhead.loadtest.answer import Answer
 from pierhead.loadtest.client import Pool, Target
+from pierhead.loadtest.drive import pause
 from pierhead.loadtest.figures import errors, figures, reasons
 from pierhead.loadtest.plan import Load, Plan
 from pierhead.loadtest.prompts import Prompt, Shape
@@ -111,6 +112,10 @@ async def test_what_a_model_cannot_is_said(bench: Bench) -> None:
 
     with pytest.raises(UsageError, match="it can images"):
         await bench(card, task="")
+
+
+def test_a_client_waits_a_second_at_most_however_often_its_server_failed() -> None:
+    assert [pause(n) for n in (0, 1, 2, 5, 10_000)] == [0, 0.1, 0.2, 1, 1]
 
 
 async def test_failures_are_counted_by_kind_with_the_servers_words(bench: Bench) -> None:

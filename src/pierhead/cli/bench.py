@@ -16,7 +16,7 @@ import click
 from pierhead.cli.completion import complete_model
 from pierhead.cli.help import Verb, json_option, option
 from pierhead.cli.output import here, say
-from pierhead.errors import UsageError
+from pierhead.errors import PierError, UsageError
 
 if TYPE_CHECKING:
     from pierhead.loadtest.client import Target
@@ -170,6 +170,7 @@ def bench(
     from pierhead.cli import bench_output
     from pierhead.loadtest import report as reports
 
+    _placed(save, svg)
     before = reports.load(old) if old else None
     if before and model and model.endswith(".json") and Path(model).is_file():
         now = reports.load(Path(model))
@@ -179,17 +180,35 @@ def bench(
         raise UsageError("which model?", hint="pier bench MODEL; `pier list` shows what is there.")
     else:
         now = _measured(model, given, as_json)
+    bench_output.show(now, before, as_json)
     _write(save, reports.encode(now))
     if svg:
         from pierhead.loadtest import svg as picture
 
         _write(svg, picture.draw(now, before).encode())
-    bench_output.show(now, before, as_json)
+
+
+def _placed(*files: Path | None) -> None:
+    """UsageError where a file cannot be written: what took minutes to measure is not lost at the end."""
+    for path in files:
+        if path is None:
+            continue
+        place = path.expanduser()
+        found = place if place.exists() else place.parent
+        if not place.parent.is_dir():
+            raise UsageError(f"cannot write {path}: there is no folder {place.parent}", hint="Make it first.")
+        if place.is_dir() or not os.access(found, os.W_OK):
+            why = "it is a folder" if place.is_dir() else "no permission"
+            raise UsageError(f"cannot write {path}: {why}", hint="Name another file.")
 
 
 def _write(path: Path | None, data: bytes) -> None:
-    if path is not None:
+    if path is None:
+        return
+    try:
         path.expanduser().write_bytes(data)
+    except OSError as exc:  # when all has been measured and shown
+        raise PierError(f"cannot write {path}: {exc.strerror}", hint="The figures are above.") from exc
 
 
 def _measured(model: str, given: dict[str, Any], as_json: bool) -> Report:

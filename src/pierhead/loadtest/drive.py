@@ -19,6 +19,7 @@ PATHS = {
     "rerank": "/rerank",
 }
 _PAUSE = (0.05, 1.0)  # seconds after a failure: a server that refuses is not asked as fast as it can refuse
+_DOUBLINGS = 5  # of that, from the first to the last
 
 
 @dataclass
@@ -57,6 +58,11 @@ class Seen:
 
 Watch = Callable[[Seen], None]
 _TICK = 0.2
+
+
+def pause(failures: int) -> float:
+    """Seconds that a client waits after so many failures in a row."""
+    return min(_PAUSE[0] * 2 ** min(failures, _DOUBLINGS), _PAUSE[1]) if failures else 0.0
 
 
 class Driver:
@@ -108,7 +114,7 @@ class Driver:
                 measured.add(answer)
                 failures = failures + 1 if answer.error else 0
                 if failures:
-                    await asyncio.sleep(min(_PAUSE[0] * 2**failures, _PAUSE[1]))
+                    await asyncio.sleep(pause(failures))
 
         async with asyncio.TaskGroup() as group:
             for _ in range(measured.load.concurrency):
