@@ -55,6 +55,23 @@ def test_a_repository_may_lie_below_other_folders_and_one_model_may_be_the_whole
     assert sorted(one.models[0].files) == ["1/model.onnx", "1/vocab.txt", "config.pbtxt"]
 
 
+def test_a_model_whose_folder_gets_another_name_says_that_one(entry: ModuleType) -> None:
+    made = repository.plan("acme/prices:latest", files("config.pbtxt", "1/model.py"), {"max_batch_size": 4})
+    assert made.models[0].name == "prices"
+    text = entry.merged('name: "my_model"\nbackend: "python"\n', made.models[0].config)
+    assert text == 'backend: "python"\nmax_batch_size: 4\nname: "prices"\n'
+    kept = repository.plan("shop", files("a/config.pbtxt", "a/1/model.py"), {})
+    assert kept.models[0].config == {}
+
+
+def test_folders_that_end_alike_are_told_apart_by_those_above_them() -> None:
+    made = repository.plan("x", files("en/cls/1/model.onnx", "de/cls/1/model.onnx", "fr/1/model.onnx"), {})
+    assert [m.name for m in made.models] == ["de-cls", "en-cls", "fr"]
+    assert made.models[0].config == {"name": 'name: "de-cls"'}
+    with pytest.raises(UsageError, match="more than one model 'a-b'"):
+        repository.plan("x", files("c/a b/1/model.onnx", "a-b/1/model.onnx", "a b/1/model.onnx"), {})
+
+
 def test_a_bare_model_gets_a_configuration_and_its_weights_beside_it() -> None:
     made = repository.plan("m", files("onnx/model.onnx", "onnx/model.onnx_data", "onnx/model_q8.onnx"), {})
     assert made.models[0].files == {"1/model.onnx": "onnx/model.onnx", "1/model.onnx_data": "onnx/model.onnx_data"}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import posixpath
 import re
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -64,14 +65,15 @@ def plan(model: str, files: tuple[ModelFile, ...], settings: Mapping[str, Any]) 
     below = roots(files)
     notes: tuple[str, ...] = ()
     if below and "file" not in settings:
+        names = _named(model, tuple(below))
         models = tuple(
             Served(
-                slug(posixpath.basename(root) or name),
-                {f[len(root) :].lstrip("/"): f for f in names},
-                _fitting(config, names),
+                names[root],
+                {f[len(root) :].lstrip("/"): f for f in inside},
+                _fitting(config, inside) | _renamed(root, names[root]),
                 threads,
             )
-            for root, names in below.items()
+            for root, inside in below.items()
         )
         main = _main(model, models, settings, name)
         if len(models) > 1 and "model" not in settings:
@@ -152,6 +154,26 @@ def configuration(settings: Mapping[str, Any]) -> dict[str, str]:
 def _fitting(config: dict[str, str], names: list[str]) -> dict[str, str]:
     """An ensemble runs nothing itself: it has neither batches nor instances of its own."""
     return {} if len(names) == 1 and posixpath.basename(names[0]) == CONFIG else config
+
+
+def _named(model: str, roots: tuple[str, ...]) -> dict[str, str]:
+    """The name of each model by its folder: its last part, or all of it where others end alike."""
+    names = {root: slug(posixpath.basename(root) or model) for root in roots}
+    counted = Counter(names.values())
+    names = {root: slug(root.replace("/", "-")) if counted[name] > 1 and root else name for root, name in names.items()}
+    for name, count in Counter(names.values()).items():
+        if count > 1:
+            alike = ", ".join(root or "." for root in roots if names[root] == name)
+            raise UsageError(
+                f"the repository of '{model}' has more than one model '{name}': {alike}",
+                hint="Give each of its folders a name of its own.",
+            )
+    return names
+
+
+def _renamed(root: str, name: str) -> dict[str, str]:
+    """The field that says a model's name, which must be its folder's, where that has got another."""
+    return {} if posixpath.basename(root) == name else {"name": f'name: "{name}"'}
 
 
 def slug(model: str) -> str:
