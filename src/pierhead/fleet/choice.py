@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 
 import msgspec
 
@@ -12,15 +13,20 @@ from pierhead.errors import PierError, RuntimeUnavailable, UsageError
 from pierhead.events import Listener, Note, ignore
 from pierhead.runtimes.base import Runtime
 
+_AGAIN = 300.0  # seconds after which an image that could not be built is tried again: networks come back
+
 
 class RuntimeChooser:
     """Knows the runtimes of this machine; ``auto`` means docker when it and the image are there, else process."""
 
-    def __init__(self, runtimes: Mapping[str, Runtime], default: str) -> None:
+    def __init__(
+        self, runtimes: Mapping[str, Runtime], default: str, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.runtimes = runtimes
         self._default = default
         self._builds: dict[str, asyncio.Task[None]] = {}
-        self._broken: dict[str, str] = {}
+        self._clock = clock
+        self._broken: dict[str, tuple[float, str]] = {}  # when it is tried again, and why it failed
 
     def check(self, name: str | None) -> str:
         """The name to use for what a user asked for; UsageError when there is no such runtime."""
@@ -84,8 +90,9 @@ class RuntimeChooser:
 
     def _build(self, docker: Runtime, spec: LaunchSpec) -> str:
         key = str(hash(spec.image))
-        if key in self._broken:
-            return f"running as a process; the container image could not be built: {self._broken[key]}"
+        again, why = self._broken.get(key, (0.0, ""))
+        if why and self._clock() < again:
+            return f"running as a process; the container image could not be built: {why}"
         if key not in self._builds:
             self._builds[key] = asyncio.create_task(self._prepare(key, docker, spec))
         return "running as a process while the container image is built; later starts will use docker"
@@ -93,8 +100,9 @@ class RuntimeChooser:
     async def _prepare(self, key: str, docker: Runtime, spec: LaunchSpec) -> None:
         try:
             await docker.prepare(msgspec.structs.replace(spec), ignore)
+            self._broken.pop(key, None)
         except PierError as exc:
-            self._broken[key] = exc.message
+            self._broken[key] = (self._clock() + _AGAIN, exc.message)
         finally:
             del self._builds[key]
 
