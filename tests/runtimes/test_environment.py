@@ -52,6 +52,17 @@ async def test_an_installation_that_was_cut_off_does_not_count_and_is_made_anew(
     assert python.stat().st_size > 0
 
 
+async def test_an_environment_whose_python_was_removed_is_made_anew(tmp_path: Path) -> None:
+    environments = Environments(tmp_path)
+    python = await environments.ensure("e", WANTED, ignore)
+    python.unlink()
+    python.symlink_to(tmp_path / "python-that-was-upgraded")
+    assert environments.find("e", WANTED) is None
+    assert environments.of("e") == []
+    assert await environments.ensure("e", WANTED, ignore) == python
+    assert python.exists()
+
+
 async def test_what_cannot_be_installed_says_why_and_leaves_nothing(tmp_path: Path) -> None:
     environments = Environments(tmp_path)
     with pytest.raises(SourceUnavailable, match="pierhead-no-such-package") as refused:

@@ -45,7 +45,7 @@ class Environments:
     def find(self, engine: str, wanted: Environment) -> Path | None:
         """Its Python program, if it is here whole."""
         place = self.place(engine, wanted)
-        return place / "bin" / "python" if (place / _MARK).is_file() else None
+        return place / "bin" / "python" if _whole(place) else None
 
     async def ensure(self, engine: str, wanted: Environment, listener: Listener) -> Path:
         """Its Python program; installed if need be, which callers at the same time share.
@@ -75,7 +75,7 @@ class Environments:
 
     def of(self, engine: str) -> list[Path]:
         """The folders of an engine's environments that are here whole."""
-        return [p for p in self.all() if p.name.rpartition("-")[0] == engine and (p / _MARK).is_file()]
+        return [p for p in self.all() if p.name.rpartition("-")[0] == engine and _whole(p)]
 
     def prune(self, keep: frozenset[str] = frozenset()) -> list[str]:
         """Remove all but those whose folder's name is in ``keep``; the names of those that are gone."""
@@ -168,6 +168,11 @@ class Environments:
                 data={"log": lines[-20:]},
             )
         return lines
+
+
+def _whole(place: Path) -> bool:
+    """Whether all is installed, and the Python that it was made from is still on this machine."""
+    return (place / _MARK).is_file() and (place / "bin" / "python").exists()
 
 
 def _create(tool: Tool, base: str, place: Path, version: str) -> tuple[str, ...]:
