@@ -226,3 +226,19 @@ def test_any_listing_is_either_a_model_or_an_error_with_a_next_step(files: list[
     assert {part.entry.path for part in found.parts} <= set(files)
     if found.label:
         assert select(entries, found.label, "x").parts == found.parts
+
+
+def test_whisper_s_sizes_and_quantizations_are_chosen_by_tag() -> None:
+    entries = listing(
+        ".gitattributes README.md ggml-base.bin ggml-base.en.bin ggml-large-v3-turbo-q5_0.bin ggml-tiny.bin"
+        " ggml-tiny-encoder.mlmodelc.zip ggml-silero-v5.1.2.bin"
+    )
+    found = select(entries, "base.en", "hf://ggerganov/whisper.cpp")
+    assert names(found, "weights") == {"ggml-base.en.bin"}
+    assert found.parts[0].format == "ggml"
+    assert names(select(entries, "large-v3-turbo-q5_0", "it"), "weights") == {"ggml-large-v3-turbo-q5_0.bin"}
+    assert names(select(entries, "", "it", "ggml-tiny.bin"), "weights") == {"ggml-tiny.bin"}
+    with pytest.raises(UsageError, match="several models") as several:
+        select(entries, "", "it")
+    assert "base.en" in (several.value.hint or "")
+    assert select(listing("ggml-tiny.bin LICENSE"), "", "it").parts[0].name == "ggml-tiny.bin"

@@ -13,6 +13,7 @@ from pierhead import events
 from pierhead.cli.answer import Answer, receive, show_timings
 from pierhead.cli.chatapi import Stream
 from pierhead.cli.completion import complete_model
+from pierhead.cli.hear import check_sound, hear, sounds
 from pierhead.cli.help import Verb, json_option, option
 from pierhead.cli.models import fetch_missing, open_store
 from pierhead.cli.output import here, print_json, say, warn
@@ -34,6 +35,7 @@ _EXAMPLES = (
     ('pier run smollm2 "Invent a ship." --format ship.schema.json', "An answer that keeps to a JSON schema."),
     ("pier run ./my_model.py '{\"x\": 1}'", "A Python class of your own, packaged anew where it changed."),
     ('pier run smollm2 "Hi" --replicas 2', "Two engines, over which the gateway spreads requests; 1 drains one."),
+    ("pier run whisper --file speech.mp3", "A model that hears prints what is said."),
     ('pier run sentiment "What a film!"', "A classifier answers with its label and how sure it is."),
     ('pier run flux "A lighthouse at dusk" -o dusk.png', "A model that makes pictures writes a file."),
     ('pier run smollm2 "Hi" --context 2048 --option threads=2', "Any engine parameter, by name."),
@@ -44,7 +46,9 @@ _EXAMPLES = (
 @click.argument("model", shell_complete=complete_model)
 @click.argument("prompt", required=False)
 @option("--system", metavar="TEXT", section=_INPUT, help="What the model should be and do, before the conversation.")
-@option("--file", "files", multiple=True, metavar="FILE", section=_INPUT, help="Put a text file in; repeatable.")
+@option(
+    "--file", "files", multiple=True, metavar="FILE", section=_INPUT, help="Put a text or sound file in; repeatable."
+)
 @option("--image", "images", multiple=True, metavar="FILE", section=_INPUT, help="Show it a picture; repeatable.")
 @option("--temperature", type=click.FloatRange(0), section=_SAMPLING, help="0: the likeliest answer; higher: varied.")
 @option("--top-p", type=click.FloatRange(0, 1), section=_SAMPLING, help="Choose among the likeliest of this total.")
@@ -77,13 +81,14 @@ def run(model: str, prompt: str | None, as_json: bool, **given: Any) -> None:
 
     With PROMPT (or text from a pipe) one answer is printed; without, a chat opens. A model that is not in the store is
     pulled first. A background daemon keeps it loaded for the next time. Of a model that does not chat, the answer is
-    what it makes of PROMPT: a label, a vector, an order of the lines that come through the pipe, a picture in a file.
+    what it makes of PROMPT: a label, a vector, an order of the lines that come through the pipe, a picture in a file. One
+    that hears prints what is said in a --file; PROMPT helps it with names.
     """
     request = Request(model, given)
     through = piped()
     text = "\n\n".join(part for part in (prompt, through) if part)
     asked = bool(text or given["files"] or given["images"])
-    content = request.first(text)
+    content = "" if sounds(given["files"]) else request.first(text)
     if not asked and (as_json or not sys.stdin.isatty()):
         raise UsageError("there is no prompt", hint=f'Type `pier run {model} "…"`, or pipe text into it.')
     paths = here()
@@ -94,12 +99,16 @@ def run(model: str, prompt: str | None, as_json: bool, **given: Any) -> None:
         return
     if given["images"]:
         check_sight(record)
+    check_sound(record, given["files"])
     asked_for = members(text, record.name) if predicts(record) else None
     load_s = start(paths, record.name, request, quiet=as_json)
     if asked_for is not None:
         predict(paths, record, asked_for, as_json=as_json)
         return
     able = abilities(paths, record)
+    if sounds(given["files"]) or "transcriptions" in able:
+        hear(paths, record, given["files"], prompt or "", as_json)
+        return
     if not chats(able):
         work(paths, record, able, prompt or "", through, request.content("", list(map(quote, given["files"]))), as_json)
         return

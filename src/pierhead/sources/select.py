@@ -1,6 +1,6 @@
 """Which files of a repository or a folder are the model that a reference means, in whatever format; pure.
 
-GGUF comes first, then safetensors, ONNX and DDUF; a tag names a format, a quantization or a variant.
+GGUF comes first, then safetensors, ONNX, DDUF and GGML; a tag names a format, a quantization or a variant.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from pierhead.store.media import format_of
 from pierhead.store.model import Role
 
 MAX_SMALL = 64 << 20  # bytes of a file beside the weights; a large vocabulary has a few tens of MB
-FORMATS = ("gguf", "safetensors", "onnx", "dduf")
+FORMATS = ("gguf", "safetensors", "onnx", "dduf", "ggml")
+_GGML = re.compile(r"(?i)(?:.*[-_.])?ggml[-_.](?P<name>.+)\.bin")
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})[^/]*\.safetensors")
 _MODULES = re.compile(r"\d+_\w+/[\w.]+\.json|additional_chat_templates/[^/]+\.jinja")  # of sentence transformers; more
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".h5", ".msgpack")
@@ -98,10 +99,21 @@ def _dduf_variants(entries: Sequence[Entry]) -> list[Variant]:
     return [Variant(name_of(e.path)[: -len(".dduf")].lower(), (e,), sure=len(found) == 1) for e in found]
 
 
+def _ggml_variants(entries: Sequence[Entry]) -> list[Variant]:
+    """Whisper's: each size and quantization is one file, ``ggml-base.en-q5_1.bin``."""
+    found = [(e, match["name"].lower()) for e in entries if format_of(e.path) == "ggml" and (match := _ggml(e))]
+    return [Variant(name, (e,), sure=len(found) == 1) for e, name in sorted(found, key=lambda f: f[0].size)]
+
+
+def _ggml(entry: Entry) -> re.Match[str] | None:
+    return _GGML.fullmatch(name_of(entry.path))
+
+
 _VARIANTS: dict[str, Callable[[Sequence[Entry]], list[Variant]]] = {
     "safetensors": safetensors_variants,
     "onnx": onnx_variants,
     "dduf": _dduf_variants,
+    "ggml": _ggml_variants,
 }
 
 
@@ -129,7 +141,8 @@ def _by_path(entries: Sequence[Entry], tag: str, where: str, path: str) -> Selec
         if any(e.path == path for e in variant.weights):
             return _with_companions(entries, variant, variant.label, where)
     raise UsageError(
-        f"{path} of {where} is not a model's weights", hint="Name a .gguf, .safetensors, .onnx or .dduf file."
+        f"{path} of {where} is not a model's weights",
+        hint="Name a .gguf, .safetensors, .onnx, .dduf or ggml-….bin file.",
     )
 
 
@@ -197,6 +210,6 @@ def _nothing(entries: Sequence[Entry], where: str) -> NotFound | UsageError:
     if any(is_projector(e.path) for e in entries):
         return NotFound(f"{where} holds a projector but no model", hint="Pull the repository of its model.")
     return NotFound(
-        f"{where} holds no model: no GGUF, safetensors, ONNX or DDUF file",
+        f"{where} holds no model: no GGUF, safetensors, ONNX, DDUF or ggml-….bin file",
         hint="Search for a repository of the same model whose name ends in -GGUF.",
     )

@@ -10,6 +10,7 @@ from pierhead.errors import CorruptData
 from pierhead.refs import Reference, default_name
 from pierhead.sources.base import PullPlan, RemoteFile, Sink
 from pierhead.sources.http import Http, Remote, redact
+from pierhead.store.media import format_of
 
 
 class Web:
@@ -45,8 +46,8 @@ class Web:
 
 
 def _file_name(remote: Remote) -> str:
-    """The server's name for the file, else the last part of the address; always a .gguf."""
+    """The server's name for the file, else the last part of the address; a .gguf where it is not one of Whisper's."""
     given = remote.filename.replace("\\", "/")
     name = PurePosixPath(given or unquote(urlsplit(remote.url).path)).name
     clean = re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip(".-")[:200] or "model"
-    return clean if clean.lower().endswith(".gguf") else f"{clean}.gguf"
+    return clean if clean.lower().endswith(".gguf") or format_of(clean) == "ggml" else f"{clean}.gguf"
