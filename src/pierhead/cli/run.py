@@ -81,8 +81,8 @@ def run(model: str, prompt: str | None, as_json: bool, **given: Any) -> None:
 
     With PROMPT (or text from a pipe) one answer is printed; without, a chat opens. A model that is not in the store is
     pulled first. A background daemon keeps it loaded for the next time. Of a model that does not chat, the answer is
-    what it makes of PROMPT: a label, a vector, an order of the lines that come through the pipe, a picture in a file. One
-    that hears prints what is said in a --file; PROMPT helps it with names.
+    what it makes of PROMPT: a label, a vector, an order of the lines that come through the pipe, a picture in a file.
+    One that hears prints what is said in a --file; PROMPT helps it with names.
     """
     request = Request(model, given)
     through = piped()
