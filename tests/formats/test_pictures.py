@@ -84,29 +84,29 @@ def told(**more: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("metadata", "head", "flash", "recorded"),
+    ("metadata", "flash", "recorded"),
     [
-        ({"architecture": "sd1"}, 0, False, {256: 49.57, 512: 559.90, 1024: 8360.93, 1536: 41842.65}),
-        ({"architecture": "sdxl"}, 0, False, {512: 132.05, 1024: 830.86, 1536: 3607.58, 1792: 6484.95}),
-        ({"architecture": "sdxl"}, 0, True, {512: 132.05, 1024: 440.86, 1536: 1110.08, 1792: 1554.33}),
-        ({"architecture": "sd3", "hidden": 1536}, 64, False, {1024: 1786.11, 1536: 8319.03, 1792: 15141.18}),
-        ({"architecture": "sd3", "hidden": 2432}, 64, False, {1024: 2865.44, 1536: 13258.86, 1792: 24091.01}),
-        ({"architecture": "flux", "hidden": 3072}, 128, False, {1024: 2576.18, 1536: 10021.49, 1792: 17434.95}),
+        ({"architecture": "sd1"}, False, {256: 49.57, 512: 559.90, 1024: 8360.93, 1536: 41842.65}),
+        ({"architecture": "sdxl"}, False, {512: 132.05, 1024: 830.86, 1536: 3607.58, 1792: 6484.95}),
+        ({"architecture": "sdxl"}, True, {512: 132.05, 1024: 440.86, 1536: 1110.08, 1792: 1554.33}),
+        ({"architecture": "sd3", "hidden": 1536}, False, {1024: 1786.11, 1536: 8319.03, 1792: 15141.18}),
+        ({"architecture": "sd3", "hidden": 2432}, False, {1024: 2865.44, 1536: 13258.86, 1792: 24091.01}),
+        ({"architecture": "flux", "hidden": 3072}, False, {1024: 2576.18, 1536: 10021.49, 1792: 17434.95}),
     ],
     ids=["SD 1.5", "SDXL", "SDXL with flash attention", "SD 3 medium", "SD 3.5 large", "FLUX.1"],
 )
 def test_the_painter_s_work_is_never_far_below_and_seldom_far_above_what_the_library_logs(
-    metadata: dict[str, Any], head: int, flash: bool, recorded: dict[int, float]
+    metadata: dict[str, Any], flash: bool, recorded: dict[int, float]
 ) -> None:
     for side, buffer in recorded.items():
-        found = estimate(told(**metadata), pixels=side * side, head=head, flash=flash)
+        found = estimate(told(**metadata), pixels=side * side, flash=flash)
         assert 0.97 <= found.paint / (buffer * MIB) <= 1.25, side
 
 
 def test_a_decoder_in_tiles_or_a_small_one_needs_less_and_fewer_bits_too() -> None:
-    large = estimate(told(), pixels=1 << 20, head=128, tiling="false")
+    large = estimate(told(), pixels=1 << 20, tiling="false")
     assert large.decode > 6000 * MIB
-    assert estimate(told(), pixels=1 << 20, head=128, tiling="auto").decode < 1800 * MIB
-    assert estimate(told(), pixels=1 << 20, head=128, tiling="true").decode < 500 * MIB
-    assert estimate(told(parts={"taesd": {}}), pixels=1 << 20, head=128, tiling="false").decode < large.decode / 3
-    assert estimate(told(), pixels=1 << 20, head=128, type="q4_0").weights == 1000 * MIB * 4.5 / 8
+    assert estimate(told(), pixels=1 << 20, tiling="auto").decode < 1800 * MIB
+    assert estimate(told(), pixels=1 << 20, tiling="true").decode < 500 * MIB
+    assert estimate(told(parts={"taesd": {}}), pixels=1 << 20, tiling="false").decode < large.decode / 3
+    assert estimate(told(), pixels=1 << 20, type="q4_0").weights == 1000 * MIB * 4.5 / 8

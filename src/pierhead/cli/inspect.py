@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
@@ -16,6 +16,8 @@ from pierhead.engines.llamacpp import CHECKPOINTS
 from pierhead.errors import NotFound, PierError
 from pierhead.fleet.memory import processor_features
 from pierhead.formats.estimate import estimate
+from pierhead.formats.pictures_estimate import estimate as estimate_picture
+from pierhead.formats.pictures_estimate import usual_pixels
 from pierhead.paths import Paths
 from pierhead.refs import parse
 from pierhead.store.media import SETTINGS, SOURCE
@@ -79,7 +81,10 @@ def inspect(
     packaged: dict[str, Any] = found.get("packaged") or {}
     tokens = context or int(packaged.get("context") or 0) or min(int(summary.get("context_length") or 4096), 8192)
     need: dict[str, Any] = {}
-    if summary.get("weights_bytes"):
+    if summary.get("type") == "diffusion":
+        pixels = usual_pixels(str(summary.get("architecture")))
+        need = {"pixels": pixels, **estimate_picture(summary, pixels=pixels).to_dict()}
+    elif summary.get("weights_bytes"):
         sizing = estimate(
             summary,
             context=tokens,
@@ -221,6 +226,10 @@ def _checked(found: dict[str, Any]) -> str:
     return ": ".join(text for text in (when, said) if text)
 
 
+def _tokens(need: Mapping[str, Any]) -> str:
+    return f"{size(need['total'])} at {need['context']:,} tokens × {need['parallel']}, {need['cache_type']} cache"
+
+
 def _show(found: dict[str, Any], summary: dict[str, Any], need: dict[str, Any]) -> None:
     rows = [("Name", ", ".join(found.get("names") or [found.get("name", "")]))]
     if found.get("digest"):
@@ -248,8 +257,8 @@ def _show(found: dict[str, Any], summary: dict[str, Any], need: dict[str, Any]) 
     rows.append(("Annotations", _annotations(found)))
     rows.append(("Attached", "\n".join(map(_statement, found.get("attestations", ())))))
     if need:
-        head = f"{size(need['total'])} at {need['context']:,} tokens × {need['parallel']}, {need['cache_type']} cache"
-        told = _PARTS | {key: name for key, name in _BESIDE.items() if need.get(key)}
+        head = f"{size(need['total'])} at {need['pixels']:,} pixels" if "pixels" in need else _tokens(need)
+        told = {k: v for k, v in _PARTS.items() if k in need} | {k: v for k, v in _BESIDE.items() if need.get(k)}
         parts = ", ".join(f"{name} {size(need[key])}" for key, name in told.items())
         seen = [f"seen to use {size(p['memory'])} at {p['context']:,} tokens" for p in found.get("peaks", ())]
         rows.append(("Memory", "\n".join((head, parts, *seen))))

@@ -12,7 +12,7 @@ from pierhead.engines.base import EngineFacts, Environment, ImageRecipe, LaunchS
 from pierhead.engines.diffusion_settings import FAMILIES, PARTS, SCHNELL, TABLE, Family
 from pierhead.errors import UsageError
 from pierhead.formats.pictures import TYPE
-from pierhead.formats.pictures_estimate import estimate
+from pierhead.formats.pictures_estimate import estimate, usual_pixels
 from pierhead.store.model import ModelFile
 
 ENTRY = Path(__file__).with_name("diffusion_entry")
@@ -77,7 +77,6 @@ class Diffusion:
         needed = estimate(
             request.metadata,
             pixels=told["max_pixels"],
-            head=family.heads,
             type=settings["type"],
             flash=settings["flash_attention"],
             tiling=settings["vae_tiling"],
@@ -136,7 +135,7 @@ def _sizes(request: PlanRequest, settings: Mapping[str, Any], family: Family) ->
                 f"the {name} of pictures of '{request.model}' cannot be {side}",
                 hint=f"Choose a multiple of {family.unit}.",
             )
-    most = settings["max_pixels"] or max(family.most, width * height)
+    most = settings["max_pixels"] or max(usual_pixels(str(request.metadata.get("architecture"))), width * height)
     if width * height > most and not (settings["width"] or settings["height"]):
         width = height = max(family.unit, int(most**0.5) // family.unit * family.unit)
     if width * height > most:

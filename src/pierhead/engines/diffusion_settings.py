@@ -19,24 +19,19 @@ PARTS = ("diffusion", "clip_l", "clip_g", "t5xxl", "llm", "vae", "taesd")
 
 
 class Family(NamedTuple):
-    """What a kind of model was trained for: ``side`` pixels, of which sizes are multiples of ``unit``.
-
-    ``heads`` is how wide one head of attention is (0: a U-Net); ``most`` pixels are allowed where nobody says.
-    """
+    """What a kind of model was trained for: pictures of ``side`` pixels; sizes are multiples of ``unit``."""
 
     side: int
     steps: int
     cfg_scale: float
     unit: int = 16
-    heads: int = 128
-    most: int = 1 << 20
 
 
 FAMILIES = {
-    "sd1": Family(512, 20, 7.0, 64, 0, 768 * 512),
-    "sd2": Family(512, 20, 7.0, 64, 0, 768 * 512),
-    "sdxl": Family(1024, 20, 7.0, 64, 0),
-    "sd3": Family(1024, 28, 4.5, heads=64),
+    "sd1": Family(512, 20, 7.0, 64),
+    "sd2": Family(512, 20, 7.0, 64),
+    "sdxl": Family(1024, 20, 7.0, 64),
+    "sd3": Family(1024, 28, 4.5),
     "flux": Family(1024, 20, 1.0),
     "flux2": Family(1024, 20, 1.0),
     "chroma": Family(1024, 20, 4.0),

@@ -13,6 +13,9 @@ from typing import Any, Literal, NamedTuple, cast
 import msgspec
 
 from pierhead.formats.estimate import estimate
+from pierhead.formats.pictures import TYPE
+from pierhead.formats.pictures_estimate import estimate as estimate_picture
+from pierhead.formats.pictures_estimate import usual_pixels
 from pierhead.store.media import (
     CNCF,
     CNCF_ARTIFACT,
@@ -147,6 +150,12 @@ def memory_annotation(summary: Mapping[str, Any], files: Sequence[ModelFile], co
     """
     if not summary.get("weights_bytes"):
         return ""
+    if summary.get("type") == TYPE:
+        pixels = usual_pixels(str(summary.get("architecture")))
+        kept = {key: summary.get(key) for key in ("parameters", "format")}
+        return msgspec.json.encode(
+            {**estimate_picture(summary, pixels=pixels).to_dict(), "pixels": pixels, **kept}
+        ).decode()
     tokens = context or min(int(summary.get("context_length") or _CONTEXT), _CONTEXT)
     extra = sum(f.size for f in files if f.role in ("lora", "draft"))
     projector = sum(f.size for f in files if f.role == "mmproj")
