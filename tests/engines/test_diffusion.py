@@ -186,7 +186,7 @@ def test_quality_is_a_number_of_steps_and_a_seed_is_chosen_where_none_is_given()
         ({"output_format": "gif"}, "output_format"),
         ({"response_format": "url"}, "response_format"),
         ({"background": "transparent"}, "background"),
-        ({"stream": True}, "stream"),
+        ({"stream": True, "partial_images": 9}, "partial_images"),
     ],
     ids=str,
 )

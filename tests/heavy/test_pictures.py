@@ -135,6 +135,20 @@ def test_a_picture_is_repainted_where_the_mask_lets(client: openai.OpenAI) -> No
     assert len(like.data or []) == 2
 
 
+def test_rough_pictures_are_streamed_before_the_whole_one(client: openai.OpenAI) -> None:
+    events = list(
+        client.images.generate(
+            model="art", prompt="a boat", stream=True, partial_images=2, extra_body={"seed": 7, "steps": 6}
+        )
+    )
+    assert [event.type.partition(".")[2] for event in events] == ["partial_image", "partial_image", "completed"]
+    files = [base64.b64decode(event.b64_json) for event in events]
+    assert [size(file) for file in files] == [(64, 64)] * 3
+    assert files[2:] == make(client, seed=7, steps=6)
+    with pytest.raises(openai.BadRequestError):
+        client.images.generate(model="art", prompt="a boat", stream=True, size="1x1")
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [

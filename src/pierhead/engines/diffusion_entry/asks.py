@@ -28,6 +28,7 @@ class Ask:
     size: tuple[int, int] | None
     kind: str
     compression: int
+    stream: bool
 
 
 def read(given: Mapping[str, Any], settings: Settings, *, prompt: bool = True) -> Ask:
@@ -35,8 +36,7 @@ def read(given: Mapping[str, Any], settings: Settings, *, prompt: bool = True) -
     fields = Fields(given)
     fields.choice("response_format", "b64_json", ("b64_json",), "pictures are not kept here: ask for b64_json")
     fields.choice("background", "auto", ("auto", "opaque"), "these models make no transparent background")
-    if fields.flag("stream"):
-        raise Refused("pictures are not streamed here; leave out 'stream'", "stream")
+    stream = fields.flag("stream")
     quality = fields.choice("quality", "auto", tuple(_QUALITIES))
     usual = min(settings.max_steps, max(1, round(settings.steps * _QUALITIES[quality])))
     kind = fields.choice("output_format", "png", KINDS)
@@ -53,9 +53,10 @@ def read(given: Mapping[str, Any], settings: Settings, *, prompt: bool = True) -
         "sampler": fields.choice("sampler", settings.sampler, ("auto", *SAMPLERS)),
         "scheduler": fields.choice("scheduler", settings.scheduler, ("auto", *SCHEDULERS)),
         "images": [],
+        "partials": fields.whole("partial_images", 0, 0, 3) if stream else 0,
     }
     n = fields.whole("n", 1, 1, settings.max_n)
-    return Ask(job, n, size(fields, settings), kind, fields.whole("output_compression", 90, 0, 100))
+    return Ask(job, n, size(fields, settings), kind, fields.whole("output_compression", 90, 0, 100), stream)
 
 
 def size(fields: Fields, settings: Settings) -> tuple[int, int] | None:

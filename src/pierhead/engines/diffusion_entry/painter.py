@@ -85,6 +85,7 @@ class Painter:
         """One picture, or why there is none."""
         self._said.clear()
         self._painting = True
+        self._show(job["partials"], job["steps"])
         try:
             (made,) = self._context.generate_with_params(self._wanted(job, blobs))
             pixels = made.to_numpy()
@@ -95,6 +96,18 @@ class Painter:
             self._painting = False
         height, width = pixels.shape[:2]
         self._tell({"picture": [width, height]}, pixels[:, :, :3].tobytes())
+
+    def _show(self, partials: int, steps: int) -> None:
+        """Have so many rough pictures told on the way."""
+        mode = self._library.PreviewMode
+        if partials:
+            self._library.set_preview_callback(self._preview, mode.PROJ, max(1, steps // (partials + 1)))
+        else:
+            self._library.set_preview_callback(None)
+
+    def _preview(self, step: int, frames: list[Any], noisy: bool) -> None:
+        pixels = frames[0].to_numpy()
+        self._tell({"partial": [pixels.shape[1], pixels.shape[0]]}, pixels[:, :, :3].tobytes())
 
     def _wanted(self, job: dict[str, Any], blobs: list[bytes]) -> Any:
         library = self._library

@@ -53,9 +53,11 @@ def fitted(picture: Any, width: int, height: int) -> bytes:
     return ImageOps.fit(picture, (width, height)).tobytes()
 
 
-def written(made: Made, kind: str, compression: int) -> bytes:
-    """A file: ``compression`` is the quality of JPEG and WebP from 0 to 100."""
+def written(made: Made, kind: str, compression: int, size: tuple[int, int]) -> bytes:
+    """A file: ``compression`` is the quality of JPEG and WebP from 0 to 100. A rough picture is brought to ``size``."""
     picture = Image.frombytes("RGB", (made.width, made.height), made.pixels)
+    if picture.size != size:
+        picture = picture.resize(size)
     out = io.BytesIO()
     if kind == "png":
         picture.save(out, "PNG", compress_level=4)

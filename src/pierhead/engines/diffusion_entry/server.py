@@ -7,23 +7,42 @@ import base64
 import contextlib
 import json
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from typing import Any
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from starlette.applications import Starlette
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from . import pictures
 from .asks import Ask, near, read
 from .faults import Gone, Refused
 from .settings import Settings
-from .worker import Worker
+from .worker import Made, Worker
 
 _IMAGES = ("image", "image[]")
+
+
+class Order(NamedTuple):
+    """What is to be painted: the request, the size that was settled, and pictures to start from."""
+
+    ask: Ask
+    size: tuple[int, int]
+    blobs: tuple[tuple[str, bytes], ...]
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What each event says of its picture."""
+        size = f"{self.size[0]}x{self.size[1]}"
+        return {"size": size, "output_format": self.ask.kind, "background": "opaque", "quality": "auto"}
+
+    async def file(self, made: Made) -> str:
+        """The picture as a file, in base64."""
+        data = await asyncio.to_thread(pictures.written, made, self.ask.kind, self.ask.compression, self.size)
+        return base64.b64encode(data).decode()
 
 
 class Api:
@@ -34,6 +53,7 @@ class Api:
         self._settings = settings
         self._requests: dict[int, int] = {}
         self._seconds = 0.0
+        self._tasks: set[asyncio.Task[None]] = set()
 
     def app(self) -> Starlette:
         """The routes."""
@@ -112,18 +132,48 @@ class Api:
     async def _answer(
         self, request: Request, ask: Ask, size: tuple[int, int], blobs: Sequence[tuple[str, bytes]]
     ) -> Response:
-        """Paint ``n`` pictures; each has the next seed, so that one of them can be made again by itself."""
-        data: list[dict[str, Any]] = []
+        """Paint ``n`` pictures, told at the end or as a stream."""
+        order = Order(ask, size, tuple(blobs))
+        if ask.stream:
+            return await self._stream(request, order)
         async with _watched(request) as gone:
-            for number in range(ask.n):
-                job = ask.job | self._shape(size, blobs) | {"seed": (ask.job["seed"] + number) % (1 << 32)}
-                began = time.monotonic()
-                made = await self._worker.paint(job, [blob for _, blob in blobs], gone)
-                self._seconds += time.monotonic() - began
-                file = await asyncio.to_thread(pictures.written, made, ask.kind, ask.compression)
-                data.append({"b64_json": base64.b64encode(file).decode(), "seed": job["seed"]})
-        told = {"created": int(time.time()), "data": data, "size": f"{size[0]}x{size[1]}"}
+            data = [one async for one in self._paint(order, gone, lambda _: None)]
+        told = {"created": int(time.time()), "data": data, "size": order.told["size"]}
         return JSONResponse(told | {"output_format": ask.kind, "background": "opaque"})
+
+    async def _paint(
+        self, order: Order, gone: asyncio.Event, seen: Callable[[Made], None]
+    ) -> AsyncGenerator[dict[str, Any]]:
+        """Each picture has the next seed, so that one of them can be made again by itself."""
+        ask, size = order.ask, order.size
+        for number in range(ask.n):
+            job = ask.job | self._shape(size, order.blobs) | {"seed": (ask.job["seed"] + number) % (1 << 32)}
+            began = time.monotonic()
+            made = await self._worker.paint(job, [blob for _, blob in order.blobs], gone, seen)
+            self._seconds += time.monotonic() - began
+            yield {"b64_json": await order.file(made), "seed": job["seed"]}
+
+    async def _stream(self, request: Request, order: Order) -> Response:
+        """OpenAI's events; what is refused before the first of them is answered as everywhere."""
+        events: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
+
+        async def work() -> None:
+            try:
+                async with _watched(request) as gone:
+                    async for one in self._paint(order, gone, lambda made: events.put_nowait(("partial", made))):
+                        events.put_nowait(("completed", one))
+                events.put_nowait(("end", None))
+            except (Refused, Gone) as exc:
+                events.put_nowait(("fail", exc))
+
+        task = asyncio.create_task(work())  # goes on until the painter is free, also where the client leaves
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        first = await events.get()
+        if first[0] == "fail":
+            raise first[1]
+        kind = "image_edit" if order.blobs else "image_generation"
+        return StreamingResponse(_events(first, events, order, kind), media_type="text/event-stream")
 
     def _shape(self, size: tuple[int, int], blobs: Sequence[tuple[str, bytes]]) -> dict[str, Any]:
         tiling = self._settings.vae_tiling
@@ -198,6 +248,30 @@ class Api:
             return answer
 
         return counted
+
+
+async def _events(
+    first: tuple[str, Any], events: asyncio.Queue[tuple[str, Any]], order: Order, kind: str
+) -> AsyncGenerator[bytes]:
+    """Rough pictures, at most as many as were asked for, and whole ones."""
+    (what, held), rough = first, 0
+    while what != "end":
+        told: dict[str, Any] = {**order.told, "created_at": int(time.time())}
+        if what == "completed":
+            yield _event(f"{kind}.completed", told | held)
+            rough = 0
+        elif what == "partial" and rough < order.ask.job["partials"]:
+            shown = {"b64_json": await order.file(held), "partial_image_index": rough}
+            yield _event(f"{kind}.partial_image", told | shown)
+            rough += 1
+        elif what == "fail":
+            yield _event("error", held.body() if isinstance(held, Refused) else {})
+            return
+        what, held = await events.get()
+
+
+def _event(kind: str, data: dict[str, Any]) -> bytes:
+    return f"event: {kind}\ndata: {json.dumps({'type': kind, **data})}\n\n".encode()
 
 
 @contextlib.asynccontextmanager

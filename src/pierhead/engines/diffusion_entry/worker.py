@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from . import wire
@@ -57,8 +57,10 @@ class Worker:
                 self._process.kill()
             await self._process.wait()
 
-    async def paint(self, job: dict[str, Any], blobs: Sequence[bytes], gone: asyncio.Event) -> Made:
-        """One picture; Refused when too many wait, Gone when nobody wants it any more."""
+    async def paint(
+        self, job: dict[str, Any], blobs: Sequence[bytes], gone: asyncio.Event, seen: Callable[[Made], None]
+    ) -> Made:
+        """One picture; ``seen`` hears of it on the way. Refused when too many wait, Gone when nobody wants it."""
         if self.waiting >= self._queue:
             raise Refused("too many pictures wait; try again later", status=429, code="queue_full")
         self.waiting += 1
@@ -70,12 +72,14 @@ class Worker:
         try:
             if gone.is_set():
                 raise Gone
-            return await self._paint(job, blobs, gone)
+            return await self._paint(job, blobs, gone, seen)
         finally:
             self.running = 0
             self._turn.release()
 
-    async def _paint(self, job: dict[str, Any], blobs: Sequence[bytes], gone: asyncio.Event) -> Made:
+    async def _paint(
+        self, job: dict[str, Any], blobs: Sequence[bytes], gone: asyncio.Event, seen: Callable[[Made], None]
+    ) -> Made:
         if self.reason:
             raise Refused(self.reason, status=503, code="unavailable")
         process = self._process
@@ -84,14 +88,14 @@ class Worker:
         try:
             process.stdin.write(wire.packed({"job": job}, *blobs))
             await process.stdin.drain()
-            return await self._follow(gone)
+            return await self._follow(gone, seen)
         except (asyncio.IncompleteReadError, ConnectionError):
             self.lost += 1
             why = await self._ended()
             await self._again()
             raise Refused(f"stable-diffusion.cpp failed at this picture: {why}", status=500, code="engine") from None
 
-    async def _follow(self, gone: asyncio.Event) -> Made:
+    async def _follow(self, gone: asyncio.Event, seen: Callable[[Made], None]) -> Made:
         """Read until the picture is there; what nobody waits for is given up where that is the shorter way."""
         left_s = 0.0
         while True:
@@ -100,6 +104,9 @@ class Worker:
                 step, steps, pace = head["step"]
                 left_s = (steps - step) * pace
                 self.steps += step > 0
+            elif "partial" in head:
+                width, height = head["partial"]
+                seen(Made(width, height, blobs[0]))
             elif "picture" in head:
                 self.made += 1
                 width, height = head["picture"]
