@@ -32,6 +32,30 @@ async def test_a_route_with_an_adapter_tells_the_engine_which_one_counts(gate: A
         assert "lora" not in json.loads(engine.calls[-1].body)
 
 
+async def test_what_a_client_says_of_adapters_and_caches_does_not_count(gate: Any, new_engine: Any) -> None:
+    """Engines take the last of two members, so one in front of the client's own would be overruled."""
+
+    async def answer(call: Any) -> None:
+        await call.json({"choices": []})
+
+    engine = await new_engine(answer, "r1")
+    await gate.serve(link.Route(name="m+a", endpoints=(replace(engine.endpoint, front=FRONT),)))
+    own = '"cache_prompt":true,"lora":[{"id":0,"scale":9}],"messages":[{"role":"user","content":"hi"}]'
+    escaped = own.replace("cache_p", "\\u0063ache_p").replace("lora", "lor\\u0061")
+    for body in (
+        f'{{"model":"m+a",{own}}}',
+        f'{{"model":"m+a","user":"{"x" * 100_000}",{own}}}',
+        f'{{"model":"m+a",{escaped}}}',
+    ):
+        assert (await gate.ask("POST", "/v1/chat/completions", body.encode())).status == 200
+        members = json.loads(engine.calls[-1].body, object_pairs_hook=list)
+        said = [value for name, value in members if name in ("cache_prompt", "lora")]
+        assert said == [False, [[("id", 1), ("scale", 0.5)]]]
+    translated = {"model": "m+a", "max_tokens": 3, "messages": [{"role": "user", "content": "hi"}], "lora": []}
+    await gate.ask("POST", "/v1/messages", translated)
+    assert json.loads(engine.calls[-1].body)["lora"] == [{"id": 1, "scale": 0.5}]
+
+
 async def test_requests_under_all_names_count_as_the_replicas(gate: Any, new_engine: Any) -> None:
     go = asyncio.Event()
 

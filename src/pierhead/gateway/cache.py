@@ -74,7 +74,7 @@ def name(who: str, operation: str, entry: Entry, body: bytes, forced: bool) -> b
     members = cast("dict[str, Any]", decoded)
     if operation in _GENERATE and not forced and not _deterministic(members):
         return None
-    running = ",".join(sorted(f"{target.replica} {target.model} {target.front}" for target in entry.targets))
+    running = ",".join(sorted(f"{target.replica} {target.model} {target.wanted.text}" for target in entry.targets))
     parts = (who.encode(), operation.encode(), entry.name.encode(), entry.docker, running.encode())
     digest = hashlib.sha256()
     for part in (*parts, msgspec.json.encode(members, order="deterministic")):

@@ -69,10 +69,11 @@ def native(request: Admitted, ask: Ask, body: list[bytes], target: Target, cap: 
     if operation.name not in target.serves or (target.model and operation.where != "body"):
         return None
     strip = passthrough.wants_usage(operation.name, ask)
-    if strip or target.model or target.front or (cap and not passthrough.within(operation.name, ask, cap)):
-        body = passthrough.apply(
-            body, *passthrough.changes(operation.name, ask, target.model, cap, body[0] if body else b"", target.front)
-        )
+    wanted = target.wanted
+    if strip or target.model or wanted.text or (cap and not passthrough.within(operation.name, ask, cap)):
+        text = body[0] if len(body) == 1 else b"".join(body)
+        changed = passthrough.changes(operation.name, ask, target.model, cap, text, wanted)
+        body = passthrough.apply(body, *changed)
     if target.outside is not None:
         return Outgoing(target.outside.head(operation, request.forward), body, strip)
     if ask.tool_choice is not ABSENT and body:
@@ -94,8 +95,8 @@ async def make(services: Services, given: Given, target: Target) -> Outgoing | R
         made = native(given.request, given.ask, body, target, given.cap)
         assert made is not None
         return made
-    text = given.skeleton if given.skeleton is not None else body[0]
-    front, changed = passthrough.changes(operation.name, given.ask, target.model, given.cap, text, target.front)
+    text = given.skeleton if given.skeleton is not None else b"".join(body) if target.wanted.text else body[0]
+    front, changed = passthrough.changes(operation.name, given.ask, target.model, given.cap, text, target.wanted)
     outside = target.outside
     chooses = outside is None and MARK in text
     if changed:
@@ -164,4 +165,5 @@ def _as_wanted(body: bytes, target: Target) -> list[bytes]:
         body = passthrough.without(body, "chat_template_kwargs")  # a word for engines here, which providers refuse
     elif MARK in body:
         body = adapt(body, target.call_prefix)
-    return passthrough.apply([body], target.front, {"model": target.model} if target.model else {})
+    front, changed = target.wanted.over(body)
+    return passthrough.apply([body], front, changed | ({"model": target.model} if target.model else {}))

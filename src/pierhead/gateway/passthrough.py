@@ -5,8 +5,8 @@ What is absent is put in front of the other members, without decoding; what must
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Final, cast
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple, cast
 
 import msgspec
 
@@ -30,15 +30,36 @@ def _names(text: bytes, name: str) -> bool:
     return b'"%b"' % name.encode() in text or any(escape in text for escape in ESCAPED)
 
 
+class Wanted(NamedTuple):
+    """Members that an engine wants in every request: as JSON with a comma behind each, and each by its name."""
+
+    text: bytes = b""
+    members: Mapping[str, Any] = {}
+
+    @classmethod
+    def of(cls, text: str) -> Wanted:
+        """From the JSON of an endpoint."""
+        return cls(text.encode(), msgspec.json.decode(f"{{{text.removesuffix(',')}}}"))
+
+    def over(self, text: bytes) -> tuple[bytes, dict[str, Any]]:
+        """(members to put in front, members to replace) in a body: of two engines take the last, the client's own."""
+        if self.members and any(_names(text, name) for name in self.members):
+            return b"", dict(self.members)
+        return self.text, {}
+
+
+NOTHING: Final = Wanted()
+
+
 def changes(
-    operation: str, ask: Ask, model: str, cap: int, text: bytes = b"", front: bytes = b""
+    operation: str, ask: Ask, model: str, cap: int, text: bytes = b"", wanted: Wanted = NOTHING
 ) -> tuple[bytes, dict[str, Any]]:
     """(members to put in front, members to replace): for the engine's ``model`` name, ``cap`` tokens at most, usage.
 
-    ``model`` "" leaves the name; ``cap`` 0 sets no bound; ``text`` is the body or its skeleton. ``front`` is what its
-    engine wants in front of every request.
+    ``model`` "" leaves the name; ``cap`` 0 sets no bound; ``text`` is the body or its skeleton. ``wanted`` is what its
+    engine wants in every request.
     """
-    changed = dict[str, Any]()
+    front, changed = wanted.over(text)
     if wants_usage(operation, ask):
         if ask.stream_options is None and not _names(text, "stream_options"):
             front += _USAGE

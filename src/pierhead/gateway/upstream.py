@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, cast
 
+from pierhead.gateway import passthrough
 from pierhead.gateway.faults import REASONS
 from pierhead.gateway.link import Endpoint
 from pierhead.gateway.remote import Outside, answer_header, answer_status
@@ -82,7 +83,7 @@ class Target:
         self.slots = endpoint.slots
         self.context = endpoint.context
         self.model = endpoint.model
-        self.front = endpoint.front.encode()
+        self.wanted = passthrough.Wanted.of(endpoint.front) if endpoint.front else passthrough.NOTHING
         self.revision = endpoint.revision
         self.busy = 0  # slots in use
         self.lanes: set[Lane] = set()
