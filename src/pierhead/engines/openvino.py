@@ -10,6 +10,9 @@ from pierhead.config import Settings
 from pierhead.engines import serving
 from pierhead.engines.base import EngineFacts, Environment, ImageRecipe, LaunchSpec, Limits, Plan, PlanRequest
 from pierhead.engines.flags import Flag, Flags
+from pierhead.engines.huggingface import kind
+from pierhead.engines.setting_table import spelled
+from pierhead.errors import OutOfMemory, UsageError
 from pierhead.formats import openvino_estimate
 from pierhead.formats.estimate import Estimate
 from pierhead.formats.openvino import MODEL
@@ -24,9 +27,14 @@ PINS = (
 WHEELS = Environment(PINS, dependencies=False)
 ENTRY = Path(__file__).with_name("openvino_entry")
 PARALLEL = 4
+ROWS = 32  # texts that are read at a time
+READ = 4096  # tokens that are read at a time, padding included
+TEXT = 512  # tokens of a text where the model does not say how many it reads
 SMALLEST = 512  # tokens: no default context is chosen below this
 MIB = 1 << 20
 _TEXTS = ("completions", "tokenize", "detokenize")
+_READS: dict[str, tuple[str, ...]] = {"embed": ("embeddings", "score"), "rank": ("rerank", "score")}
+_CACHES = {"q8_0": "u8", "q4_0": "u4"}  # llama.cpp's words for what is much the same
 FLAGS = Flags(
     None,
     {
@@ -37,14 +45,20 @@ FLAGS = Flags(
         "kv_cache_precision": Flag("text", tuple(openvino_estimate.PRECISIONS)),
         "max_num_batched_tokens": Flag("count"),
         "enable_prefix_caching": Flag("yesno"),
+        "task": Flag("text", ("auto", "write", *_READS)),
+        "max_batch": Flag("count"),
+        "pooling": Flag("text", ("auto", "mean", "cls", "last")),
+        "normalize": Flag("yesno"),
+        "truncate": Flag("yesno"),
         "properties": Flag("json"),  # of the device, in OpenVINO's own words
     },
     {
         **dict.fromkeys(("ctx_size", "c", "max_model_len"), "context"),
         **dict.fromkeys(("np", "slots", "max_num_seqs"), "parallel"),
         **dict.fromkeys(("t", "inference_num_threads"), "threads"),
-        **dict.fromkeys(("cache_type", "kv_cache_dtype", "cache_type_k"), "kv_cache_precision"),
-        **dict.fromkeys(("batch", "batch_size"), "max_num_batched_tokens"),
+        **dict.fromkeys(("cache_type", "kv_cache_dtype", "cache_type_k", "kv_cache_type"), "kv_cache_precision"),
+        **dict.fromkeys(("batch", "batch_size", "max_batch_tokens"), "max_num_batched_tokens"),
+        "normalise": "normalize",
         "prefix_caching": "enable_prefix_caching",
     },
     {},
@@ -53,7 +67,8 @@ FACTS = EngineFacts(
     name="openvino",
     title="OpenVINO GenAI",
     formats=("openvino",),
-    serves=("chat", *_TEXTS),
+    serves=("chat", *_TEXTS, "embeddings", "rerank", "score"),
+    common=("context", "parallel", "threads", "kv_cache_type", "pooling", "normalize"),
     accelerators=("cpu", "openvino"),
     platforms=("linux/amd64",),
     parallel=PARALLEL,
@@ -69,7 +84,7 @@ FACTS = EngineFacts(
 
 
 class OpenVino:
-    """Serves models that write, in OpenVINO's format, with continuous batching."""
+    """Serves models in OpenVINO's format: those that write with continuous batching, those that read in batches."""
 
     name = FACTS.name
     facts = FACTS
@@ -79,20 +94,40 @@ class OpenVino:
         self._max_context = max_context
 
     def accepts(self, files: tuple[ModelFile, ...]) -> bool:
-        """Whether there is the graph of a model that writes."""
+        """Whether there is the graph of a model that writes or reads text."""
         return any(f.name == MODEL and f.role == "weights" for f in files)
 
     def capabilities(self, files: tuple[ModelFile, ...], metadata: Mapping[str, Any]) -> tuple[str, ...]:
         """See ``Engine.capabilities``; tools would need a parser that this engine does not have."""
+        if (reads := _READS.get(_task(metadata, files))) is not None:
+            return reads[:1]
         return ("chat", "completions") if _chats(metadata) else ("completions",)
 
     def validate(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Settings in canonical form; UsageError names an unknown one with its closest match."""
-        return FLAGS.canonical(settings)
+        words = {k: _CACHES.get(str(v).lower(), v) if spelled(k) == "kv_cache_type" else v for k, v in settings.items()}
+        return FLAGS.canonical(words)
 
     def plan(self, request: PlanRequest) -> Plan:
         """The launch plan; see ``Engine.plan``."""
-        settings = FLAGS.canonical(request.settings)
+        settings = self.validate(request.settings)
+        asked = settings.get("task", "auto")
+        task = asked if asked != "auto" else _task(request.metadata, request.files)
+        if task == "classify":
+            raise UsageError(
+                f"'{request.model}' is a classifier, which OpenVINO GenAI does not serve",
+                hint="Export it to ONNX: the engine onnx classifies.",
+            )
+        plan = self._writing if task == "write" else self._reading
+        told, context, needed = plan(request, settings, task)
+        if request.free_memory and needed.total > request.free_memory:
+            raise _too_large(request, needed, context)
+        return Plan(spec=self._spec(request, told, needed), context=context, memory=needed.total)
+
+    def _writing(
+        self, request: PlanRequest, settings: Mapping[str, Any], task: str
+    ) -> tuple[dict[str, Any], int, Estimate]:
+        """What the server is told, the context, and the memory of a model that writes."""
         parallel = settings.get("parallel") or PARALLEL
         sizing: dict[str, Any] = {
             "parallel": parallel,
@@ -101,31 +136,33 @@ class OpenVino:
         }
         context = self._context(request, settings.get("context", 0), sizing)
         needed = openvino_estimate.estimate(request.metadata, context=context, **sizing)
-        if request.free_memory and needed.total > request.free_memory:
-            raise serving.too_large(
-                request.model,
-                {"weights": needed.weights, "KV cache": needed.kv_cache, "OpenVINO itself": needed.overhead},
-                request.free_memory,
-                hint="Try a smaller --context, fewer --parallel, --option kv-cache-precision=u4, or stop a model.",
-                context=context,
-                **needed.to_dict(),
-            )
-        properties: dict[str, Any] = {"KV_CACHE_PRECISION": sizing["precision"], **settings.get("properties", {})}
-        if settings.get("device", "cpu") == "cpu":
-            properties["INFERENCE_NUM_THREADS"] = settings.get("threads") or max(1, request.cpus)
-        told = {
-            "model": request.model,
-            "context": context,
-            "device": settings.get("device", "cpu").upper(),
-            "properties": properties,
-            "scheduler": {
-                "max_num_seqs": parallel,
-                "max_num_batched_tokens": sizing["batch"],
-                "num_kv_blocks": openvino_estimate.blocks(context, parallel),
-                "enable_prefix_caching": settings.get("enable_prefix_caching", True),
-            },
+        scheduler = {
+            "max_num_seqs": parallel,
+            "max_num_batched_tokens": sizing["batch"],
+            "num_kv_blocks": openvino_estimate.blocks(context, parallel),
+            "enable_prefix_caching": settings.get("enable_prefix_caching", True),
         }
-        return Plan(spec=self._spec(request, told, needed), context=context, memory=needed.total)
+        told = _told(request, settings, task, context, {"KV_CACHE_PRECISION": sizing["precision"]})
+        return told | {"scheduler": scheduler}, context, needed
+
+    def _reading(
+        self, request: PlanRequest, settings: Mapping[str, Any], task: str
+    ) -> tuple[dict[str, Any], int, Estimate]:
+        """The same of a model that makes vectors or ranks; its context is that of one text."""
+        trained = int(request.metadata.get("context_length") or 0) or TEXT
+        context = min(settings.get("context") or trained, trained)
+        rows = settings.get("max_batch") or ROWS
+        tokens = max(settings.get("max_num_batched_tokens") or READ, context)
+        needed = openvino_estimate.estimate_reading(request.metadata, tokens=min(tokens, rows * context), text=context)
+        exact = {"INFERENCE_PRECISION_HINT": "f32"}  # else vectors depend on which processor made them
+        told = _told(request, settings, task, context, exact) | {
+            "max_batch": rows,
+            "max_batch_tokens": tokens,
+            "pooling": settings.get("pooling", "auto"),
+            "normalize": settings.get("normalize"),
+            "truncate": settings.get("truncate", False),
+        }
+        return told, context, needed
 
     def _context(self, request: PlanRequest, asked: int, sizing: Mapping[str, Any]) -> int:
         if asked:
@@ -149,8 +186,47 @@ class OpenVino:
             image=ImageRecipe(self.name, self._base_image, PINS, serving.files(ENTRY)),
             limits=Limits(memory=needed.total * 5 // 4 + 512 * MIB, pids=2048),
             devices=("intel.com/gpu=all",) if told["device"] == "GPU" else (),
-            serves=("chat", *_TEXTS) if _chats(request.metadata) else _TEXTS,
+            serves=_READS.get(told["task"]) or (("chat", *_TEXTS) if _chats(request.metadata) else _TEXTS),
         )
+
+
+def _told(
+    request: PlanRequest, settings: Mapping[str, Any], task: str, context: int, usual: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What every server is told."""
+    device = settings.get("device", "cpu")
+    properties: dict[str, Any] = {**usual, **settings.get("properties", {})}
+    if device == "cpu":
+        properties["INFERENCE_NUM_THREADS"] = settings.get("threads") or max(1, request.cpus)
+    return {
+        "model": request.model,
+        "task": task,
+        "context": context,
+        "device": device.upper(),
+        "properties": properties,
+    }
+
+
+def _task(metadata: Mapping[str, Any], files: tuple[ModelFile, ...]) -> str:
+    """``write``, ``embed``, ``rank`` or ``classify``: a graph that keeps a cache writes, of others the class tells."""
+    if metadata.get("layers"):
+        return "write"
+    if kind(metadata) in ("rank", "classify"):
+        return kind(metadata)
+    reads = metadata.get("class") or any(f.name == "1_Pooling/config.json" for f in files)
+    return "embed" if reads else "write"
+
+
+def _too_large(request: PlanRequest, needed: Estimate, context: int) -> OutOfMemory:
+    parts = {"weights": needed.weights, "KV cache": needed.kv_cache, "work": needed.compute}
+    return serving.too_large(
+        request.model,
+        {**{name: size for name, size in parts.items() if size}, "OpenVINO itself": needed.overhead},
+        request.free_memory,
+        hint="Try a smaller --context, fewer --parallel, --option kv-cache-precision=u4, or stop a model.",
+        context=context,
+        **needed.to_dict(),
+    )
 
 
 def _chats(metadata: Mapping[str, Any]) -> bool:

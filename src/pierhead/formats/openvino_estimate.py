@@ -47,3 +47,12 @@ def fit_context(summary: Mapping[str, Any], *, free: int, limit: int, **options:
         else:
             high = middle - 1
     return low * BLOCK
+
+
+def estimate_reading(summary: Mapping[str, Any], *, tokens: int, text: int) -> Estimate:
+    """Memory for batches of at most ``tokens`` tokens in texts of at most ``text``, which is no more than they are."""
+    facts = Facts(summary)
+    width, heads = facts.number("embedding_length"), facts.number("heads")
+    inner = facts.number("ffn_width") or 4 * width
+    compute = 4 * tokens * (heads * min(text, tokens) + 2 * inner + 8 * width)
+    return Estimate(facts.number("weights_bytes") * 2, 0, compute, PROGRAM)

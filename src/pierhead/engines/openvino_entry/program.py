@@ -13,7 +13,10 @@ from typing import Any
 
 import uvicorn
 
-from .server import Api, last
+from .pooling import pooling
+from .reads import Reads
+from .server import Api
+from .wire import last
 
 
 class Server(uvicorn.Server):
@@ -38,8 +41,11 @@ def main() -> int:
     settings: dict[str, Any] = json.loads(args.settings)
     try:
         genai: Any = importlib.import_module("openvino_genai")
-        pipeline = load(genai, args.model_dir, settings)
-        api = Api(genai, pipeline, settings["model"], settings["context"])
+        api = (
+            writes(genai, args.model_dir, settings)
+            if settings["task"] == "write"
+            else reads(genai, args.model_dir, settings)
+        )
     except Exception as exc:  # the last stop of this program: the reason goes to its log
         print(f"engine: {last(exc)}", file=sys.stderr, flush=True)  # noqa: T201
         return 1
@@ -50,15 +56,39 @@ def main() -> int:
     return 0
 
 
-def load(genai: Any, folder: str, settings: dict[str, Any]) -> Any:
+def writes(genai: Any, folder: str, settings: dict[str, Any]) -> Api:
     """A pipeline with a cache for all requests at once."""
-    for name in ("openvino_model.xml", "openvino_tokenizer.xml", "openvino_detokenizer.xml"):
-        if not os.path.isfile(os.path.join(folder, name)):
-            raise FileNotFoundError(f"the model has no {name}")
+    need(folder, "openvino_model.xml", "openvino_tokenizer.xml", "openvino_detokenizer.xml")
     scheduler = genai.SchedulerConfig()
     for name, value in settings["scheduler"].items():
         setattr(scheduler, name, value)
-    return genai.ContinuousBatchingPipeline(folder, scheduler, settings["device"], settings["properties"])
+    pipeline = genai.ContinuousBatchingPipeline(folder, scheduler, settings["device"], settings["properties"])
+    return Api(genai, pipeline, settings["model"], settings["context"])
+
+
+def reads(genai: Any, folder: str, settings: dict[str, Any]) -> Reads:
+    """A pipeline that makes vectors of texts, or that ranks them."""
+    need(folder, "openvino_model.xml", "openvino_tokenizer.xml")
+    kind = genai.TextRerankPipeline if settings["task"] == "rank" else genai.TextEmbeddingPipeline
+    config = kind.Config()
+    config.max_length = settings["context"]
+    if settings["task"] == "rank":
+        config.top_n = settings["max_batch"]
+    else:
+        how = pooling(folder, settings["pooling"], settings["normalize"])
+        config.pooling_type = getattr(kind.PoolingType, how.words)
+        config.normalize = how.normalize
+    pipeline = kind(folder, settings["device"], config, **settings["properties"])
+    made = Reads(pipeline, genai.Tokenizer(folder), settings)
+    made.try_out()
+    return made
+
+
+def need(folder: str, *names: str) -> None:
+    """FileNotFoundError with the first of these files that is not there."""
+    for name in names:
+        if not os.path.isfile(os.path.join(folder, name)):
+            raise FileNotFoundError(f"the model has no {name}")
 
 
 def listen(place: str) -> socket.socket:

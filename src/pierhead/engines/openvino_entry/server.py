@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -16,9 +15,8 @@ from starlette.routing import Route
 from .answers import Shape, count, event, fault
 from .asks import Ask, Refused, read
 from .text import Words
+from .wire import json_body, last, metrics, refused
 from .work import Job, Worker
-
-_LARGE = 64 << 20
 
 
 class Api:
@@ -50,15 +48,15 @@ class Api:
 
     async def metrics(self, _: Request) -> Response:
         worker = self._worker
-        values = {
-            "openvino_requests_running gauge": worker.running,
-            "openvino_requests_waiting gauge": worker.waiting,
-            "openvino_cache_usage_ratio gauge": worker.cache_usage,
-            "openvino_prompt_tokens_total counter": worker.prompt_tokens,
-            "openvino_generated_tokens_total counter": worker.generated_tokens,
-        }
-        lines = [f"# TYPE {name}\n{name.split()[0]} {value}\n" for name, value in values.items()]
-        return PlainTextResponse("".join(lines), media_type="text/plain; version=0.0.4")
+        return metrics(
+            {
+                "openvino_requests_running gauge": worker.running,
+                "openvino_requests_waiting gauge": worker.waiting,
+                "openvino_cache_usage_ratio gauge": worker.cache_usage,
+                "openvino_prompt_tokens_total counter": worker.prompt_tokens,
+                "openvino_generated_tokens_total counter": worker.generated_tokens,
+            }
+        )
 
     async def chat(self, request: Request) -> Response:
         return await self._answer(request, chat=True)
@@ -67,19 +65,19 @@ class Api:
         return await self._answer(request, chat=False)
 
     async def tokenize(self, request: Request) -> Response:
-        body = await _body(request)
+        body = await json_body(request)
         ask = read({**body, "max_tokens": 1}, chat="messages" in body)
         tokens = [int(t) for t in (await asyncio.to_thread(self._encode, ask)).data[0]]
         return JSONResponse({"tokens": tokens, "count": len(tokens), "max_model_len": self._context})
 
     async def detokenize(self, request: Request) -> Response:
-        tokens: Any = (await _body(request)).get("tokens")
+        tokens: Any = (await json_body(request)).get("tokens")
         if not isinstance(tokens, list) or not all(type(t) is int and t >= 0 for t in tokens):  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
             raise Refused("'tokens' must be a list of whole numbers", "tokens")
         return JSONResponse({"prompt": await asyncio.to_thread(self._tokenizer.decode, tokens)})
 
     async def _answer(self, request: Request, *, chat: bool) -> Response:
-        body = await _body(request)
+        body = await json_body(request)
         ask = read(body, chat)
         prompt = await asyncio.to_thread(self._encode, ask)
         size = int(prompt.shape[1])
@@ -150,16 +148,6 @@ class Api:
         return config
 
 
-async def _body(request: Request) -> dict[str, Any]:
-    try:
-        found: Any = json.loads(await request.body())
-    except ValueError as exc:
-        raise Refused("the body is not JSON") from exc
-    if not isinstance(found, dict):
-        raise Refused("the body must be a JSON object")
-    return found  # pyright: ignore[reportUnknownVariableType]
-
-
 async def _left(request: Request, job: Job) -> None:
     """Notice that a client is gone who waits for a whole answer."""
     with contextlib.suppress(asyncio.CancelledError):
@@ -167,14 +155,3 @@ async def _left(request: Request, job: Job) -> None:
             pass
         job.gone = True
         job.tell("end", "stop")
-
-
-async def refused(_: Request, exc: Exception) -> Response:
-    assert isinstance(exc, Refused)
-    return JSONResponse(fault(exc.message, exc.param, exc.status), exc.status)
-
-
-def last(exc: Exception) -> str:
-    """The line of an OpenVINO error that says what is wrong; the others say where."""
-    lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
-    return lines[-1] if lines else type(exc).__name__
