@@ -10,7 +10,7 @@ import pytest
 from tests.conformance.test_engine import Sample
 
 from pierhead.engines import vllm_entry
-from pierhead.engines.base import Plan, PlanRequest
+from pierhead.engines.base import Beside, Plan, PlanRequest
 from pierhead.engines.huggingface import kind
 from pierhead.engines.vllm import Vllm
 from pierhead.errors import OutOfMemory, UsageError
@@ -21,11 +21,17 @@ HERE = Path(__file__).parent
 GIB = 1 << 30
 
 
-def plan(free: int = 64 * GIB, extra: tuple[str, ...] = (), /, **settings: Any) -> Plan:
+def plan(
+    free: int = 64 * GIB, extra: tuple[str, ...] = (), /, beside: tuple[Beside, ...] = (), **settings: Any
+) -> Plan:
     text = (HERE.parent / "conformance" / "engines" / "vllm.json").read_bytes()
     given = msgspec.json.decode(text, type=Sample)
     files = (*given.files, *(ModelFile(name, 1000, "weights" if "safetensors" in name else "config") for name in extra))
-    return Vllm().plan(PlanRequest("r1", "m", Path("/m"), files, given.metadata, settings, free, 2))
+    return Vllm().plan(
+        PlanRequest(
+            "r1", "m", Path("/m"), files, given.metadata, settings, free, 2, beside=beside, adapters=Path("/loras/r1")
+        )
+    )
 
 
 def flags(made: Plan) -> list[str]:
@@ -102,19 +108,77 @@ def test_a_parser_of_tool_calls_turns_them_on() -> None:
 
 def test_adapters_in_the_folder_are_served_under_their_names_and_more_can_come_later() -> None:
     made = plan(64 * GIB, ("adapters/poet/adapter_config.json", "adapters/poet/adapter_model.safetensors"))
-    assert {"--enable-lora", '--lora-modules={"name": "poet", "path": "adapters/poet"}'} <= set(flags(made))
+    words = flags(made)
+    assert "--enable-lora" in words
+    assert words[words.index("--lora-modules") + 1] == '{"name":"poet","path":"$(MODEL_DIR)/adapters/poet"}'
     assert made.spec.env["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "1"
     with pytest.raises(UsageError, match="has no folder 'nowhere'"):
         plan(lora="x=nowhere")
 
 
-def test_a_model_that_drafts_is_one_of_the_folder_and_never_fetched() -> None:
+def lora(name: str, rank: int) -> Beside:
+    files = (ModelFile("adapter_model.safetensors", 1000, "lora"), ModelFile("adapter_config.json", 100, "lora"))
+    return Beside("lora", name, Path(f"/store/{name}"), files, {"format": "safetensors", "rank": rank})
+
+
+def test_adapters_of_the_store_are_loaded_from_one_folder_that_it_sees_and_runs_in() -> None:
+    made = plan(beside=(lora("poet", 8), lora("big", 40)))
+    assert made.spec.loading is not None
+    assert made.spec.loading.folder == "/loras/r1"
+    assert [(m.source, m.read_only) for m in made.spec.mounts] == [("/loras/r1", True)]
+    assert made.spec.argv[made.spec.argv.index("--work") + 1] == "$(MOUNT0)"
+    assert {"--max-lora-rank=64", "--max-loras=4"} <= set(flags(made))
+    assert "--lora-modules" not in flags(made), "they are loaded once it runs, like those that come later"
+    assert made.memory > plan().memory
+    assert plan(enable_lora=True).spec.loading is not None
+    assert plan().spec.loading is None
+    assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING" not in plan().spec.env
+
+
+def test_a_model_that_drafts_is_one_of_the_folder_or_of_the_store_and_never_fetched() -> None:
     config = {"model": "draft", "num_speculative_tokens": 3}
     made = plan(64 * GIB, ("draft/config.json", "draft/model.safetensors"), speculative_config=config)
-    assert '--speculative-config={"model":"draft","num_speculative_tokens":3}' in flags(made)
+    assert '--speculative-config={"model":"$(MODEL_DIR)/draft","num_speculative_tokens":3}' in flags(made)
     with pytest.raises(UsageError, match="has no folder"):
         plan(speculative_config={"model": "someone/elses", "num_speculative_tokens": 3})
     assert '--speculative-config={"method":"ngram"}' in flags(plan(speculative_config={"method": "ngram"}))
+
+
+def draft(**metadata: Any) -> Beside:
+    text = (HERE.parent / "conformance" / "engines" / "vllm.json").read_bytes()
+    given = msgspec.json.decode(text, type=Sample)
+    return Beside("draft", "small", Path("/store/small"), given.files, {**given.metadata, **metadata})
+
+
+def test_a_draft_of_the_store_is_mounted_and_its_cache_and_weights_are_counted() -> None:
+    made = plan(beside=(draft(),), draft="small", draft_tokens=5, context=1024)
+    told = '{"method":"draft_model","model":"$(MOUNT0)","num_speculative_tokens":5}'
+    assert f"--speculative-config={told}" in flags(made)
+    assert made.spec.mounts[0].source == "/store/small"
+    alone = plan(context=1024)
+    cache = [int(f.partition("=")[2]) for m in (made, alone) for f in flags(m) if "kv-cache-memory" in f]
+    assert cache[0] == 2 * cache[1]
+    assert made.memory > alone.memory + 250_000_000
+    with pytest.raises(UsageError, match="its vocabulary has 5 tokens"):
+        plan(beside=(draft(vocab_size=5),), draft="small")
+    with pytest.raises(UsageError, match="not at hand"):
+        plan(draft="small")
+
+
+def test_tokens_are_drafted_from_the_text_itself_when_asked_for_and_in_one_way_only() -> None:
+    told = next(f for f in flags(plan(ngram=True, draft_tokens=6)) if f.startswith("--speculative-config="))
+    assert '"method":"ngram","num_speculative_tokens":6' in told
+    with pytest.raises(UsageError, match="in one way only"):
+        plan(ngram=True, speculative_config={"method": "ngram"})
+
+
+def test_common_words_of_pooling_become_vllms_config_and_its_own_win() -> None:
+    made = plan(pooling="cls", normalize=False)
+    assert '--pooler-config={"pooling_type":"CLS","use_activation":false}' in flags(made)
+    made = plan(pooling="cls", pooler_config={"pooling_type": "LAST"})
+    assert '--pooler-config={"pooling_type":"LAST"}' in flags(made)
+    with pytest.raises(UsageError, match="pooling"):
+        plan(pooling="rank")
 
 
 def test_on_cuda_it_is_vllms_own_image_with_the_gpus_that_were_asked_for() -> None:

@@ -14,7 +14,6 @@ import openai
 import pytest
 from safetensors.numpy import save_file
 from tests.heavy.conftest import Installation
-from tests.heavy.test_convert import minilm  # noqa: F401  # a fixture
 
 from pierhead.errors import EngineFailed, PierError
 
@@ -80,7 +79,7 @@ def test_tokens_are_vllms_own_and_go_both_ways(served: Installation) -> None:
     assert "one two" in text["prompt"]
 
 
-def test_a_model_that_embeds_is_served_as_one(installation: Installation, minilm: Path) -> None:  # noqa: F811
+def test_a_model_that_embeds_is_served_as_one(installation: Installation, minilm: Path) -> None:
     """all-MiniLM-L6-v2: vLLM pools as its files say, and near texts have near vectors."""
     installation.pier("package", "--safetensors-dir", str(minilm), "vectors")
     installation.start("vectors", engine="vllm", context=256)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from pierhead.errors import UsageError
 
 _EXAMPLES = (
     ("pier lora add smollm2 ./pirate.gguf", "Put it into the store; requests name the model smollm2+pirate."),
+    ("pier lora add my-model ./pirate/", "A folder as PEFT saves it, for vLLM, which loads it while it runs."),
     ("pier lora add smollm2 pirate=0.5", "Half as strong, at once if it is loaded."),
     ("pier lora list smollm2", ""),
     ("pier lora rm smollm2 pirate", "Requests cannot name it any more; its file stays in the store."),
@@ -29,17 +31,19 @@ def lora() -> None:
 
 @lora.command()
 @click.argument("model", shell_complete=complete_model)
-@click.argument("adapter", metavar="FILE|NAME[=SCALE]")
+@click.argument("adapter", metavar="FILE|FOLDER|NAME[=SCALE]")
 @option("--name", metavar="NAME", help="What to call a FILE's adapter [default: the file's name]")
 @json_option
 def add(model: str, adapter: str, name: str | None, as_json: bool) -> None:
-    """Let MODEL have an adapter at hand: a GGUF file, or one that is in the store.
+    """Let MODEL have an adapter at hand: a GGUF file, a folder as PEFT saves one, or one that is in the store.
 
     Requests that name the model MODEL+NAME use it; SCALE is how strongly it counts [default: 1].
     """
     given, scale = _scaled(adapter)
     if Path(given).is_file():
         given = _brought(Path(given), name or Path(given).stem)
+    elif os.sep in given and Path(given).is_dir():
+        given = _brought(Path(given), name or Path(given).resolve().name)
     elif name:
         raise UsageError(f"there is no file {given}", hint="--name is for a file's adapter.")
     _change(model, {"set": {"adapters": {given: scale}}}, as_json)
@@ -62,7 +66,7 @@ def list_adapters(model: str, as_json: bool) -> None:
 @click.argument("name")
 @json_option
 def rm(model: str, name: str, as_json: bool) -> None:
-    """Take the adapter NAME from MODEL: at once for requests, at its next start from memory."""
+    """Take the adapter NAME from MODEL: at once for requests; from memory at once, too, where its engine can."""
     _change(model, {"unset": [f"adapters.{name}"]}, as_json)
 
 
@@ -101,10 +105,13 @@ def _change(model: str, change: dict[str, Any], as_json: bool) -> None:
 
 
 def _print(found: dict[str, Any]) -> None:
-    rows = [
-        (a["name"], f"{a['scale']:g}", a["model"], "loaded" if a["loaded"] else "at the next start")
-        for a in found["adapters"]
-    ]
-    table(("ADAPTER", "SCALE", "REQUESTS NAME", "STATE"), rows, fold=(2,))
+    rows = [(a["name"], f"{a['scale']:g}", a["model"], _state(a)) for a in found["adapters"]]
+    table(("ADAPTER", "SCALE", "REQUESTS NAME", "STATE"), rows, fold=(2, 3))
     if not rows:
         say(f"{found['model']} has no adapters. `pier lora add {found['model']} FILE.gguf` gives it one.")
+
+
+def _state(adapter: dict[str, Any]) -> str:
+    if adapter.get("error"):
+        return f"refused: {adapter['error']}"
+    return "loaded" if adapter["loaded"] else "at the next start"

@@ -101,6 +101,8 @@ def _print(found: dict[str, Any]) -> None:
         warn(f"{found['error']['message']}. The last good settings stay in force.")
     rows = [(s["name"], _text(s["value"]), s["where"], _over(s)) for s in found["settings"]]
     table(("SETTING", "VALUE", "FROM", "INSTEAD OF"), rows, fold=(1, 2, 3))
+    if found["pending"]:
+        warn(f"{found['model']} runs with others until its next start: {', '.join(found['pending'])}.")
     if not rows:
         say("Nothing is set for all models. `pier settings set '*' NAME=VALUE` does it.")
 

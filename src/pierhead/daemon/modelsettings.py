@@ -52,7 +52,7 @@ class ModelDesk:
         record = await asyncio.to_thread(self._store.get, name)
         asked, running = self._fleet.asked(record), self._fleet.in_use(record.digest)
         found = _shown(self._fleet.layers, self._book, record, asked, running=running, everything=everything)
-        return replace(found, adapters=self._adapters(record))
+        return replace(found, adapters=self._adapters(record), pending=self._fleet.pending(record))
 
     async def change(self, name: str, wanted: SettingsChange) -> ModelSettings:
         """Write what is wanted into ``models.toml``; UsageError for what the model's engine would not take."""
@@ -65,6 +65,8 @@ class ModelDesk:
         for adapter in adapters if isinstance(adapters, dict) else ():
             await asyncio.to_thread(self._check_adapter, record, adapter)
         await self._book.edit(names, ready, wanted.unset, lambda file: layers.reading(file).check(record))
+        if record is not None:
+            await self._fleet.refit(record.digest)
         self._changed()
         return await self.show(name)
 
@@ -73,6 +75,13 @@ class ModelDesk:
         adapter = self._store.get(name)
         if record is None or not any(f.role == "lora" for f in adapter.files):
             raise UsageError(f"'{name}' is no LoRA adapter", hint="`pier lora add MODEL FILE.gguf` brings one in.")
+        facts = self._fleet.layers.engine(record).facts
+        kept = str(adapter.metadata.get("format") or "")
+        if kept and kept not in facts.formats:
+            raise UsageError(
+                f"{facts.title}, which serves '{record.name}', cannot use '{name}': it is in {kept}",
+                hint=f"Bring one in {', '.join(facts.formats)}.",
+            )
         ours, theirs = record.metadata.get("architecture"), adapter.metadata.get("architecture")
         if ours and theirs and ours != theirs:
             raise UsageError(
@@ -102,9 +111,11 @@ class ModelDesk:
         return found
 
     def _adapters(self, record: ModelRecord) -> tuple[AdapterInfo, ...]:
-        loaded = {a.name for r in self._fleet.replicas() if r.digest == record.digest for a in r.adapters}
+        running = [r for r in self._fleet.replicas() if r.digest == record.digest]
+        loaded = {a.name for r in running for a in r.adapters}
+        refused = {name: why for r in running for name, why in r.refused.items()}
         return tuple(
-            AdapterInfo(name, scale, f"{record.name}{PLUS}{name}", name in loaded)
+            AdapterInfo(name, scale, f"{record.name}{PLUS}{name}", name in loaded, refused.get(name, ""))
             for name, scale in self._fleet.layers.adapters(record).items()
         )
 

@@ -83,19 +83,24 @@ class RouteText(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class AdapterInfo(msgspec.Struct, frozen=True):
-    """A LoRA of a model: its name in the store, its scale, what requests call it, and whether what runs has it."""
+    """A LoRA of a model: its name in the store, its scale, what requests call it, and whether what runs has it.
+
+    ``error`` is why the engine did not take it.
+    """
 
     name: str
     scale: float
     model: str
     loaded: bool
+    error: str = ""
 
 
 class ModelSettings(msgspec.Struct, frozen=True, kw_only=True):
     """The settings of a model (``*``: of all), each with where it comes from and what it stands over.
 
     ``file`` is the user's ``models.toml``; ``error`` is what is wrong with it, while its last good version is in force.
-    What a model that is ``running`` was started with may be older.
+    What a model that is ``running`` was started with may be older: ``pending`` are the settings that wait for its next
+    start.
     """
 
     model: str
@@ -103,6 +108,7 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True):
     file: str
     error: dict[str, Any] | None = None
     running: bool = False
+    pending: tuple[str, ...] = ()
     settings: tuple[Setting, ...] = ()
     adapters: tuple[AdapterInfo, ...] = ()
 

@@ -107,6 +107,18 @@ class Adapter(msgspec.Struct, frozen=True):
     model: str = ""
 
 
+class Loading(msgspec.Struct, frozen=True):
+    """How a started engine takes LoRA adapters, and lets them go.
+
+    ``folder`` is the host folder that it sees and in which they are put, each in a folder of its own; the engine knows
+    that one by its bare name. ``load`` and ``unload`` are paths to POST vLLM's ``lora_name`` and ``lora_path`` to.
+    """
+
+    folder: str
+    load: str = "/v1/load_lora_adapter"
+    unload: str = "/v1/unload_lora_adapter"
+
+
 class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Everything a runtime needs to start one replica; serializable, so that it survives the daemon.
 
@@ -143,6 +155,7 @@ class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
     serves: tuple[str, ...] = ()  # the gateway's operations that the engine answers natively
     called: str = ""  # the name by which the engine wants its model asked for, where it minds
     adapters: tuple[Adapter, ...] = ()
+    loading: Loading | None = None  # None: it has the adapters that it was started with, and no others
     fixed: tuple[tuple[int, float], ...] = ()  # number and scale of the LoRAs that always count
     call_prefix: str = ""  # what a required tool call must begin with, where the engine does not see to it itself
 
@@ -173,6 +186,7 @@ class PlanRequest:
     cpus: int = 1
     processor: frozenset[str] = frozenset()  # its features, as Linux names them
     beside: tuple[Beside, ...] = ()
+    adapters: Path | None = None  # the folder for LoRAs that come and go, for an engine that loads them while it runs
     opening: tuple[Mapping[str, str], ...] = ()  # messages (role, content) that begin every chat without a system one
 
 

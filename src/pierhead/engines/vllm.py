@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,11 @@ from pierhead.engines.base import (
     PlanRequest,
     Readiness,
 )
-from pierhead.engines.huggingface import adapters, is_model, kind, say
+from pierhead.engines.huggingface import is_model, kind, say
 from pierhead.engines.setting_table import spelled
+from pierhead.engines.vllm_beside import Companions, companions
 from pierhead.engines.vllm_params import FLAGS, PARALLEL, Wishes
-from pierhead.errors import OutOfMemory, UsageError
+from pierhead.errors import OutOfMemory
 from pierhead.formats.estimate import Estimate
 from pierhead.formats.safetensors_estimate import cache_size, estimate, fit_context
 from pierhead.store.model import ModelFile
@@ -37,6 +37,7 @@ ENTRY = Path(__file__).with_name("vllm_entry.py")
 SMALLEST = 512  # tokens: no default context is chosen below this
 MIB = 1 << 20
 CUDA_HOST = 6 << 30  # of the machine's own memory, when the weights are on the GPU; nothing here could measure it
+_COMMON = ("context", "parallel", "threads", "kv_cache_type")
 _WRITES = ("chat", "completions", "count-tokens")
 _TOKENS = ("tokenize", "detokenize")
 _CACHES = {"f16": "float16", "bf16": "bfloat16"}  # llama.cpp's words for what is the same
@@ -54,7 +55,7 @@ FACTS = EngineFacts(
         "prompt_tokens": "vllm:prompt_tokens_total",
         "generated_tokens": "vllm:generation_tokens_total",
     },
-    common=("context", "parallel", "threads", "kv_cache_type", "reasoning_parser", "tool_parser"),
+    common=(*_COMMON, "pooling", "normalize", "reasoning_parser", "tool_parser", "draft", "draft_tokens"),
     parallel=PARALLEL,
     lora="runtime",
     sleep=True,  # on CUDA only
@@ -90,11 +91,13 @@ class Vllm:
     def plan(self, request: PlanRequest) -> Plan:
         """The launch plan; see ``Engine.plan``."""
         wishes = Wishes.of(request.settings, request.cpus)
+        trained = int(request.metadata.get("context_length") or 0) or self._max_context
+        beside = companions(request, wishes, wishes.context or min(trained, self._max_context))
         sizing: dict[str, Any] = {
             "parallel": wishes.parallel,
             "cache_bytes": wishes.cache_bytes,
             "full": wishes.full,
-            "extra_weights": sum(f.size for f in request.files if f.role in ("lora", "draft")),
+            "extra_weights": sum(f.size for f in request.files if f.role in ("lora", "draft")) + beside.memory,
         }
         context = self._context(request, wishes, sizing)
         needed = estimate(request.metadata, context=context, **sizing)
@@ -102,8 +105,10 @@ class Vllm:
             needed = Estimate(0, 0, 0, CUDA_HOST)
         if request.free_memory and needed.total > request.free_memory:
             raise _too_large(request.model, needed, context, request.free_memory)
-        flags = {**_usual(request, wishes, context), **wishes.flags, **_models(request, wishes)}
-        return Plan(spec=self._spec(request, wishes, flags, needed), context=context, memory=needed.total)
+        flags = {**_usual(request, wishes, context, beside.cache), **wishes.flags, **beside.flags}
+        if any(word.startswith("--speculative-config") for word in beside.words):
+            flags.pop("speculative_config", None)
+        return Plan(spec=self._spec(request, wishes, flags, needed, beside), context=context, memory=needed.total)
 
     def _context(self, request: PlanRequest, wishes: Wishes, sizing: Mapping[str, Any]) -> int:
         trained = int(request.metadata.get("context_length") or 0) or self._max_context
@@ -121,15 +126,17 @@ class Vllm:
             return smallest
         return fits
 
-    def _spec(self, request: PlanRequest, wishes: Wishes, flags: Mapping[str, Any], needed: Estimate) -> LaunchSpec:
+    def _spec(
+        self, request: PlanRequest, wishes: Wishes, flags: Mapping[str, Any], needed: Estimate, beside: Companions
+    ) -> LaunchSpec:
         cuda = wishes.device == "cuda"
         files = serving.files(ENTRY)
-        places = ("--socket", "$(SOCKET)", "--model-dir", "$(MODEL_DIR)", "--", "--model=$(MODEL_DIR)")
+        places = ("--socket", "$(SOCKET)", "--work", beside.work or "$(MODEL_DIR)", "--", "--model=$(MODEL_DIR)")
         return LaunchSpec(
             replica=request.replica,
             model=request.model,
             engine=self.name,
-            argv=("$(PYTHON)", "-I", "$(ENTRY)", *places, *FLAGS.argv(flags)),
+            argv=("$(PYTHON)", "-I", "$(ENTRY)", *places, *FLAGS.argv(flags), *beside.words),
             env=_environ(wishes, flags),
             model_dir=str(request.model_dir),
             entry=str(ENTRY),
@@ -141,11 +148,14 @@ class Vllm:
             shm_size=1024 * MIB,
             tmp_size=1024 * MIB,
             serves=_work(request.metadata),
+            mounts=beside.mounts,
+            adapters=beside.own,
+            loading=beside.loading,
             sleep=("/sleep?level=1", "/wake_up") if flags.get("enable_sleep_mode") else (),
         )
 
 
-def _usual(request: PlanRequest, wishes: Wishes, context: int) -> dict[str, Any]:
+def _usual(request: PlanRequest, wishes: Wishes, context: int, drafts: int) -> dict[str, Any]:
     """Flags that a user's own come after."""
     flags: dict[str, Any] = {
         "served_model_name": [request.model],
@@ -156,33 +166,12 @@ def _usual(request: PlanRequest, wishes: Wishes, context: int) -> dict[str, Any]
     }
     if wishes.device == "cpu":
         size = cache_size(request.metadata, context=context, parallel=wishes.parallel, cache_bytes=wishes.cache_bytes)
-        flags |= {"kv_cache_memory_bytes": str(max(size, MIB))}  # without, vLLM wants most of the machine's memory
+        flags |= {
+            "kv_cache_memory_bytes": str(max(size + drafts, MIB))
+        }  # without, vLLM wants most of the machine's memory
         flags |= {"enforce_eager": True}  # compiling needs a C++ compiler, and minutes at each start
     if "tool_call_parser" in wishes.flags:
         flags["enable_auto_tool_choice"] = True
-    return flags
-
-
-def _models(request: PlanRequest, wishes: Wishes) -> dict[str, Any]:
-    """Flags that name other models of the folder: adapters, and one that drafts."""
-    flags: dict[str, Any] = {}
-    names = {f.name for f in request.files}
-
-    def inside(folder: str) -> str:
-        if not any(name.startswith(f"{folder}/") for name in names):
-            raise UsageError(
-                f"the model '{request.model}' has no folder '{folder}'",
-                hint=f"It has: {', '.join(sorted(names))[:500]}.",
-            )
-        return folder  # the server runs in the model's folder
-
-    lora = {**adapters(request.files), **wishes.lora}
-    if lora:
-        listed = [{"name": name, "path": inside(folder)} for name, folder in lora.items()]
-        flags |= {"enable_lora": True, "lora_modules": [json.dumps(one) for one in listed]}
-    config: Any = wishes.flags.get("speculative_config")
-    if isinstance(config, dict) and "model" in config:
-        flags["speculative_config"] = {**config, "model": inside(str(config["model"]))}  # pyright: ignore[reportUnknownArgumentType]
     return flags
 
 

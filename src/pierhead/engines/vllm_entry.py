@@ -1,8 +1,8 @@
 """The program beside vLLM's server: starts it on the replica's socket, says when it answers and, in a line, why not.
 
 Standalone on purpose (standard library only): the same text runs in a sandbox and in a container. Started as
-``entry --socket PLACE --model-dir FOLDER -- ARGUMENT…``; the arguments are those of vLLM's own server, which runs in
-that folder, so that they may name other models inside it. ``entry --serve`` is that server.
+``entry --socket PLACE --work FOLDER -- ARGUMENT…``; the arguments are those of vLLM's own server, which runs in that
+folder, so that a bare name means what is put there later. ``entry --serve`` is that server.
 """
 
 from __future__ import annotations

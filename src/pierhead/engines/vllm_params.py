@@ -17,6 +17,12 @@ OWN = {
     "device": Flag("text", ("cpu", "cuda")),
     "gpus": Flag("text"),  # as the container toolkit names them: all, 0, 0,1
     "lora": Flag("text", many=True),  # NAME=FOLDER inside the model
+    "enable_lora": Flag("yesno"),  # so that adapters can come later
+    "draft": Flag("text"),  # another model of the store
+    "draft_tokens": Flag("count"),
+    "ngram": Flag("yesno"),  # drafts what followed the last words before
+    "pooling": Flag("text", ("mean", "cls", "last")),
+    "normalize": Flag("yesno"),
 }
 ALIASES = {
     **dict.fromkeys(("max_model_len", "ctx_size", "c", "n_ctx"), "context"),
@@ -25,7 +31,9 @@ ALIASES = {
     **dict.fromkeys(("cache_type", "cache_type_k", "kv_cache", "kv_cache_type"), "kv_cache_dtype"),
     "lora_modules": "lora",
     "batch": "max_num_batched_tokens",
-    "draft": "speculative_config",
+    **dict.fromkeys(("model_draft", "md"), "draft"),
+    **dict.fromkeys(("draft_max", "num_speculative_tokens"), "draft_tokens"),
+    "normalise": "normalize",
     "tool_parser": "tool_call_parser",
     "quant": "quantization",
 }
@@ -66,12 +74,17 @@ class Wishes:
     parallel: int
     context: int
     lora: dict[str, str]  # name to folder
+    enable_lora: bool
+    draft: str
+    drafted: int  # tokens at a time; 0: not said
+    ngram: bool
     flags: dict[str, Any]
 
     @classmethod
     def of(cls, settings: Mapping[str, Any], cpus: int) -> Wishes:
         """From any settings; UsageError for a wrong one."""
         left = FLAGS.canonical(settings)
+        pooler = _pooler(left)
         device = left.pop("device", "cpu")
         gpus = str(left.pop("gpus", "all")).split(",")
         pairs = [str(one).partition("=") for one in left.pop("lora", ())]
@@ -82,7 +95,11 @@ class Wishes:
             parallel=left.pop("parallel", 0) or PARALLEL,
             context=left.pop("context", 0),
             lora={name.rpartition("/")[2]: (folder or name).strip("/") for name, _, folder in pairs},
-            flags=left,
+            enable_lora=left.pop("enable_lora", False),
+            draft=left.pop("draft", ""),
+            drafted=left.pop("draft_tokens", 0),
+            ngram=left.pop("ngram", False),
+            flags=left | pooler,
         )
 
     @property
@@ -100,3 +117,15 @@ class Wishes:
     def full(self) -> bool:
         """Whether weights in 32 bits stay so."""
         return self.flags.get("dtype") in ("float32", "float")
+
+
+def _pooler(settings: dict[str, Any]) -> dict[str, Any]:
+    """vLLM's config of pooling, taken out of ``settings``: what it says itself wins over the common words."""
+    common: dict[str, Any] = {}
+    if (how := settings.pop("pooling", None)) is not None:
+        common["pooling_type"] = str(how).upper()
+    if (normalize := settings.pop("normalize", None)) is not None:
+        common["use_activation"] = normalize
+    own: Any = settings.pop("pooler_config", {})
+    made: dict[str, Any] = {**common, **own} if isinstance(own, dict) else own  # pyright: ignore[reportUnknownVariableType]
+    return {"pooler_config": made} if made else {}

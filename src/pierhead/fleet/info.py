@@ -20,7 +20,8 @@ class ReplicaInfo(msgspec.Struct, frozen=True, kw_only=True):
     (0: not known yet).
 
     ``wanted`` is how many replicas its model keeps (0: none, it ends), ``expires_at`` when the whole model is unloaded.
-    ``adapters`` are the LoRAs that requests may name, ``fixed`` (number, scale) of those that always count.
+    ``adapters`` are the LoRAs that requests may name, ``fixed`` (number, scale) of those that always count, ``refused``
+    says why others could not be loaded.
     ``call_prefix`` is what the gateway has a required tool call begin with, ``serves`` which of its operations the
     engine answers natively.
     """
@@ -51,6 +52,7 @@ class ReplicaInfo(msgspec.Struct, frozen=True, kw_only=True):
     called: str
     adapters: tuple[Adapter, ...] = ()
     fixed: tuple[tuple[int, float], ...] = ()
+    refused: dict[str, str] = {}
     error: dict[str, Any] | None
     sandbox: str
 
@@ -90,7 +92,8 @@ def describe_replica(replica: Replica, idle_at: float | None) -> ReplicaInfo:
         call_prefix=instance.spec.call_prefix if instance is not None else "",
         serves=instance.spec.serves if instance is not None else (),
         called=instance.spec.called if instance is not None else "",
-        adapters=instance.spec.adapters if instance is not None else (),
+        adapters=(*instance.spec.adapters, *replica.adapters) if instance is not None else (),
+        refused=dict(replica.refused),
         fixed=instance.spec.fixed if instance is not None else (),
         error=error.to_dict() if error is not None else None,
         sandbox=str(getattr(instance, "sandbox", "")),

@@ -13,6 +13,7 @@ from pierhead.errors import PierError
 from pierhead.events import Listener
 from pierhead.fleet.intent import Intent
 from pierhead.fleet.state import Backoff
+from pierhead.fleet.wish import Wish
 from pierhead.runtimes.base import Runtime
 from pierhead.store.model import ModelRecord
 
@@ -27,6 +28,14 @@ Build = Callable[[LaunchSpec, ModelRecord, Runtime, Listener], Awaitable[LaunchS
 async def builds_nothing(spec: LaunchSpec, model: ModelRecord, runtime: Runtime, listener: Listener) -> LaunchSpec:
     """For fleets whose engines need none."""
     return spec
+
+
+Adapt = Callable[["Replica"], Awaitable[None]]
+"""Sees that a replica which has just been started has its LoRA adapters, before anyone asks for them."""
+
+
+async def adapts_nothing(replica: Replica) -> None:
+    """For fleets whose engines have what they were started with."""
 
 
 @dataclass
@@ -47,6 +56,8 @@ class Life:
     parallel: int = 1
     build: Build = builds_nothing
     spare: bool = False
+    wish: Wish | None = None  # not known before it is given its place
+    adapt: Adapt = adapts_nothing
     lease: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
 

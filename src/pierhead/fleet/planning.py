@@ -19,6 +19,7 @@ from pierhead.fleet.memory import processor_features
 from pierhead.fleet.merge import values
 from pierhead.fleet.peaks import Peaks, kind
 from pierhead.fleet.replica import Replica
+from pierhead.fleet.wish import Wish
 from pierhead.store.model import ModelRecord, opening
 
 _NOTHING: Mapping[str, Any] = {}
@@ -27,7 +28,10 @@ SMALLEST = 512  # tokens: nothing is tried with a smaller context
 
 
 class Planning:
-    """Knows the engines, by the layers of settings, and the store; ``trusted`` raises for a model refused."""
+    """Knows the engines, by the layers of settings, and the store; ``trusted`` raises for a model refused.
+
+    Below ``adapters`` are the folders of replicas that load LoRAs while they run.
+    """
 
     def __init__(
         self,
@@ -36,12 +40,14 @@ class Planning:
         trusted: Callable[[ModelRecord], object],
         fleet: FleetSettings,
         peaks: Peaks,
+        adapters: Path,
     ) -> None:
         self._store = store
         self.layers = layers
         self._trusted = trusted
         self._fleet = fleet
         self._peaks = peaks
+        self._adapters = adapters
         self._processor = processor_features()
         self._besides: dict[str, tuple[Beside, ...]] = {}  # by replica
 
@@ -63,11 +69,14 @@ class Planning:
         engine = {"engine": settings["engine"]} if settings.get("engine") else {}
         return engine | self.engine(record, settings).validate(of_engine(settings))
 
-    def parallel(self, record: ModelRecord, asked: Mapping[str, Any]) -> int:
-        """Requests at a time. A model whose packaged settings cannot be used is refused when it is planned."""
-        with contextlib.suppress(UsageError):
-            return int(self._whole(record, asked).get("parallel", self.engine(record, asked).facts.parallel))
-        return 1
+    def wish(self, record: ModelRecord, asked: Mapping[str, Any]) -> Wish:
+        """What a model is started with, as all settings are now; UsageError for one that cannot be used."""
+        engine = self.engine(record, asked)
+        return Wish(engine.name, values(self.layers.settings(record, asked)), self.layers.adapters(record))
+
+    def parallel(self, record: ModelRecord, wish: Wish) -> int:
+        """Requests at a time."""
+        return int(wish.settings.get("parallel", self.engine(record, wish.picked).facts.parallel))
 
     def hold(self, replica: Replica) -> Path:
         """Keep the store from removing the model while it runs; its folder. Untrusted where the policy refuses it."""
@@ -86,17 +95,16 @@ class Planning:
 
     def _wanted(self, replica: Replica) -> list[tuple[Literal["draft", "lora"], str, float]]:
         """The models that are to be beside it: role, name, scale."""
-        model, asked = replica.life.model, replica.life.intent.settings
-        facts, found = self.engine(model, asked).facts, list[tuple[Literal["draft", "lora"], str, float]]()
-        if facts.speculative and isinstance(draft := self._whole(model, asked).get("draft"), str) and draft:
+        model, wish = replica.life.model, _wish(replica)
+        facts, found = self.engine(model, wish.picked).facts, list[tuple[Literal["draft", "lora"], str, float]]()
+        if facts.speculative and isinstance(draft := wish.settings.get("draft"), str) and draft:
             found.append(("draft", draft, 1.0))
-        adapters = self.layers.adapters(model)
-        if adapters and not facts.lora:
+        if wish.adapters and not facts.lora:
             raise UsageError(
-                f"{facts.title} cannot use LoRA adapters, and '{model.name}' has {', '.join(adapters)}",
-                hint=f"Take them out: pier lora rm {model.name} {next(iter(adapters))}",
+                f"{facts.title} cannot use LoRA adapters, and '{model.name}' has {', '.join(wish.adapters)}",
+                hint=f"Take them out: pier lora rm {model.name} {next(iter(wish.adapters))}",
             )
-        return [*found, *(("lora", name, scale) for name, scale in adapters.items())]
+        return [*found, *(("lora", name, scale) for name, scale in wish.adapters.items())]
 
     def _at_hand(self, replica: Replica, at: int, role: Literal["draft", "lora"], name: str, scale: float) -> Beside:
         try:
@@ -109,6 +117,13 @@ class Planning:
             ) from exc
         folder = self._held(replica, record, f"{replica.id}-{at}")
         return Beside(role, name, folder, record.laid_out, record.metadata, scale)
+
+    def lend(self, name: str) -> Beside:
+        """A LoRA for a replica that runs; NotFound or Untrusted where there is none."""
+        record = self._store.get(name)
+        self._trusted(record)
+        self._store.recheck(record)
+        return Beside("lora", name, self._store.materialize(record), record.laid_out, record.metadata)
 
     def plan(self, replica: Replica, folder: Path, free: int, like: Plan | None = None) -> Plan:
         """The plan for ``free`` bytes of memory, with the context of the plan it is to be ``like``.
@@ -125,7 +140,7 @@ class Planning:
             whole = self._planned(replica, folder, ROOMY, {})
             if self._fleet.shrink != "always" or not whole.context:
                 raise
-        context, parallel = whole.context, self.parallel(replica.life.model, replica.life.intent.settings)
+        context, parallel = whole.context, self.parallel(replica.life.model, _wish(replica))
         while parallel > 1 or context > SMALLEST:
             parallel, context = (parallel // 2, context) if parallel > 1 else (1, max(SMALLEST, context // 2))
             with contextlib.suppress(OutOfMemory):
@@ -144,22 +159,23 @@ class Planning:
         return plan
 
     def _planned(self, replica: Replica, folder: Path, free: int, more: Mapping[str, Any]) -> Plan:
-        model = replica.life.model
-        asked = {**replica.life.intent.settings, **more}
+        model, wish = replica.life.model, _wish(replica)
+        engine = self.engine(model, wish.picked)
         request = PlanRequest(
             replica=replica.id,
             model=model.plain,
             model_dir=folder,
             files=model.laid_out,
             metadata=model.metadata,
-            settings=self._whole(model, asked),
+            settings={**wish.settings, **engine.validate(more)},
             free_memory=max(1, free),  # 0 would mean: not known
             cpus=len(os.sched_getaffinity(0)),
             processor=self._processor,
             beside=self._besides.get(replica.id, ()),
+            adapters=self._adapters / replica.id,
             opening=opening(model.packaged),
         )
-        plan = self.engine(model, asked).plan(request)
+        plan = engine.plan(request)
         _check_adapters(plan, request)
         seen = self._peaks.of(kind(model.digest, plan.spec))
         if seen > plan.memory:
@@ -172,15 +188,17 @@ class Planning:
             )
         return plan
 
-    def _whole(self, model: ModelRecord, asked: Mapping[str, Any]) -> dict[str, Any]:
-        """All settings that hold, over all layers."""
-        return values(self.layers.settings(model, asked))
+
+def _wish(replica: Replica) -> Wish:
+    wish = replica.life.wish
+    assert wish is not None, "a replica is planned with the settings of its model's first start"
+    return wish
 
 
 def _check_adapters(plan: Plan, request: PlanRequest) -> None:
     """UsageError when the engine did not take the adapters that the user wants."""
     missing = {b.name for b in request.beside if b.role == "lora"} - {a.name for a in plan.spec.adapters}
-    if missing:
+    if missing and plan.spec.loading is None:
         raise UsageError(
             f"the engine {plan.spec.engine} takes adapters from the model's own folder only, not {', '.join(missing)}",
             hint=f"Take them out: pier lora rm {request.model} {min(missing)}",

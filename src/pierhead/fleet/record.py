@@ -12,6 +12,7 @@ import msgspec
 
 from pierhead.engines.base import LaunchSpec
 from pierhead.fleet.intent import Intent
+from pierhead.fleet.wish import Wish
 
 if TYPE_CHECKING:
     from pierhead.fleet.replica import Replica
@@ -40,6 +41,7 @@ class ReplicaRecord(msgspec.Struct, frozen=True, kw_only=True):
     started: float
     ready_s: float
     restarts: int = 0
+    wish: Wish | None = None
 
     def intent(self) -> Intent:
         """How its model is kept; which runtime was asked for is not known any more."""
@@ -72,6 +74,7 @@ def of(replica: Replica) -> ReplicaRecord | None:
         started=replica.started,
         ready_s=replica.ready_s,
         restarts=replica.restarts,
+        wish=replica.life.wish,
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from pierhead.engines.base import LaunchSpec, Plan
+from pierhead.engines.base import Adapter, LaunchSpec, Plan
 from pierhead.errors import EngineFailed, PierError
 from pierhead.events import AnyEvent, Note, Phase
 from pierhead.fleet import record as records
@@ -37,6 +37,8 @@ class Replica:
         self.plan: Plan | None = None
         self.runtime_name = ""
         self.instance: Instance | None = None
+        self.adapters: tuple[Adapter, ...] = ()  # LoRAs that were loaded after its start
+        self.refused: dict[str, str] = {}  # and why others could not be
         self.started = time.time()
         self.ready_s = 0.0
         self.ready_at = 0.0
@@ -153,6 +155,7 @@ class Replica:
             await healthy(
                 self.instance.socket, self.instance.spec.sleep[1], self._start_limit(self.instance.spec), "POST"
             )
+        await self.life.adapt(self)
 
     async def _live(self, begin: Callable[[], Awaitable[None]] | None) -> None:
         try:
@@ -196,6 +199,7 @@ class Replica:
         self.instance = await self._runtime.start(self.plan.spec)
         self._move(State.LOADING)
         await wait_ready(self.instance, timeout=self._start_limit(self.plan.spec))
+        await self.life.adapt(self)
         now = time.time()
         self.ready_s = time.monotonic() - self._began
         self.ready_at = now

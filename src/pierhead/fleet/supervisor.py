@@ -14,10 +14,11 @@ import msgspec
 
 from pierhead.config import Settings
 from pierhead.engines.base import Engine, Plan
-from pierhead.errors import DaemonUnavailable, NotFound, PierError
+from pierhead.errors import DaemonUnavailable, NotFound, PierError, UsageError
 from pierhead.events import Listener, Note, Ready, ignore
 from pierhead.fleet import adoption
 from pierhead.fleet import record as records
+from pierhead.fleet.adapters import Fitter
 from pierhead.fleet.admission import Admission, Ticket
 from pierhead.fleet.ask import Ask
 from pierhead.fleet.choice import RuntimeChooser
@@ -65,7 +66,9 @@ class Supervisor:
         self._store = store
         self._peaks = Peaks(peaks or replicas_dir / "peaks.json")
         self.layers = layers or Layers(engines, plain(settings))
-        self._planning = Planning(store, self.layers, trusted, settings.fleet, self._peaks)
+        adapters = replicas_dir.with_name("adapters")
+        self._planning = Planning(store, self.layers, trusted, settings.fleet, self._peaks, adapters)
+        self._fitter = Fitter(self._planning.lend, self.layers, adapters)
         self._settings = settings
         self._build = build
         self._dir = replicas_dir
@@ -202,6 +205,24 @@ class Supervisor:
         group = self._roster.groups.get(digest)
         return group is not None and bool(group.live)
 
+    def pending(self, model: ModelRecord) -> tuple[str, ...]:
+        """The names of settings which what runs of a model was not started with, and the next start will have."""
+        group = self._roster.groups.get(model.digest)
+        before = next((m.life.wish for m in group.live if m.life.wish is not None), None) if group is not None else None
+        if group is None or before is None:
+            return ()
+        try:
+            now = self._planning.wish(model, group.intent.settings)
+        except UsageError:
+            return ()  # which is told when it starts
+        return now.differences(before)
+
+    async def refit(self, digest: str) -> None:
+        """Give what runs of a model the LoRA adapters that its settings name now, where its engine can."""
+        group = self._roster.groups.get(digest)
+        for replica in group.ready if group is not None else ():
+            await self._fitter.fit(replica)
+
     @property
     def waiting(self) -> int:
         """How many starts wait for memory."""
@@ -262,7 +283,7 @@ class Supervisor:
             folder=self._dir / name,
             start_timeout=fleet.start_timeout,
             withdrawn=self._withdrawn,
-            parallel=self._planning.parallel(group.model, group.intent.settings),
+            adapt=self._fitter.fit,
             spare=bool(group.live),
             build=self._build,
         )
@@ -275,7 +296,10 @@ class Supervisor:
         life = replica.life
         group = self._roster.group(replica)
         if replica.plan is None:
-            self._planning.engine(life.model, life.intent.settings)
+            twin = group.twin(replica) if group is not None else None
+            settings = life.intent.settings
+            life.wish = (twin and twin.life.wish) or self._planning.wish(life.model, settings)
+            life.parallel = self._planning.parallel(life.model, life.wish)
             folder = await asyncio.to_thread(self._planning.hold, replica)
             twin = group.twin(replica) if group is not None else None
             plan = await self._admission.admit(self._ticket(replica, folder, twin.plan if twin is not None else None))
@@ -294,6 +318,7 @@ class Supervisor:
 
         def place(plan: Plan) -> None:
             replica.plan = plan
+            self._fitter.prepare(replica)
             asyncio.get_running_loop().run_in_executor(None, read_ahead, weights)  # others may still be ending
 
         def smaller(free: int) -> Plan:
@@ -382,6 +407,7 @@ class Supervisor:
             for one in sorted(found, key=lambda f: (-f.saved.asked, f.saved.started)):
                 await self._go_on(one)
             release(self._store, set(self._roster.replicas))
+            await asyncio.to_thread(self._fitter.tidy, set(self._roster.replicas))
         finally:
             self._adopted.set()
             self._roster.settle()
@@ -393,8 +419,12 @@ class Supervisor:
             await adoption.end(found.id, found.instance)
             return
         kept = self._make(group, found.id)
+        kept.life.wish = saved.wish
+        if saved.wish is not None:
+            kept.life.parallel = self._planning.parallel(model, saved.wish)
         kept.life.lease.callback(unpin, self._store, found.id)
         kept.adopt(found.instance, found.runtime, saved)
+        self._fitter.prepare(kept)
         log.info("took over replica %s (%s)", found.id, model.name)
 
 
