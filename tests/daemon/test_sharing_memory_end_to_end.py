@@ -7,11 +7,14 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from typing import Any
 
 import pytest
 
-from .conftest import House
+from pierhead.events import Ready
+
+from .conftest import House, UnixConnection
 
 MIB = 1 << 20
 BUDGET = {"PIERHEAD_FLEET__MEMORY_BUDGET": str(330 * MIB), "PIERHEAD_ENGINE__MEMORY_RESERVE": str(32 * MIB)}
@@ -52,3 +55,22 @@ def test_models_take_turns_and_a_stream_is_never_cut_for_another(house: House) -
     peaks = json.loads((house.paths.state / "memory-peaks.json").read_bytes())
     assert {p["context"] for p in peaks.values()} >= {512}
     assert all(p["memory"] > 100 * MIB for p in peaks.values())
+
+
+def test_embeddings_of_a_model_that_writes_stay_within_what_is_claimed_where_they_were_asked_for(house: House) -> None:
+    """The longest text that is embedded at a time: its words' logits are several times the model's own weights."""
+    house.start()
+    body = {"model": "smollm2", "settings": {"embeddings": True, "context": 1024}}
+    assert [e for e in house.client.events("POST", "/replicas", body) if isinstance(e, Ready)]
+    claimed = running(house)["smollm2"]["memory_estimate"]
+    connection = UnixConnection(house.paths.gateway_socket)
+    with contextlib.closing(connection):
+        asked = json.dumps({"model": "smollm2", "input": "word " * 500})
+        connection.request("POST", "/v1/embeddings", asked, {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        assert response.status == 200, response.read()
+        assert json.loads(response.read())["usage"]["prompt_tokens"] > 490
+    deadline = time.monotonic() + 30
+    while not (peak := running(house)["smollm2"]["memory_peak"]):
+        assert time.monotonic() < deadline
+    assert claimed - 8 * 512 * 49152 < peak < claimed * 1.05

@@ -162,6 +162,15 @@ def test_embeddings_are_on_by_default_and_can_be_turned_off(ask: Any) -> None:
     assert inner(ENGINE.plan(ask({"embeddings": False})).spec)["embedding"] is False
 
 
+def test_embeddings_of_a_model_that_writes_are_counted_where_they_are_asked_for(ask: Any) -> None:
+    """All logits of a text are worked out for one; where nobody says, the limit leaves room for that."""
+    plain, asked = ENGINE.plan(ask({})), ENGINE.plan(ask({"embeddings": True}))
+    vocabulary = ask({}).metadata["vocab_size"]
+    assert asked.memory - plain.memory > 7 * 512 * vocabulary
+    assert asked.spec.limits == plain.spec.limits
+    assert plain.spec.limits.memory > asked.memory
+
+
 def test_rerank_is_a_mode(ask: Any) -> None:
     got = inner(ENGINE.plan(ask({"rerank": True})).spec)
     assert (got["embedding"], got["pooling_type"]) == (True, "LLAMA_POOLING_TYPE_RANK")

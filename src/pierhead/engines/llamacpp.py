@@ -112,6 +112,9 @@ class LlamaCpp:
         most = asked or min(int(request.metadata.get("context_length") or self._max_context), self._max_context)
         beside = companions(request, settings, most, sizing)
         sizing["extra_weights"] = beside.memory
+        outputs = _outputs(request, mode, sizing)
+        if settings.get("embedding"):  # whoever asks for embeddings uses them; most models that write only write
+            sizing["outputs"] = outputs
         context = self._context(request, asked, sizing)
         needed = estimate(request.metadata, context=context, **sizing)
         if request.free_memory and needed.total > request.free_memory:
@@ -128,10 +131,11 @@ class LlamaCpp:
             **settings,
             **beside.settings,
         }
+        most = estimate(request.metadata, context=context, **sizing | {"outputs": outputs})
         template = Template.of(request, settings)
         engine |= template.settings
         spec = msgspec.structs.replace(
-            self._spec(request, engine, self._most(request, context, sizing, mode)),
+            self._spec(request, engine, most.total),
             call_prefix=template.call_prefix,
             serves=(*_work(mode, request), *_TOOLS),
             mounts=beside.mounts,
@@ -177,13 +181,8 @@ class LlamaCpp:
             raise _too_large(request.model, needed, smallest, request.free_memory)
         return fits
 
-    def _most(self, request: PlanRequest, context: int, sizing: dict[str, Any], mode: dict[str, Any]) -> int:
-        """Bytes that no request may exceed: one for embeddings makes a generative model work out all logits."""
-        beside = bool(mode.get("embedding")) and not request.metadata.get("pooling")
-        outputs = min(sizing["ubatch"], context) if beside else 0
-        return estimate(request.metadata, context=context, outputs=outputs, **sizing).total
-
     def _spec(self, request: PlanRequest, engine: dict[str, Any], most: int) -> LaunchSpec:
+        """``most``: bytes that no request may exceed."""
         pins = (f"xllamacpp=={engine_version()}",)
         return LaunchSpec(
             replica=request.replica,
@@ -196,6 +195,11 @@ class LlamaCpp:
             limits=Limits(memory=most * 5 // 4 + 512 * MIB),
             env=serving.ENV,
         )
+
+
+def _outputs(request: PlanRequest, mode: dict[str, Any], sizing: Mapping[str, Any]) -> int:
+    """Tokens whose logits may be worked out at once: a model that writes does so for all of a text to embed."""
+    return sizing["ubatch"] if mode.get("embedding") and not request.metadata.get("pooling") else 0
 
 
 def _fixed(beside: Companions) -> tuple[tuple[int, float], ...]:
