@@ -60,6 +60,7 @@ def _told(paths: Paths, one: Engine) -> dict[str, Any]:
         "environments": [place.name for place in found],
         "bytes": sum(_weight(place) for place in found),
         "template": one.name in settings(paths).settings.engines,
+        "tried": "never" if one.facts.never_run else "in part" if one.facts.untested else "yes",
     }
 
 
@@ -94,11 +95,14 @@ def list_engines(as_json: bool) -> None:
             ", ".join(one["formats"]),
             ", ".join(word for word in one["serves"] if "-" not in word),
             ", ".join(one["accelerators"]),
+            one["tried"] if not one["template"] else "-",
             size(one["bytes"]) if one["bytes"] else "built in" if one["installed"] else "not installed",
         )
         for one in found
     ]
-    table(("NAME", "TITLE", "FORMATS", "SERVES", "RUNS ON", "PACKAGES"), rows, fold=(3,), spare=(4, 1))
+    table(("NAME", "TITLE", "FORMATS", "SERVES", "RUNS ON", "TRIED", "PACKAGES"), rows, fold=(3,), spare=(4, 1))
+    if any(one["untested"] for one in found):
+        say("Tried: by this project, in its tests. `pier engine show NAME` says what was not.")
 
 
 @engine.command()

@@ -59,7 +59,8 @@ class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
     whether adapters are given at its start or also while it runs; ``sleep`` whether it can let its memory go and stay.
     ``marks`` are names of files that show that a model was made for this engine. ``parallel`` is how many requests it
     takes at a time where nobody says (0: any number). ``pictures`` says whether it serves models that paint:
-    no, those only, or those also. ``untested`` says what of it no machine of the project could try.
+    no, those only, or those also. ``untested`` says what of it no machine of the project could try; ``never_run``: that
+    is all of it.
     """
 
     name: str
@@ -82,6 +83,7 @@ class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
     speculative: bool = False
     pictures: Literal["no", "only", "also"] = "no"
     untested: str = ""
+    never_run: bool = False
 
 
 class ImageRecipe(msgspec.Struct, frozen=True):

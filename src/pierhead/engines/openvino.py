@@ -88,6 +88,7 @@ class OpenVino:
 
     name = FACTS.name
     facts = FACTS
+    environment = WHEELS
 
     def __init__(self, base_image: str = "", max_context: int = 8192) -> None:
         self._base_image = base_image

@@ -78,6 +78,7 @@ FACTS = EngineFacts(
     sleep=True,
     speculative=True,
     untested="All of it: SGLang has wheels and images for GPUs only, and this project ran on none.",
+    never_run=True,
 )
 
 
@@ -86,6 +87,7 @@ class SgLang:
 
     name = FACTS.name
     facts = FACTS
+    environment = WHEELS
 
     def __init__(self, max_context: int = 8192) -> None:
         self._max_context = max_context

@@ -31,6 +31,7 @@ FACTS = EngineFacts(
     parallel=0,
     metrics_path="/prometheus/metrics",
     untested="everything that runs on a GPU: plans, keys and the running of builds are tested, trtllm-serve is not",
+    never_run=True,
 )
 
 
