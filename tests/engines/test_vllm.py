@@ -65,6 +65,8 @@ def test_every_flag_of_vllm_can_be_set_and_has_the_type_that_vllm_gives_it() -> 
         ("limit-mm-per-prompt", "{", "JSON"),
         ("max-num-batched-tokens", "1;rm", "K, M or G"),
         ("chat-template", "--uds=/elsewhere", "text"),
+        ("tool_parser", "hermez", "hermes or"),
+        ("reasoning_parser", "qwen9", "qwen3 or"),
     ],
 )
 def test_a_value_of_the_wrong_type_is_refused_with_what_it_must_be(name: str, value: str, words: str) -> None:
