@@ -79,7 +79,8 @@ def reads(genai: Any, folder: str, settings: dict[str, Any]) -> Reads:
         config.pooling_type = getattr(kind.PoolingType, how.words)
         config.normalize = how.normalize
     pipeline = kind(folder, settings["device"], config, **settings["properties"])
-    made = Reads(pipeline, genai.Tokenizer(folder), settings)
+    pairs = {"add_second_input": True} if settings["task"] == "rank" else {}
+    made = Reads(pipeline, genai.Tokenizer(folder, **pairs), settings)
     made.try_out()
     return made
 

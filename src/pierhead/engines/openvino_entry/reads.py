@@ -51,6 +51,7 @@ class Reads:
 
     def try_out(self) -> None:
         """Let the pipeline read once, so that it fails at the start if it must, and its first client need not wait."""
+        self._lengths([("a", "b")] if self._ranks else [("a",)], None)
         found = self._rank("a", ["b"]) if self._ranks else self._embed("", ["a"])
         if len(found) != 1:
             raise ValueError("the model gives no answer for a text")
