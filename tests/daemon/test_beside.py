@@ -7,7 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
+from safetensors.numpy import save_file
 from tests.package.conftest import write_lora
 
 from pierhead.errors import NotFound
@@ -64,7 +66,7 @@ def test_a_request_chooses_an_adapter_by_the_models_name(running: House, smollm2
     added = pier(running, "lora", "add", "smollm2", str(tmp_path / "noise.gguf"), "--json")
     assert added.returncode == 0, added.stderr + added.stdout
     assert json.loads(added.stdout) == [
-        {"name": "noise", "scale": 1.0, "model": "smollm2+noise", "loaded": False},
+        {"name": "noise", "scale": 1.0, "model": "smollm2+noise", "loaded": False, "error": ""},
     ]
     status, refused = running.chat("smollm2+noise")
     assert status == 409, refused
@@ -87,12 +89,47 @@ def test_a_request_chooses_an_adapter_by_the_models_name(running: House, smollm2
     assert running.client.get("/replicas")[0]["id"] == replica
 
 
+def test_a_client_that_asks_for_the_cache_gets_no_answer_of_another_adapter(
+    running: House, smollm2: Path, tmp_path: Path
+) -> None:
+    """llama.cpp does not note which LoRAs a prompt in its cache was worked out with."""
+    write_lora(tmp_path / "noise.gguf", base=smollm2)
+    assert pier(running, "lora", "add", "smollm2", str(tmp_path / "noise.gguf")).returncode == 0
+    status, plain = running.chat("smollm2", 12)
+    assert status == 200, plain
+    words = [{"role": "user", "content": "Tell me about the sea, and about the ships that sail on it."}]
+    cached: dict[str, Any] = {"cache_prompt": True, "messages": words, "max_tokens": 12, "temperature": 0}
+
+    def answer(model: str, **more: Any) -> str:
+        connection = UnixConnection(running.paths.gateway_socket)
+        with contextlib.closing(connection):
+            body = json.dumps({"model": model, **cached, **more})
+            connection.request("POST", "/v1/chat/completions", body, {"Content-Type": "application/json"})
+            return json.loads(connection.getresponse().read())["choices"][0]["message"]["content"]
+
+    alone = answer("smollm2", cache_prompt=False)
+    adapted = answer("smollm2+noise", cache_prompt=False)
+    assert alone != adapted
+    for _ in range(2):
+        assert answer("smollm2") == alone
+        assert answer("smollm2+noise") == adapted
+    assert answer("smollm2+noise", lora=[]) == adapted, "which adapter counts is the name's matter"
+
+
 def test_what_is_no_adapter_or_of_another_family_is_refused(running: House, tmp_path: Path) -> None:
     write_lora(tmp_path / "other.gguf", "gemma3")
     refused = pier(running, "lora", "add", "smollm2", str(tmp_path / "other.gguf"))
     assert refused.returncode == 2
     assert "is a LoRA for gemma3" in refused.stderr
     assert "no LoRA adapter" in pier(running, "lora", "add", "smollm2", "smollm2").stderr
+    folder = tmp_path / "peft"
+    folder.mkdir()
+    assert "adapter_config.json" in pier(running, "lora", "add", "smollm2", f"{folder}/").stderr
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 4}')
+    save_file({"x": numpy.zeros((4, 4), numpy.float32)}, folder / "adapter_model.safetensors")
+    assert "cannot use 'peft': it is in safetensors" in pier(running, "lora", "add", "smollm2", f"{folder}/").stderr
+    (folder / "adapter_config.json").write_text('{"peft_type": "IA3", "r": 4}')
+    assert "not that of a LoRA" in pier(running, "lora", "add", "smollm2", f"{folder}/").stderr
     (tmp_path / "text.gguf").write_text("no weights")
     assert pier(running, "lora", "add", "smollm2", str(tmp_path / "text.gguf")).returncode == 5
     assert not (running.paths.config / "models.toml").exists()

@@ -69,6 +69,28 @@ def test_requests_are_spread_or_kept_by_their_beginning_as_the_policy_says(house
         assert sorted(map(seen.count, ids)) == [2, 2]
 
 
+def test_a_second_replica_is_like_the_first_whatever_was_changed_meanwhile(running: Any) -> None:
+    *_, last = running.client.events("POST", "/replicas", {"model": "smollm2"})
+    assert isinstance(last, Ready)
+    assert running.client.request("GET", "/settings/smollm2")["pending"] == []
+    wanted = {"set": {"parallel": 3, "kv_cache_type": "q8_0", "context": 512}}
+    changed = running.client.request("PATCH", "/settings/smollm2", wanted)
+    assert changed["pending"] == ["cache_type_k", "cache_type_v", "context", "parallel"]
+    assert "until its next start: cache_type_k" in pier(running, "settings", "smollm2").stderr
+
+    running.kill()  # and it is known to the next daemon, too
+    assert "error" not in running.start()
+    one, other = pair(running)
+    alike = ("parallel", "context", "memory_estimate", "engine")
+    assert {k: other[k] for k in alike} == {k: one[k] for k in alike}
+    assert running.client.request("GET", "/settings/smollm2")["pending"] == changed["pending"]
+
+    running.client.request("DELETE", "/replicas/smollm2")
+    fresh = pair(running)
+    assert [(r["parallel"], r["context"]) for r in fresh] == [(3, 512)] * 2
+    assert running.client.request("GET", "/settings/smollm2")["pending"] == []
+
+
 def test_a_killed_engine_loses_no_new_request_and_comes_back(running: Any) -> None:
     one, other = pair(running)
     os.kill(engine(one), signal.SIGKILL)

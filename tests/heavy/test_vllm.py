@@ -22,9 +22,17 @@ HI: list[Any] = [{"role": "user", "content": "Say hello."}]
 
 
 @pytest.fixture(scope="module")
-def served(installation: Installation, smollm2_safetensors: Path) -> Installation:
+def poet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter that says something else than the model."""
+    return adapter(tmp_path_factory.mktemp("poet") / "poet", 1.0)
+
+
+@pytest.fixture(scope="module")
+def served(installation: Installation, smollm2_safetensors: Path, poet: Path) -> Installation:
+    """One server for most tests: it calls tools, uses adapters, and drafts from the text itself."""
     installation.pier("package", "--safetensors-dir", str(smollm2_safetensors), "small")
-    installation.start("small", context=1024, parallel=2, **{"tool-call-parser": "hermes"})
+    installation.pier("lora", "add", "small", str(poet))
+    installation.start("small", context=1024, parallel=2, ngram=True, draft_tokens=3, tool_parser="hermes")
     return installation
 
 
@@ -93,37 +101,98 @@ def test_a_model_that_embeds_is_served_as_one(installation: Installation, minilm
     installation.stop("vectors")
 
 
-def adapter(folder: Path) -> None:
-    """A LoRA of rank 4 on every layer's queries, as PEFT saves one; it changes little."""
+def adapter(folder: Path, strength: float, rank: int = 4) -> Path:
+    """A LoRA on every layer's queries, as PEFT saves one."""
     folder.mkdir(parents=True)
-    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM"}
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": 8, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM"}
     (folder / "adapter_config.json").write_text(json.dumps({**config, "bias": "none", "lora_dropout": 0.0}))
     random = numpy.random.default_rng(1)
     tensors: dict[str, Any] = {}
     for layer in range(30):
         name = f"base_model.model.model.layers.{layer}.self_attn.q_proj"
-        tensors[f"{name}.lora_A.weight"] = random.normal(0, 0.02, (4, 576)).astype(numpy.float32)
-        tensors[f"{name}.lora_B.weight"] = random.normal(0, 0.02, (576, 4)).astype(numpy.float32)
+        tensors[f"{name}.lora_A.weight"] = random.normal(0, 0.1 * strength, (rank, 576)).astype(numpy.float32)
+        tensors[f"{name}.lora_B.weight"] = random.normal(0, 0.1 * strength, (576, rank)).astype(numpy.float32)
     save_file(tensors, folder / "adapter_model.safetensors")
+    return folder
 
 
-def test_adapters_in_the_models_folder_are_served_and_more_come_while_it_runs(
-    installation: Installation, smollm2_safetensors: Path, tmp_path: Path
+def said(served: Installation, model: str) -> str:
+    asked: Any = {"messages": HI, "max_tokens": 12, "temperature": 0}
+    return served.openai.chat.completions.create(model=model, **asked).choices[0].message.content or ""
+
+
+def adapters(served: Installation) -> dict[str, str]:
+    """Name to state."""
+    listed = json.loads(served.pier("lora", "list", "small", "--json"))
+    return {a["name"]: a["error"] or ("loaded" if a["loaded"] else "not loaded") for a in listed}
+
+
+def test_adapters_of_the_store_come_change_and_go_while_it_runs(served: Installation, poet: Path) -> None:
+    replica = served.house.client.get("/replicas")[0]["id"]
+    plain, changed = said(served, "small"), said(served, "small+poet")
+    assert adapters(served) == {"poet": "loaded"}
+    assert changed != plain
+    assert said(served, "small") == plain, "requests for the model itself must not see the adapter"
+
+    served.pier("lora", "add", "small", "poet=0")
+    assert said(served, "small+poet") == plain, "a scale of 0 must change nothing, at once"
+    served.pier("lora", "add", "small", "poet=1")
+    assert said(served, "small+poet") == changed
+
+    served.pier("lora", "add", "small", str(poet), "--name", "second")
+    assert adapters(served) == {"poet": "loaded", "second": "loaded"}
+    assert said(served, "small+second") == changed
+    models = {m.id: m.to_dict() for m in served.openai.models.list().data}
+    assert models["small+second"]["parent"] == "small"
+    served.pier("lora", "rm", "small", "second")
+    with pytest.raises(openai.NotFoundError):
+        said(served, "small+second")
+    assert served.house.client.get("/replicas")[0]["id"] == replica
+
+
+def test_an_adapter_that_it_cannot_load_is_told_in_its_words_and_the_rest_goes_on(
+    served: Installation, tmp_path: Path
 ) -> None:
-    folder = tmp_path / "with"
-    shutil.copytree(smollm2_safetensors, folder)
-    adapter(folder / "adapters" / "poet")
-    installation.pier("package", str(folder), "with-poet")
-    ready = installation.start("with-poet", context=512, parallel=2)
-    asked = {"model": "poet", "messages": HI, "max_tokens": 4, "temperature": 0}
-    with httpx.Client(transport=httpx.HTTPTransport(uds=ready.socket), base_url="http://engine", timeout=120) as engine:
-        assert {m["id"] for m in engine.get("/v1/models").json()["data"]} == {"with-poet", "poet"}
-        assert engine.post("/v1/chat/completions", json=asked).json()["model"] == "poet"
-        named = {"lora_name": "second", "lora_path": "adapters/poet"}
-        assert engine.post("/v1/load_lora_adapter", json=named).status_code == 200
-        assert "second" in engine.get("/v1/models").text
-        assert engine.post("/v1/unload_lora_adapter", json={"lora_name": "second"}).status_code == 200
-    installation.stop("with-poet")
+    wide = adapter(tmp_path / "wide", 1.0, rank=64)
+    served.pier("lora", "add", "small", f"{wide}")
+    assert "rank" in adapters(served)["wide"]
+    assert said(served, "small")
+    with pytest.raises(openai.APIStatusError, match="wide"):
+        said(served, "small+wide")
+    served.pier("lora", "rm", "small", "wide")
+
+
+def test_no_client_reaches_what_loads_adapters(served: Installation) -> None:
+    for path in ("/v1/load_lora_adapter", "/v1/unload_lora_adapter"):
+        body = {"model": "small", "lora_name": "x", "lora_path": "/etc"}
+        assert httpx.post(f"http://{served.address}{path}", json=body, timeout=60).status_code == 404
+
+
+def test_drafts_are_made_of_the_text_itself_and_change_no_word(served: Installation) -> None:
+    """What was asked to be said again is drafted; how often drafts were right is in the engine's own figures."""
+    text = "one two three four five six seven eight nine ten " * 3
+    served.openai.completions.create(model="small", prompt=text, max_tokens=24, temperature=0)
+    replica = served.house.client.get("/replicas")[0]
+    with httpx.Client(transport=httpx.HTTPTransport(uds=replica["socket"]), base_url="http://engine") as engine:
+        lines = engine.get("/metrics").text.splitlines()
+    accepted = [
+        float(line.split()[-1]) for line in lines if line.startswith("vllm:spec_decode_num_accepted_tokens_total")
+    ]
+    assert sum(accepted) > 0
+
+
+def test_a_model_of_the_store_drafts_for_another(installation: Installation, smollm2_safetensors: Path) -> None:
+    """SmolLM2 drafts for itself, which is always right, and an adapter in the model's folder is there as well."""
+    installation.pier("package", "--safetensors-dir", str(smollm2_safetensors), "large")
+    ready = installation.start("large", context=256, parallel=1, draft="small", draft_tokens=2)
+    assert said(installation, "large")
+    with httpx.Client(transport=httpx.HTTPTransport(uds=ready.socket), base_url="http://engine") as engine:
+        lines = engine.get("/metrics").text.splitlines()
+    accepted = [
+        float(line.split()[-1]) for line in lines if line.startswith("vllm:spec_decode_num_accepted_tokens_total")
+    ]
+    assert sum(accepted) > 3
+    installation.stop("large")
 
 
 def without_tokenizer(folder: Path) -> None:
