@@ -131,7 +131,8 @@ class LlamaCpp:
             **settings,
             **beside.settings,
         }
-        most = estimate(request.metadata, context=context, **sizing | {"outputs": outputs})
+        widest: dict[str, Any] = {**sizing, "outputs": outputs}
+        most = estimate(request.metadata, context=context, **widest)
         template = Template.of(request, settings)
         engine |= template.settings
         spec = msgspec.structs.replace(
