@@ -191,6 +191,9 @@ def test_on_cuda_it_is_vllms_own_image_with_the_gpus_that_were_asked_for() -> No
     assert not any("kv-cache-memory" in flag or "enforce-eager" in flag for flag in flags(made))
     assert made.spec.env["VLLM_SERVER_DEV_MODE"] == "1"
     assert plan().spec.devices == ()
+    awake = plan(device="cuda")
+    assert made.memory - awake.memory > 250_000_000, "asleep, the weights are in the machine's own memory"
+    assert made.spec.limits.memory > awake.spec.limits.memory
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,11 @@ class ModelDesk:
         if record is None or not any(f.role == "lora" for f in adapter.files):
             raise UsageError(f"'{name}' is no LoRA adapter", hint="`pier lora add MODEL FILE.gguf` brings one in.")
         facts = self._fleet.layers.engine(record).facts
+        if not facts.lora:
+            raise UsageError(
+                f"{facts.title}, which serves '{record.name}', cannot use LoRA adapters",
+                hint="llama.cpp (GGUF) and vLLM (safetensors) can.",
+            )
         kept = str(adapter.metadata.get("format") or "")
         if kept and kept not in facts.formats:
             raise UsageError(
@@ -103,6 +108,11 @@ class ModelDesk:
         """Where a replica answers with a LoRA; Conflict when it was started before that was added."""
         record = self._store.get(replica.digest)
         found = with_adapter(replica, adapter, self._fleet.layers.adapters(record).get(adapter, 1.0))
+        if found is None and (why := replica.refused.get(adapter)):
+            raise Conflict(
+                f"'{replica.model}' runs without '{adapter}': {why}",
+                hint=f"Take it out: pier lora rm {replica.model} {adapter}",
+            )
         if found is None:
             raise Conflict(
                 f"'{replica.model}' runs without '{adapter}', which was added later",

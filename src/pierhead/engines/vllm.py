@@ -101,8 +101,8 @@ class Vllm:
         }
         context = self._context(request, wishes, sizing)
         needed = estimate(request.metadata, context=context, **sizing)
-        if wishes.device == "cuda":
-            needed = Estimate(0, 0, 0, CUDA_HOST)
+        if wishes.device == "cuda":  # its sleep moves the weights into the machine's own memory
+            needed = Estimate(needed.weights if wishes.flags.get("enable_sleep_mode") else 0, 0, 0, CUDA_HOST)
         if request.free_memory and needed.total > request.free_memory:
             raise _too_large(request.model, needed, context, request.free_memory)
         flags = {**_usual(request, wishes, context, beside.cache), **wishes.flags, **beside.flags}

@@ -74,6 +74,12 @@ class Planning:
         engine = self.engine(record, asked)
         return Wish(engine.name, values(self.layers.settings(record, asked)), self.layers.adapters(record))
 
+    def like(self, record: ModelRecord, first: Wish) -> Wish:
+        """What one more replica of a model is started with: adapters that can come and go are those of now."""
+        if not first.adapters or self.engine(record, first.picked).facts.lora != "runtime":
+            return first
+        return msgspec.structs.replace(first, adapters=self.layers.adapters(record) or first.adapters)
+
     def parallel(self, record: ModelRecord, wish: Wish) -> int:
         """Requests at a time."""
         return int(wish.settings.get("parallel", self.engine(record, wish.picked).facts.parallel))

@@ -297,8 +297,9 @@ class Supervisor:
         group = self._roster.group(replica)
         if replica.plan is None:
             twin = group.twin(replica) if group is not None else None
-            settings = life.intent.settings
-            life.wish = (twin and twin.life.wish) or self._planning.wish(life.model, settings)
+            first = twin.life.wish if twin is not None else None
+            planning, asked = self._planning, life.intent.settings
+            life.wish = planning.like(life.model, first) if first else planning.wish(life.model, asked)
             life.parallel = self._planning.parallel(life.model, life.wish)
             folder = await asyncio.to_thread(self._planning.hold, replica)
             twin = group.twin(replica) if group is not None else None
