@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import shutil
 import subprocess
@@ -15,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import anthropic
+import numpy
 import openai
 import pytest
+from safetensors.numpy import load_file, save_file
 from tests.conftest import CACHE, ROOT
 from tests.daemon.conftest import House, stocked  # noqa: F401  # a fixture
 
@@ -199,6 +202,22 @@ def minilm() -> Path:
 def as_onnx(minilm: Path, folder: Path, *labels: str) -> Path:
     """all-MiniLM-L6-v2 as ONNX, which makes vectors or has a head for ``labels`` (made up, but always the same)."""
     run(sys.executable, str(ROOT / "bench" / "onnx_peers" / "bert.py"), str(minilm), str(folder), *labels)
+    return folder
+
+
+def as_classifier(minilm: Path, folder: Path, *labels: str) -> Path:
+    """The same as transformers writes a classifier, with the head that ``as_onnx`` makes up."""
+    tensors = {f"bert.{name}": value for name, value in load_file(minilm / "model.safetensors").items()}
+    dice = numpy.random.default_rng(1)
+    tensors["classifier.weight"] = dice.normal(0, 0.02, (len(labels), 384)).astype(numpy.float32)
+    tensors["classifier.bias"] = numpy.zeros(len(labels), numpy.float32)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "model.safetensors")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(minilm / name, folder / name)
+    config = json.loads((minilm / "config.json").read_text()) | {"architectures": ["BertForSequenceClassification"]}
+    named = {"id2label": {str(n): label for n, label in enumerate(labels)}}
+    (folder / "config.json").write_text(json.dumps(config | named))
     return folder
 
 

@@ -13,7 +13,7 @@ import numpy
 import openai
 import pytest
 from safetensors.numpy import save_file
-from tests.heavy.conftest import Installation
+from tests.heavy.conftest import Installation, as_classifier, as_onnx
 
 from pierhead.errors import EngineFailed, PierError
 
@@ -99,6 +99,42 @@ def test_a_model_that_embeds_is_served_as_one(installation: Installation, minilm
     with pytest.raises(openai.APIStatusError, match="chat"):
         installation.openai.chat.completions.create(model="vectors", messages=HI)
     installation.stop("vectors")
+
+
+def test_a_classifier_with_one_label_ranks_as_the_onnx_engine_does(
+    installation: Installation, minilm: Path, tmp_path: Path
+) -> None:
+    installation.pier("package", "--safetensors-dir", str(as_classifier(minilm, tmp_path / "safe", "fits")), "ranker")
+    installation.pier("package", str(as_onnx(minilm, tmp_path / "onnx", "fits")), "onnx-ranker")
+    installation.start("ranker", engine="vllm", context=128, parallel=2, dtype="float32")
+    installation.start("onnx-ranker", engine="onnx")
+    body = {"query": "Where is Paris?", "documents": ["Paris is in France.", "A tax form.", "Rome."]}
+
+    def ranked(model: str) -> list[tuple[int, float]]:
+        found: Any = installation.openai.post("/rerank", body={"model": model, **body}, cast_to=object)
+        return sorted((r["index"], r["relevance_score"]) for r in found["results"])
+
+    told = [ranked(model) for model in ("ranker", "onnx-ranker")]
+    for (_, one), (_, other) in zip(*told, strict=True):
+        assert one == pytest.approx(other, abs=2e-4)
+    pair = {"model": "ranker", "text_1": body["query"], "text_2": body["documents"][0]}
+    scored: Any = installation.openai.post("/score", body=pair, cast_to=object)
+    assert scored["data"][0]["score"] == pytest.approx(told[0][0][1], abs=2e-4)
+    card = next(m for m in installation.openai.models.list().data if m.id == "ranker")
+    assert card.to_dict()["capabilities"] == ["rerank"]
+    installation.stop("ranker")
+    installation.stop("onnx-ranker")
+
+
+def test_a_classifier_names_the_label_of_each_text(installation: Installation, minilm: Path, tmp_path: Path) -> None:
+    folder = as_classifier(minilm, tmp_path / "safe", "bad", "good")
+    installation.pier("package", "--safetensors-dir", str(folder), "judge")
+    installation.start("judge", engine="vllm", context=128, parallel=2, dtype="float32")
+    asked = {"model": "judge", "input": ["A fine day.", "A tax form."]}
+    data: Any = installation.openai.post("/classify", body=asked, cast_to=object)
+    assert {one["label"] for one in data["data"]} <= {"bad", "good"}
+    assert [sum(one["probs"]) for one in data["data"]] == pytest.approx([1, 1], abs=1e-3)
+    installation.stop("judge")
 
 
 def adapter(folder: Path, strength: float, rank: int = 4) -> Path:
@@ -206,16 +242,9 @@ def of_an_unknown_kind(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
-def of_an_unknown_quantization(folder: Path) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    config |= {"quantization_config": {"quant_method": "odd"}}
-    (folder / "config.json").write_text(json.dumps(config))
-
-
 BAD: list[tuple[Callable[[Path], None], str]] = [
     (without_tokenizer, "tokenizer"),
     (of_an_unknown_kind, "strange"),
-    (of_an_unknown_quantization, "odd"),
 ]
 
 
