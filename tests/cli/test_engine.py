@@ -38,6 +38,8 @@ def environment(folder: Path, name: str, *, whole: bool = True) -> Path:
     place = folder / "environments" / name
     place.mkdir(parents=True)
     (place / "data").write_bytes(bytes(1000))
+    (place / "bin").mkdir()
+    (place / "bin" / "python").touch()
     if whole:
         (place / "ready.json").write_text("{}")
     return place
