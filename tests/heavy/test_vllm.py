@@ -212,7 +212,7 @@ def test_drafts_of_a_model_of_the_store_or_of_the_text_itself_are_accepted(
     served.pier("package", "--safetensors-dir", str(smollm2_safetensors), "large")
     ready = served.start("large", context=256, parallel=1, **wish)
     text = "one two three four five six seven eight nine ten " * 3
-    served.openai.completions.create(model="large", prompt=text, max_tokens=12, temperature=0)
+    served.openai.completions.create(model="large", prompt=text, max_tokens=32, temperature=0)
     with httpx.Client(transport=httpx.HTTPTransport(uds=ready.socket), base_url="http://engine") as engine:
         lines = engine.get("/metrics").text.splitlines()
     name = "vllm:spec_decode_num_accepted_tokens_total"
