@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import struct
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
-from pierhead.convert.job import Job, Workshop
-from pierhead.convert.quantize import ENVIRONMENT
+from pierhead.convert.job import Job, Progress, Workshop
+from pierhead.convert.quantize import ENVIRONMENT, Wish, quantize
 from pierhead.convert.types import TYPES, known
 from pierhead.errors import EngineFailed, UsageError
-from pierhead.events import ignore
+from pierhead.events import Listener, ignore
 from pierhead.formats.gguf import read_file
+from pierhead.package.build import package
+from pierhead.package.inputs import Input, Inputs
+from pierhead.package.recipe import Recipe
 from pierhead.runtimes.environment import Environments
+from pierhead.store.layout import Store
 
 from .conftest import LICENCE, ROOT, Bench
 
+DAY = "2026-01-01T00:00:00Z"
 pytestmark = [pytest.mark.model, pytest.mark.timeout(300)]
 
 
@@ -71,7 +78,8 @@ def test_importances_change_what_comes_out(workbench: Bench, tmp_path: Path) -> 
     assert plain.splitlines()[-1] != better.splitlines()[-1]
 
 
-def test_ctrl_c_leaves_nothing(workbench: Bench) -> None:
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_whoever_is_ended_leaves_nothing(workbench: Bench, how: signal.Signals) -> None:
     process = subprocess.Popen(
         workbench.argv("quantize", "wide", "never", "--type", "Q4_K_M", "--threads", "1"),
         env=workbench.env,
@@ -83,13 +91,34 @@ def test_ctrl_c_leaves_nothing(workbench: Bench) -> None:
         assert line, "it ended before it began"
     children = psutil.Process(process.pid).children(recursive=True)
     assert children
-    process.send_signal(signal.SIGINT)
+    process.send_signal(how)
     process.communicate(timeout=30)
     assert process.returncode == 130
     _, alive = psutil.wait_procs(children, timeout=10)
     assert not alive
     assert not workbench.left_over
     assert "never" not in workbench.ok("list")
+
+
+def test_a_model_may_lose_its_name_while_it_is_quantized(smollm2: Path, tmp_path: Path) -> None:
+    store = Store.open(tmp_path / "store")
+    licence = tmp_path / "LICENCE"
+    licence.write_text(LICENCE)
+    files = (Input(smollm2, "m.gguf", "weights", "gguf"), Input(licence, "LICENCE", "license"))
+    base = package(store, Recipe("base", Inputs(files), created=DAY))
+
+    class Shop(Workshop):
+        async def run(self, job: Job, source: Path, target: Path, listener: Listener, tell: Progress) -> dict[str, Any]:
+            await asyncio.to_thread(store.remove, "base")
+            await asyncio.to_thread(store.prune)
+            os.link(source / "m.gguf", target / job.told["out"])
+            return {}
+
+    shop = Shop(Environments(tmp_path), confined=False)
+    wish = Wish("small", "Q4_1", DAY, allow_requantize=True)
+    asyncio.run(quantize(store, shop, base, wish, ignore, lambda *_: None))
+    assert [m.name for m in store.models()] == ["small"]
+    assert {f.role for f in store.get("small").files} == {"weights", "license"}
 
 
 def test_a_broken_file_is_refused_with_the_quantizers_reason(tmp_path: Path) -> None:

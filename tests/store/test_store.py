@@ -113,6 +113,21 @@ def test_the_collector_takes_partials_in_which_nothing_landed(store: Store) -> N
     assert begun.read_bytes() == b"x"
 
 
+def test_the_collector_takes_what_a_killed_quantizer_left_and_leaves_one_at_work(store: Store) -> None:
+    code = "import os, sys, pathlib; from pierhead.store.layout import Store\n"
+    code += "with Store.open(pathlib.Path(sys.argv[1])).scratch('quantize') as out:\n"
+    code += "    (out / 'half.gguf').write_bytes(b'x' * 100_000)\n    os.kill(os.getpid(), 9)"
+    subprocess.run([sys.executable, "-c", code, str(store.root)], check=False, timeout=30)
+    left = [p for p in store.root.iterdir() if p.name.startswith(".quantize-")]
+    assert len(left) == 1
+    with store.scratch("convert") as at_work:
+        assert store.prune(dry_run=True).freed >= 100_000
+        assert store.prune().freed >= 100_000
+        assert at_work.is_dir()
+    assert not left[0].exists()
+    assert not at_work.exists()
+
+
 @pytest.mark.skipif(os.getuid() != 0, reason="mounting a small disk needs root")
 def test_a_disk_that_fills_up_gives_one_clear_error_and_a_readable_store(tmp_path: Path) -> None:
     disk = tmp_path / "disk"

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Coroutine, Generator
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from pierhead.convert.quantize import Made
     from pierhead.paths import Paths
 
+T = TypeVar("T")
 _PATH = click.Path(path_type=Path)
 _TEXT, _HOW = "Measuring", "Quantizing"
 _MAX_TEXT = 8 << 20
@@ -82,11 +84,17 @@ def quantize(source: str, target: str, as_json: bool, **given: Any) -> None:
     )
     with watching(as_json) as (listener, tell):
         base = model_of(paths, source, listener)
-        made = asyncio.run(work.quantize(open_store(paths), workshop(paths), base, wish, listener, tell))
+        made = _run(work.quantize(open_store(paths), workshop(paths), base, wish, listener, tell))
     if as_json:
         print_json(made)
     else:
         _show(made)
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    """The work to its end; SIGTERM ends it as Ctrl-C does, and leaves nothing behind either."""
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    return asyncio.run(work)
 
 
 def workshop(paths: Paths) -> Workshop:
@@ -233,7 +241,7 @@ def convert(source: str, target: str, kind: str, weights: str, task: str, opset:
         path = Path(source).expanduser()
         local = path.is_dir() or source.startswith(("./", "../", "/", "~"))
         found = path if local else model_of(paths, source, listener)
-        made = asyncio.run(work.convert(open_store(paths), workshop(paths), found, wish, listener, tell))
+        made = _run(work.convert(open_store(paths), workshop(paths), found, wish, listener, tell))
     if as_json:
         print_json(made)
     else:

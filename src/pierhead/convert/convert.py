@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -12,7 +11,7 @@ from typing import Any, cast
 import msgspec
 
 from pierhead.convert.job import Job, Workshop
-from pierhead.convert.quantize import Tell, recipe, warnings_of
+from pierhead.convert.quantize import Tell, at_work, recipe, warnings_of
 from pierhead.engines.base import Environment
 from pierhead.errors import UsageError
 from pierhead.events import Listener
@@ -74,11 +73,9 @@ async def convert(
 
     UsageError for what cannot be converted, EngineFailed with the converter's own reason.
     """
-    place = source if isinstance(source, Path) else await asyncio.to_thread(store.materialize, source)
-    before = _check(source, place)
-    job = _gguf(wish, source) if wish.to == "gguf" else _onnx(wish, place)
-    with tempfile.TemporaryDirectory(prefix=".convert-", dir=store.root) as scratch:
-        out = Path(scratch)
+    async with at_work(store, "convert", source) as (place, out):
+        before = _check(source, place)
+        job = _gguf(wish, source) if wish.to == "gguf" else _onnx(wish, place)
         if wish.to == "onnx":
             (out / job.told["out"]).mkdir()
         found = await shop.run(job, place, out, listener, lambda what, share: tell("Converting", what, share))

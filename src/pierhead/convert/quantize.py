@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
-import tempfile
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,9 +76,7 @@ async def quantize(store: Store, shop: Workshop, base: ModelRecord, wish: Wish, 
     UsageError for a model or type that cannot be, OutOfSpace before any work, EngineFailed with the quantizer's reason.
     """
     weights = _weights(base, wish)
-    source = await asyncio.to_thread(store.materialize, base)
-    with tempfile.TemporaryDirectory(prefix=".quantize-", dir=store.root) as scratch:
-        out = Path(scratch)
+    async with at_work(store, "quantize", base) as (source, out):
         _room(out, base, wish)
         told = _told(wish, weights[0].name, out)
         job = Job("quantize.py", "llama-quantize", ENVIRONMENT, told)
@@ -100,6 +98,19 @@ async def quantize(store: Store, shop: Workshop, base: ModelRecord, wish: Wish, 
         fallbacks=int(found.get("fallbacks", 0)),
         **measured,
     )
+
+
+@contextlib.asynccontextmanager
+async def at_work(store: Store, work: str, source: ModelRecord | Path) -> AsyncGenerator[tuple[Path, Path]]:
+    """The folder of a model, which stays whoever removes the model meanwhile, and one for what is made of it."""
+    kept = contextlib.ExitStack()
+    try:
+        if isinstance(source, ModelRecord):
+            await asyncio.to_thread(kept.enter_context, store.hold(source.digest))
+            source = await asyncio.to_thread(store.materialize, source)
+        yield source, await asyncio.to_thread(kept.enter_context, store.scratch(work))
+    finally:
+        await asyncio.to_thread(kept.close)
 
 
 def _weights(base: ModelRecord, wish: Wish) -> list[ModelFile]:

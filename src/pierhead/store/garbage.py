@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from pierhead.store import scratch
 from pierhead.store.files import is_locked, remove_tree, seized, sync_folder
 from pierhead.store.manifest import reachable
 
@@ -20,13 +21,15 @@ _PARTS = (".part", ".mark", ".done")
 def find(root: Path, live: Iterable[str], before: float) -> list[Path]:
     """The files and folders below ``root`` that no manifest of ``live`` (digests) needs, and that are older.
 
-    Temporary files beside the index and the pins are dead for whoever holds the index's lock.
+    Temporary files beside the index and the pins are dead for whoever holds the index's lock, and so are folders of
+    work that nobody has locked.
     """
     blobs = root / "blobs" / "sha256"
     models = {digest.removeprefix("sha256:") for digest in live}
     keep = models | needed(blobs, models)
     places = ((blobs, keep), (root / "links", keep), (root / "models", models), (root / "beside", models))
     old = [p for place, wanted in places for p in _children(place) if p.name not in wanted and changed(p) < before]
+    old += scratch.dead(root)
     return old + [p for place in (root, root / "pins") for p in _children(place) if _TEMPORARY.fullmatch(p.name)]
 
 

@@ -36,6 +36,7 @@ from pierhead.store.materialize import lay_out
 from pierhead.store.media import CREATED, SOURCE, Kind, kind_of
 from pierhead.store.model import Blob, Layer, ModelFile, ModelRecord, Pruned, Referrer, Removed, Usage
 from pierhead.store.names import Names, check_name
+from pierhead.store.scratch import scratch
 from pierhead.store.usage import Share, measure, shares
 
 
@@ -333,6 +334,10 @@ class Store:
                     for blob in (manifest.name, *oci.reachable(manifest)):
                         touch(self.blobs.folder / blob)
             yield records
+
+    def scratch(self, work: str) -> contextlib.AbstractContextManager[Path]:
+        """An empty folder on the store's disk for ``work`` (quantize, convert), gone afterwards, even after a kill."""
+        return scratch(self.root, work)
 
     def describe(self, manifest: bytes, config: bytes) -> dict[str, Any]:
         """What ``commit_artifact`` keeps beside an artifact whose blobs are here."""
