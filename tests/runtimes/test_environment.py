@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,9 +16,10 @@ from pierhead.engines.base import Environment, LaunchSpec
 from pierhead.errors import RuntimeUnavailable, SourceUnavailable
 from pierhead.events import AnyEvent, BuildProgress, ignore
 from pierhead.runtimes import sandbox
-from pierhead.runtimes.environment import Environments
+from pierhead.runtimes.environment import Environments, Report
 from pierhead.runtimes.process import ProcessRuntime
 
+ROOT = Path(__file__).resolve().parents[2]
 WANTED = Environment(("iniconfig==2.1.0",))  # small, without dependencies
 
 
@@ -61,6 +64,42 @@ async def test_an_environment_whose_python_was_removed_is_made_anew(tmp_path: Pa
     assert environments.of("e") == []
     assert await environments.ensure("e", WANTED, ignore) == python
     assert python.exists()
+
+
+class Scripted(Environments):
+    """Its installer is a line of shell, run in the environment's folder."""
+
+    def __init__(self, folder: Path, script: str) -> None:
+        super().__init__(folder)
+        self._script = script
+
+    async def _make(self, place: Path, wanted: Environment, tell: Report) -> None:
+        (place / "bin").mkdir(parents=True)
+        (place / "bin" / "python").symlink_to(sys.executable)
+        await self._run(("/bin/sh", "-c", f"cd {place}; {self._script}"), tell)
+        (place / "ready.json").write_text("{}")
+
+
+async def test_an_installer_that_outlives_its_daemon_ends_before_another_begins(tmp_path: Path) -> None:
+    begun, go = tmp_path / "begun", tmp_path / "go"
+    os.mkfifo(begun)
+    os.mkfifo(go)
+    script = f"echo it is > {begun}; read line < {go}; echo first >> written"
+    code = "import asyncio, sys, pathlib; from tests.runtimes.test_environment import WANTED, Scripted, ignore; "
+    code += "asyncio.run(Scripted(pathlib.Path(sys.argv[1]), sys.argv[2]).ensure('e', WANTED, ignore))"
+    daemon = await asyncio.create_subprocess_exec(sys.executable, "-c", code, tmp_path, script, cwd=ROOT)
+    async with asyncio.timeout(30):
+        assert await asyncio.to_thread(begun.read_text) == "it is\n"
+    daemon.kill()
+    await daemon.wait()
+    after = Scripted(tmp_path, "echo second >> written")
+    task = asyncio.create_task(after.ensure("e", WANTED, ignore))
+    await asyncio.wait({task}, timeout=0.4)
+    assert not task.done()
+    await asyncio.to_thread(go.write_text, "go on\n")
+    async with asyncio.timeout(20):
+        await task
+    assert (after.place("e", WANTED) / "written").read_text() == "second\n"
 
 
 async def test_what_cannot_be_installed_says_why_and_leaves_nothing(tmp_path: Path) -> None:

@@ -11,26 +11,41 @@ import re
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
 from pierhead.engines.base import Environment
 from pierhead.errors import RuntimeUnavailable, SourceUnavailable
-from pierhead.events import BuildProgress, Listener
+from pierhead.events import BuildProgress, Listener, ignore
 from pierhead.runtimes.lock import locked
 from pierhead.sources.installer import INSTALL, Tool, tools
 
 DEADLINE = 3600.0
 TORCH = "https://download.pytorch.org/whl"  # has the builds of PyTorch that PyPI lacks
 _MARK = "ready.json"
-Report = Callable[[str], None]
 _USERINFO = re.compile(r"(?<=://)[^/\s@'\"]+@")
 
 
+@dataclass(frozen=True)
+class Report:
+    """Who hears of the steps of one installation, and the lock that its installers hold."""
+
+    listener: Listener
+    name: str
+    lock: int
+
+    def __call__(self, step: str) -> None:
+        self.listener(BuildProgress(image=self.name, step=step))
+
+
 class Environments:
-    """Those below ``folder``; an environment is whole when its mark is there, and is never changed after that."""
+    """Those below ``folder``; an environment is whole when its mark is there, and is never changed after that.
+
+    Installers hold the lock with us: one that outlives its daemon has ended before another begins in its place.
+    """
 
     def __init__(self, folder: Path, choice: str = "auto", env: Mapping[str, str] | None = None) -> None:
         self._folder = folder
@@ -57,12 +72,12 @@ class Environments:
             return found
         place = self.place(engine, wanted)
         await asyncio.to_thread(self._folder.mkdir, parents=True, exist_ok=True)
-        async with locked(self._folder / f".{place.name}.lock"):
+        async with locked(self._folder / f".{place.name}.lock") as lock:
             if found := self.find(engine, wanted):
                 return found
             await asyncio.to_thread(shutil.rmtree, place, True)
             try:
-                await self._make(place, wanted, lambda step: listener(BuildProgress(image=place.name, step=step)))
+                await self._make(place, wanted, Report(listener, place.name, lock))
             except BaseException:
                 await asyncio.to_thread(shutil.rmtree, place, True)
                 raise
@@ -96,7 +111,7 @@ class Environments:
         await self._run(_create(tool, self._base(wanted), place, wanted.python), tell)
         tell(f"installing {', '.join(wanted.requirements)}")
         await self._install(tool, python, wanted, tell)
-        listed = await self._run(_listing(tool, python), lambda _: None)
+        listed = await self._run(_listing(tool, python), Report(ignore, place.name, tell.lock))
         mark = {"requirements": wanted.requirements, "installed": sorted(listed)}
         temporary = place / f"{_MARK}.new"
         temporary.write_bytes(msgspec.json.encode(mark))
@@ -139,6 +154,7 @@ class Environments:
                 stderr=asyncio.subprocess.STDOUT,
                 env=env,
                 start_new_session=True,
+                pass_fds=(tell.lock,),
                 limit=1 << 20,
             )
         except OSError as exc:

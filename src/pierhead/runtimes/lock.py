@@ -13,8 +13,10 @@ _PAUSE = 0.05
 
 
 @contextlib.asynccontextmanager
-async def locked(path: Path) -> AsyncGenerator[None]:
+async def locked(path: Path) -> AsyncGenerator[int]:
     """Hold an exclusive lock between processes; a cancelled wait leaves nothing behind.
+
+    A program that is given the file descriptor holds it, too, until it ends, even when this process is killed.
 
     It asks again and again: who waits in a thread takes it from those who hold the lock and need one to go on.
     """
@@ -23,7 +25,7 @@ async def locked(path: Path) -> AsyncGenerator[None]:
     try:
         while not _taken(fd):  # noqa: ASYNC110  # another process tells nobody when it lets go
             await asyncio.sleep(_PAUSE)
-        yield
+        yield fd
     finally:
         os.close(fd)
 
