@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from pierhead.daemon.modelbook import ModelBook
 from pierhead.daemon.routes import PLUS, with_adapter
 from pierhead.daemon.wire import AdapterInfo, ModelSettings, SettingsChange
-from pierhead.engines.base import Describes, Engine
+from pierhead.engines.base import Describes, Engine, EngineFacts
 from pierhead.engines.common_settings import COMMON, checked
 from pierhead.engines.setting_table import spelled
 from pierhead.errors import Conflict, PierError, UsageError
@@ -62,6 +62,8 @@ class ModelDesk:
         ready = dict(_typed(name, value, engine) for name, value in wanted.set.items())
         names = (ALL,) if record is None else (record.name, *record.names)
         adapters = wanted.set.get(ADAPTERS)
+        if record is not None and isinstance(adapters, dict) and adapters.keys() - layers.adapters(record).keys():
+            _takes_adapters(layers.engine(record, _engine(wanted)).facts, record)
         for adapter in adapters if isinstance(adapters, dict) else ():
             await asyncio.to_thread(self._check_adapter, record, adapter)
         await self._book.edit(names, ready, wanted.unset, lambda file: layers.reading(file).check(record))
@@ -128,6 +130,17 @@ class ModelDesk:
             AdapterInfo(name, scale, f"{record.name}{PLUS}{name}", name in loaded, refused.get(name, ""))
             for name, scale in self._fleet.layers.adapters(record).items()
         )
+
+
+def _takes_adapters(facts: EngineFacts, record: ModelRecord) -> None:
+    """UsageError where a model's engine could not start with an adapter of the store."""
+    if facts.lora and not facts.lora_inside:
+        return
+    why = "takes adapters from the model's own folder only" if facts.lora else "cannot use LoRA adapters"
+    raise UsageError(
+        f"{facts.title}, which serves '{record.name}', {why}",
+        hint="`pier engine list` shows which there are, `pier settings set MODEL engine=NAME` chooses one.",
+    )
 
 
 def _shown(

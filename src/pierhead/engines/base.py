@@ -56,7 +56,8 @@ class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
     ``formats`` are those of ``ModelFile.format``. ``serves`` are the gateway's operations that it may answer natively;
     which of them it does for one model is in the launch spec. ``metrics`` maps our words (``running``, ``waiting``,
     ``cache_usage``, ``prompt_tokens``, ``generated_tokens``) to the names that it gives to Prometheus. ``lora`` tells
-    whether adapters are given at its start or also while it runs; ``sleep`` whether it can let its memory go and stay.
+    whether adapters are given at its start or also while it runs, ``lora_inside`` that only those of the model's own
+    folder can be; ``sleep`` whether it can let its memory go and stay.
     ``marks`` are names of files that show that a model was made for this engine. ``parallel`` is how many requests it
     takes at a time where nobody says (0: any number). ``pictures`` says whether it serves models that paint:
     no, those only, or those also. ``untested`` says what of it no machine of the project could try; ``never_run``: that
@@ -79,6 +80,7 @@ class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
     metrics: dict[str, str] = {}
     metrics_path: str = "/metrics"
     lora: Literal["", "start", "runtime"] = ""
+    lora_inside: bool = False
     sleep: bool = False
     speculative: bool = False
     pictures: Literal["no", "only", "also"] = "no"

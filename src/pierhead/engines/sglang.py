@@ -75,6 +75,7 @@ FACTS = EngineFacts(
         "generated_tokens": "sglang:generation_tokens_total",
     },
     lora="runtime",
+    lora_inside=True,
     sleep=True,
     speculative=True,
     untested="All of it: SGLang has wheels and images for GPUs only, and this project ran on none.",
