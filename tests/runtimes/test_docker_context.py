@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import subprocess
 import tarfile
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from pierhead.engines.base import ImageRecipe
-from pierhead.errors import RuntimeUnavailable
-from pierhead.runtimes.docker_context import portable, write_context
+from pierhead.errors import RuntimeUnavailable, SourceUnavailable
+from pierhead.runtimes.docker_context import gather, portable, write_context
 from pierhead.runtimes.docker_image import with_python
 
 SHELL = b"#!/bin/sh\n'''exec' /a very/long path/bin/python3.11 \"$0\" \"$@\"\n' '''\nimport sys\n"
@@ -37,6 +40,26 @@ def test_programs_are_in_the_context_and_can_be_run(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "context.tar") as tar:
         modes = {one.name.removeprefix("opt/engine/site/"): one.mode for one in tar if "/site/" in one.name}
     assert modes == {"__main__.py": 0o644, "bin/tool": 0o755, "tool.py": 0o644}
+
+
+@pytest.mark.parametrize("torch", ["cpu", ""])
+def test_a_build_of_pytorch_that_the_index_lacks_comes_from_pytorchs_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, torch: Literal["", "cpu"]
+) -> None:
+    asked: list[list[str]] = []
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        asked.append(command)
+        absent = "No matching distribution found for torch==2.13.0+cpu" if "--extra-index-url" not in command else ""
+        return subprocess.CompletedProcess(command, int(bool(absent)), "", absent)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    recipe = ImageRecipe("e", "base", ("torch==2.13.0+cpu",), python="3.11", torch=torch)
+    refused = contextlib.nullcontext() if torch else pytest.raises(SourceUnavailable, match="No matching distribution")
+    with refused:
+        gather(recipe, "x86_64", tmp_path)
+    tried = [c[c.index("--extra-index-url") + 1] if "--extra-index-url" in c else "" for c in asked]
+    assert tried == (["", "https://download.pytorch.org/whl/cpu"] if torch else [""])
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,8 @@ class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
 class ImageRecipe(msgspec.Struct, frozen=True):
     """The inputs of an engine image; its name is the hash of them. ``requirements`` are exact wheel pins.
 
-    ``python`` is the minor version that is wanted, as ``3.13`` ("": that of the base image).
+    ``python`` is the minor version that is wanted, as ``3.13`` ("": that of the base image). ``torch`` is the build of
+    PyTorch that an ``Environment`` has.
     """
 
     engine: str
@@ -101,6 +102,7 @@ class ImageRecipe(msgspec.Struct, frozen=True):
     glibc: tuple[int, int] = (2, 28)  # the newest that its wheels ask for; the base image must have it
     dependencies: bool = False  # whether what the requirements need comes with them; else they are all
     python: str = ""
+    torch: Literal["", "cpu"] = ""
 
 
 class Adapter(msgspec.Struct, frozen=True):

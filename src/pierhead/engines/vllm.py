@@ -141,7 +141,9 @@ class Vllm:
             model_dir=str(request.model_dir),
             entry=str(ENTRY),
             environment=CUDA_WHEELS if cuda else WHEELS,
-            image=ImageRecipe(self.name, IMAGE if cuda else self._base_image, () if cuda else PINS, files),
+            image=ImageRecipe(self.name, IMAGE, (), files)
+            if cuda
+            else ImageRecipe(self.name, self._base_image, PINS, files, torch=WHEELS.torch),
             limits=Limits(memory=needed.total * 5 // 4 + 1024 * MIB, pids=4096),
             readiness=Readiness(timeout=900.0),
             devices=tuple(f"nvidia.com/gpu={gpu}" for gpu in wishes.gpus),

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from pierhead.engines.base import ImageRecipe
 from pierhead.errors import RuntimeUnavailable, SourceUnavailable
+from pierhead.runtimes.environment import TORCH
 
 SITE = "opt/engine/site"
 GLIBC = (2, 28)  # what installed wheels may ask for to be copied: every base image of the last years has it
@@ -96,6 +97,22 @@ def _fits(tag: str, machine: str) -> bool:
 
 
 def _fetch(pins: tuple[str, ...], recipe: ImageRecipe, machine: str, target: Path, options: tuple[str, ...]) -> None:
+    """From the user's own index; where that lacks the wanted build of PyTorch, from PyTorch's index as well."""
+    command = _installer(pins, recipe, machine, target, options)
+    failed = _run(command, pins)
+    if failed and recipe.torch and "torch" in failed:
+        failed = _run([*command, "--extra-index-url", f"{TORCH}/{recipe.torch}"], pins)
+    if failed:
+        raise SourceUnavailable(
+            f"{', '.join(pins)} could not be fetched for the engine image: {_last_words(failed)}",
+            hint="Check the network or set your package index for uv or pip (UV_DEFAULT_INDEX, PIP_INDEX_URL).",
+        )
+
+
+def _installer(
+    pins: tuple[str, ...], recipe: ImageRecipe, machine: str, target: Path, options: tuple[str, ...]
+) -> list[str]:
+    """pip or uv, told to bring wheels for the image's system."""
     glibc = recipe.glibc
     uv = shutil.which("uv") or shutil.which("uv", path=str(Path(sys.prefix) / "bin"))
     if importlib.util.find_spec("pip") is not None:  # so that the user's pip.conf holds
@@ -111,7 +128,11 @@ def _fetch(pins: tuple[str, ...], recipe: ImageRecipe, machine: str, target: Pat
         raise RuntimeUnavailable(
             f"fetching {', '.join(pins)} for the engine image needs uv or pip", hint="Install uv (`pip install uv`)."
         )
-    command += [*options, "--only-binary", ":all:", "--python-version", recipe.python, "--target", str(target)]
+    return [*command, *options, "--only-binary", ":all:", "--python-version", recipe.python, "--target", str(target)]
+
+
+def _run(command: list[str], pins: tuple[str, ...]) -> str:
+    """The complaint of an installer, "" where it has none."""
     try:
         done = subprocess.run(
             [*command, *pins],
@@ -125,11 +146,7 @@ def _fetch(pins: tuple[str, ...], recipe: ImageRecipe, machine: str, target: Pat
         raise SourceUnavailable(
             f"fetching {', '.join(pins)} took more than {FETCH_LIMIT:g} s", hint="Check the package index, try again."
         ) from exc
-    if done.returncode != 0:
-        raise SourceUnavailable(
-            f"{', '.join(pins)} could not be fetched for the engine image: {_last_words(done.stderr)}",
-            hint="Check the network or set your package index for uv or pip (UV_DEFAULT_INDEX, PIP_INDEX_URL).",
-        )
+    return (done.stderr or f"exit status {done.returncode}") if done.returncode else ""
 
 
 def _last_words(text: str) -> str:
