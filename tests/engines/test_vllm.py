@@ -183,6 +183,13 @@ def test_common_words_of_pooling_become_vllms_config_and_its_own_win() -> None:
         plan(pooling="rank")
 
 
+def test_the_image_for_cpus_has_the_build_of_pytorch_that_processes_have() -> None:
+    made = plan()
+    assert made.spec.image is not None
+    assert made.spec.environment is not None
+    assert made.spec.image.torch == made.spec.environment.torch == "cpu"
+
+
 def test_on_cuda_it_is_vllms_own_image_with_the_gpus_that_were_asked_for() -> None:
     made = plan(device="cuda", gpus="0,1", **{"tensor-parallel-size": 2, "enable-sleep-mode": True})
     assert made.spec.image is not None

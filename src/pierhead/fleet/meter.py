@@ -13,10 +13,11 @@ from pierhead.fleet.replica import Replica
 from pierhead.fleet.state import State
 
 _PAUSE = 2.0  # seconds between two readings of one replica, at least
+_READ = frozenset({State.READY, State.SLEEPING})  # who sleeps may keep in the machine's memory what it had elsewhere
 
 
 class Meter:
-    """Reads each replica when it has become idle, and all of them every ``every`` seconds (0: never).
+    """Reads each replica when it has become idle or asleep, and all of them every ``every`` seconds (0: never).
 
     Engines keep the memory that a request made them take, so a reading after it shows its peak. ``replicas`` are those
     that are kept, ``grown`` is called when claims have grown.
@@ -39,7 +40,7 @@ class Meter:
         if replica.state is State.STOPPED:
             self._read_at.pop(replica.id, None)
             return
-        if replica.state is not State.READY or self._closed:
+        if replica.state not in _READ or self._closed:
             return
         if self._timer is None and self._every > 0:
             self._timer = asyncio.get_running_loop().call_later(self._every, self._all)
@@ -57,7 +58,7 @@ class Meter:
 
     def _all(self) -> None:
         self._timer = None
-        ready = [r for r in self._replicas() if r.state is State.READY]
+        ready = [r for r in self._replicas() if r.state in _READ]
         if ready and not self._closed:
             self._timer = asyncio.get_running_loop().call_later(self._every, self._all)
             self._begin(ready)
