@@ -93,7 +93,11 @@ def quantize(source: str, target: str, as_json: bool, **given: Any) -> None:
 
 def _run(work: Coroutine[Any, Any, T]) -> T:
     """The work to its end; SIGTERM ends it as Ctrl-C does, and leaves nothing behind either."""
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+
+    def interrupt(number: int, frame: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    signal.signal(signal.SIGTERM, interrupt)
     return asyncio.run(work)
 
 
