@@ -53,6 +53,25 @@ async def test_an_idle_model_sleeps_and_the_next_request_wakes_it(drowsy: Yard) 
     assert drowsy.process.starts == 1
 
 
+async def test_what_a_sleeper_takes_is_read_and_counts_while_it_sleeps(drowsy: Yard) -> None:
+    """Its weights may be in the machine's memory then; awake it is what it was awake."""
+    fleet = await drowsy.open()
+    info = await fleet.ensure_ready("a", keep_alive=0.05)
+    (replica,) = fleet.all()
+    engine = drowsy.engine(fleet)
+    async with asyncio.timeout(10):
+        engine.uses = (40 * MIB, 0)
+        fleet.activity(info.id, 0, time.time() + 0.01)
+        await reach(fleet, "dozing")
+        replica.measure(40 * MIB, 40 * MIB)
+        engine.uses = (90 * MIB, 0)
+        while replica.claim().measured != 90 * MIB:  # noqa: ASYNC110  # no event tells of readings
+            await asyncio.sleep(0)
+        assert replica.state == "sleeping"
+        await fleet.ensure_ready("a", by_request=True)
+    assert replica.claim().measured == 40 * MIB
+
+
 async def test_a_request_that_comes_while_it_falls_asleep_waits_and_wakes_it(drowsy: Yard) -> None:
     gate = asyncio.Event()
 

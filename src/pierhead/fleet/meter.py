@@ -44,7 +44,8 @@ class Meter:
             return
         if self._timer is None and self._every > 0:
             self._timer = asyncio.get_running_loop().call_later(self._every, self._all)
-        if not replica.open and time.monotonic() - self._read_at.get(replica.id, 0.0) >= _PAUSE:
+        asleep = replica.state is State.SLEEPING
+        if asleep or (not replica.open and time.monotonic() - self._read_at.get(replica.id, 0.0) >= _PAUSE):
             self._begin([replica])
 
     def close(self) -> list[asyncio.Task[None]]:
@@ -77,8 +78,9 @@ class Meter:
             if instance is None or replica.plan is None:
                 continue
             with contextlib.suppress(PierError):
+                slept = replica.state is State.SLEEPING
                 stats = await instance.stats()
-                if stats.anonymous:
+                if stats.anonymous and slept is (replica.state is State.SLEEPING):
                     weights = min(stats.mapped, replica.life.model.size)
                     grown |= replica.measure(stats.anonymous, stats.anonymous + weights)
                     digest, spec = replica.life.model.digest, replica.plan.spec

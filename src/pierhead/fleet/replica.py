@@ -46,7 +46,8 @@ class Replica:
         self.open = 0
         self.last_used = 0.0
         self.gone = False  # its program has ended and nothing of it is left in memory
-        self.measured = 0  # anonymous bytes, as last read
+        self.measured = 0  # anonymous bytes, as last read while it was awake
+        self._asleep = 0  # and while it slept: what it had elsewhere may be in the machine's memory then
         self.peak = 0  # the most bytes that it was seen to use, with its mapped weights
         self._runtime: Runtime | None = None
         self._admit = admit
@@ -97,7 +98,10 @@ class Replica:
     def measure(self, anonymous: int, used: int) -> bool:
         """Note what it was seen to use; True when that is more than it had claimed."""
         before = self.claim().memory
-        self.measured = anonymous
+        if self.state is State.SLEEPING:
+            self._asleep = anonymous
+        else:
+            self.measured = anonymous
         self.peak = max(self.peak, used)
         return self.claim().memory > before
 
@@ -113,6 +117,7 @@ class Replica:
 
     def claim(self) -> Claim:
         """Its line in the ledger of memory."""
+        measured = (self.state is State.SLEEPING and self._asleep) or self.measured
         return Claim(
             replica=self.id,
             model=self.life.model.name,
@@ -122,7 +127,7 @@ class Replica:
             pinned=self.life.intent.pinned,
             last_used=max(self.last_used, self.ready_at),
             ready_at=self.ready_at,
-            measured=0 if self.gone else self.measured,
+            measured=0 if self.gone else measured,
             settled=self.last_used > self.ready_at or time.time() - self.ready_at > SETTLED,
         )
 
