@@ -78,11 +78,6 @@ class ModelDesk:
         if record is None or not any(f.role == "lora" for f in adapter.files):
             raise UsageError(f"'{name}' is no LoRA adapter", hint="`pier lora add MODEL FILE.gguf` brings one in.")
         facts = self._fleet.layers.engine(record).facts
-        if not facts.lora:
-            raise UsageError(
-                f"{facts.title}, which serves '{record.name}', cannot use LoRA adapters",
-                hint="llama.cpp (GGUF) and vLLM (safetensors) can.",
-            )
         kept = str(adapter.metadata.get("format") or "")
         if kept and kept not in facts.formats:
             raise UsageError(
@@ -139,7 +134,7 @@ def _takes_adapters(facts: EngineFacts, record: ModelRecord) -> None:
     why = "takes adapters from the model's own folder only" if facts.lora else "cannot use LoRA adapters"
     raise UsageError(
         f"{facts.title}, which serves '{record.name}', {why}",
-        hint="`pier engine list` shows which there are, `pier settings set MODEL engine=NAME` chooses one.",
+        hint="llama.cpp (GGUF) and vLLM (safetensors) can.",
     )
 
 
