@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
+from unittest.mock import AsyncMock
 
 import msgspec
 import pytest
@@ -40,7 +41,12 @@ def desk(engine: str, file: Path) -> ModelDesk:
     settings, book = Settings(), ModelBook(file)
     layers = Layers(engines(settings), plain(settings), lambda: book.current)
     fleet = SimpleNamespace(
-        layers=layers, asked=lambda _: {}, in_use=lambda _: False, replicas=list, pending=lambda _: ()
+        layers=layers,
+        asked=lambda _: {},
+        in_use=lambda _: False,
+        replicas=list,
+        pending=lambda _: (),
+        refit=AsyncMock(),
     )
     store = SimpleNamespace(get=models.__getitem__)
     return ModelDesk(book, cast("Store", store), cast("Supervisor", fleet), lambda: None)
