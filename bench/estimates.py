@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Memory estimates against the truth: the peak of anonymous plus mapped weight memory after a prefill of all context.
 
-The truth is measured on a real llama.cpp that is started as Pierhead would start it, for every model that is here, and
-read from logs for well-known models that are not (``recorded_models.json``, with the address of each log).
+The truth is measured on a real llama.cpp that is started as Pierhead would start it, for every model that is here, on
+ONNX Runtime with batches of growing size, and read
+from logs for well-known models that are not (``recorded_models.json``, with the address of each log).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import onnx_memory
 from harness import ROOT, UnixConnection, parser, report, until
 from pierhead.engines.base import Plan, PlanRequest
 from pierhead.engines.llamacpp import LlamaCpp
@@ -177,6 +179,8 @@ def main() -> int:
     options.add_argument("models", nargs="*", type=Path, help="GGUF files (default: those that the tests fetched)")
     args = options.parse_args()
     rows = measured([m.resolve() for m in args.models] or here(), args.quick)
+    if not args.models:
+        rows += onnx_memory.measured(args.quick, Watch)
     logs = recorded()
     errors = [off(guess, real) for *_, guess, real in (*rows, *logs)]
     figures = {

@@ -100,7 +100,7 @@ class Onnx:
         context = _context(request, settings["context"]) if task != "tensors" else 0
         if context and "max_batch_tokens" not in given:
             settings["max_batch_tokens"] = max(settings["max_batch_tokens"], context)
-        needed = _estimate(request, settings, context)
+        needed = _estimate(request, settings, context, file)
         if request.free_memory and needed.total > request.free_memory:
             raise serving.too_large(
                 request.model,
@@ -217,9 +217,15 @@ def _context(request: PlanRequest, asked: int) -> int:
     return min(asked, most) if asked else most
 
 
-def _estimate(request: PlanRequest, settings: Mapping[str, Any], context: int) -> OnnxEstimate:
+def _estimate(request: PlanRequest, settings: Mapping[str, Any], context: int, file: str) -> OnnxEstimate:
     words = sum(f.size for f in request.files if f.name.rpartition("/")[2] == "tokenizer.json")
     tokens = min(settings["max_batch_tokens"], settings["max_batch"] * context)
     return estimate_onnx(
-        request.metadata, tokens=tokens, sequence=context, workers=settings["workers"], vocabulary=words
+        request.metadata,
+        tokens=tokens,
+        sequence=context,
+        workers=settings["workers"],
+        vocabulary=words,
+        file=file,
+        fused=settings["optimization"] in ("all", "extended"),
     )

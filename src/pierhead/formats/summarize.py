@@ -183,7 +183,15 @@ def _onnx(graphs: Sequence[File], weights: Sequence[File]) -> Reading[dict[str, 
         "tensor_count": sum(model.tensors for model in models.values()),
     }
     if len(models) > 1:
-        found["graphs"] = {name: {"inputs": m.inputs, "outputs": m.outputs} for name, m in models.items()}
+        found["graphs"] = {
+            name: {
+                "inputs": m.inputs,
+                "outputs": m.outputs,
+                "weights_bytes": sum(m.nbytes.values()),
+                "dtypes": m.nbytes,
+            }
+            for name, m in models.items()
+        }
     return found
 
 
