@@ -2,8 +2,8 @@
 """Memory estimates against the truth: the peak of anonymous plus mapped weight memory after a prefill of all context.
 
 The truth is measured on a real llama.cpp that is started as Pierhead would start it, for every model that is here, on
-ONNX Runtime with batches of growing size, and read
-from logs for well-known models that are not (``recorded_models.json``, with the address of each log).
+ONNX Runtime with batches of growing size, and read from logs for well-known models that are not
+(``recorded_models.json``, with the address of each log).
 """
 
 from __future__ import annotations
