@@ -52,7 +52,8 @@ def estimate_onnx(
     ``vocabulary`` is the size of the tokenizer's file in bytes, which takes several times as much once it is read.
     ``file`` is the graph that runs, where there are several. ``fused``: ONNX Runtime joins operators into larger ones.
     """
-    graph = {**metadata, **(metadata.get("graphs") or {}).get(file, {})}
+    graphs: Mapping[str, Mapping[str, Any]] = metadata.get("graphs") or {}
+    graph: dict[str, Any] = {**metadata, **graphs.get(file, {})}
     weights = _count(graph, "weights_bytes")
     compute = max(workers * _compute(graph, tokens, sequence, fused), weights // 3)  # loading copies some of them
     return OnnxEstimate(weights, compute, PROGRAM + 8 * vocabulary)
