@@ -5,7 +5,7 @@
 
 Try it:
 
-    pier run ./examples/python-model '{"text": "Guten Morgen"}'
+    pier run ./examples/python-model "Guten Morgen"
 """
 
 from __future__ import annotations

@@ -106,6 +106,11 @@ def test_a_class_answers_through_the_gateway_in_every_dialect(served: tuple[Hous
     able = {card["id"]: card["capabilities"] for card in ask(address, "/v1/models")[1]["data"]}
     assert able["mine"] == ["chat", "predict"]
     dialects(address)
+    document = ask(address, "/v1/models/mine/openapi.json")[1]
+    asked = document["paths"]["/v1/predict"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert (asked["required"], asked["properties"]["model"]["const"]) == (["model", "x"], "mine")
+    card = ask(address, "/v1/models/mine")[1]
+    assert card["openapi"] == "/v1/models/mine/openapi.json"
     (mine,) = [replica for replica in house.client.get("/replicas") if replica["model"] == "mine"]
     assert (mine["engine"], mine["parallel"]) == ("python", 0)
 
@@ -159,6 +164,35 @@ def test_the_example_runs_straight_from_its_folder(house: House) -> None:
     assert (status, found["language"]) == (200, "English")
     status, found = ask(said["listeners"][0], "/v1/classify", {"model": "python-model", "input": ["Il n'y a rien."]})
     assert found["data"][0]["label"] == "French"
+
+
+def test_generators_stream_to_clients_and_curls_way_of_sending_json_is_understood(house: House, tmp_path: Path) -> None:
+    house.env["PIERHEAD_RUNTIME__ENVIRONMENTS"] = os.environ.get(
+        "PIERHEAD_RUNTIME__ENVIRONMENTS", str(CACHE / "engines")
+    )
+    (tmp_path / "count.py").write_text(
+        "class Count:\n"
+        "    def load(self): ...\n"
+        "    async def predict(self, n: int):\n"
+        "        for at in range(n):\n"
+        "            yield {'at': at}\n"
+        "        if n > 3:\n"
+        "            raise ValueError('too far')\n"
+    )
+    pier(house, "package", str(tmp_path / "count.py"), "count")
+    host, _, port = house.start()["listeners"][0].rpartition(":")
+    kinds = ("application/json", "application/x-www-form-urlencoded")
+    for kind, n, end in ((kinds[0], 2, "[DONE]"), (kinds[1], 2, "[DONE]"), (kinds[0], 4, "too far")):
+        connection = http.client.HTTPConnection(host, int(port), timeout=120)
+        connection.request("POST", "/v1/predict", json.dumps({"model": "count", "n": n}), {"Content-Type": kind})
+        response = connection.getresponse()
+        said = [line for line in response.read().decode().split("\n\n") if line]
+        connection.close()
+        assert (response.status, response.headers["content-type"].partition(";")[0]) == (200, "text/event-stream")
+        assert [json.loads(line[6:]) for line in said[:n]] == [{"at": at} for at in range(n)]
+        assert end in said[n]
+    whole = ask(f"{host}:{port}", "/v1/predict", {"model": "count", "n": 2, "stream": False})
+    assert whole == (200, [{"at": 0}, {"at": 1}])
 
 
 def test_json_is_asked_of_a_file_on_this_machine(house: House, tmp_path: Path) -> None:

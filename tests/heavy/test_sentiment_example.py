@@ -18,7 +18,7 @@ from pierhead.engines.onnx import Onnx
 pytestmark = [pytest.mark.timeout(1800), pytest.mark.docker]
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples" / "sentiment"
-SENTENCES = 4000  # enough to be much better than a guess, and learned in some minutes
+SENTENCES = 2000  # enough to be much better than a guess, and learned in about a minute
 
 
 def docker(*args: str, timeout: float = 1500) -> str:

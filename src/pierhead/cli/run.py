@@ -138,7 +138,7 @@ def _finish(record: ModelRecord, answer: Answer, given: dict[str, Any], as_json:
 
 def present(paths: Paths, model: str) -> ModelRecord:
     """The model's record; pulled first if it is not in the store, and made first where it is Python on this machine."""
-    if model.startswith(("./", "../", "/", "~")) or model.endswith(".py"):
+    if model.startswith(("./", "../", "/", "~")) or model in (".", "..") or model.endswith(".py"):
         from pierhead.package.python_model import is_program
 
         path = Path(model).expanduser()

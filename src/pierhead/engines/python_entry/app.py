@@ -19,16 +19,20 @@ from .calls import Calls
 from .model import Method, Model, Unusable
 from .shapes import is_tensors, shape
 
+_BY_CURL = (b"content-type", b"application/x-www-form-urlencoded")
+
 
 class Typed:
-    """Takes a body whose type nobody told for JSON, as the gateway does."""
+    """Takes a body for JSON, as the gateway does, where nobody told its type or ``curl -d`` told that of a form."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and not any(name == b"content-type" for name, _ in scope["headers"]):
-            scope = {**scope, "headers": [*scope["headers"], (b"content-type", b"application/json")]}
+        if scope["type"] == "http":
+            headers = [(name, value) for name, value in scope["headers"] if (name, value) != _BY_CURL]
+            if not any(name == b"content-type" for name, _ in headers):
+                scope = {**scope, "headers": [*headers, (b"content-type", b"application/json")]}
         await self._app(scope, receive, send)
 
 
