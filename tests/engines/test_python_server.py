@@ -13,6 +13,7 @@ import struct
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ import numpy
 import pytest
 
 from pierhead.engines.python import ENTRY
+from pierhead.engines.python_entry.calls import Calls
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -391,3 +393,34 @@ def test_an_exception_with_a_status_is_an_answer_with_that_status(serve: Any) ->
         {"message": "not now", "type": "invalid_request_error", "code": "refused_by_model", "param": None},
     )
     assert os.path.getsize(server.log) == 0
+
+
+def test_a_generator_that_cannot_even_be_called_is_an_answer_in_one_piece_and_as_a_stream(serve: Any) -> None:
+    server = serve("class Model:\n    def chat(self, messages, *, temperature):\n        yield 'hot'")
+    body = {"model": "mine", "messages": [{"role": "user", "content": "go"}]}
+    assert "temperature" in server.refused("/v1/chat/completions", body)[1]["message"]
+    assert b"temperature" in server.send("/v1/chat/completions", {**body, "stream": True})[2]
+    assert server.ask("/v1/chat/completions", {**body, "temperature": 1})["choices"][0]["message"]["content"] == "hot"
+
+
+async def test_what_is_given_up_while_it_waits_for_a_thread_waits_no_more() -> None:
+    calls, go = Calls(1), threading.Event()
+
+    def words(text: str) -> Iterator[str]:
+        yield text
+
+    async def stream() -> list[Any]:
+        return [piece async for piece in calls.stream(words, "a")]
+
+    held = asyncio.create_task(calls.ask(go.wait, 20))
+    queued = [asyncio.create_task(stream()), asyncio.create_task(calls.ask(str, 1))]
+    async with asyncio.timeout(10):
+        while calls.waiting != 2 or not calls.running:  # noqa: ASYNC110  # no event tells of it
+            await asyncio.sleep(0)
+    for task in queued:
+        task.cancel()
+    await asyncio.gather(*queued, return_exceptions=True)
+    go.set()
+    assert await held
+    assert await stream() == ["a"]
+    assert (calls.waiting, calls.running) == (0, 0)

@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import threading
 from collections.abc import AsyncGenerator, Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from . import faults
@@ -40,9 +40,20 @@ class Calls:
             finally:
                 self.running -= 1
                 self.done += 1
-        self.waiting += 1
-        found = await asyncio.get_running_loop().run_in_executor(self._pool, self._work, function, args, named)
+        found = await self._queue(function, args, named)
         return await found if inspect.isawaitable(found) else found
+
+    def _queue(self, function: Callable[..., Any], args: tuple[Any, ...], named: dict[str, Any]) -> asyncio.Future[Any]:
+        """Have it called as soon as a thread is free; cancelling what is given takes it out again."""
+
+        def left(asked: Future[Any]) -> None:
+            if asked.cancelled():  # while it waited
+                self.waiting -= 1
+
+        self.waiting += 1
+        asked = self._pool.submit(self._work, function, args, named)
+        asked.add_done_callback(left)
+        return asyncio.wrap_future(asked)
 
     def _work(self, function: Callable[..., Any], args: tuple[Any, ...], named: dict[str, Any]) -> Any:
         self.waiting -= 1
@@ -80,8 +91,9 @@ class Calls:
                 loop.call_soon_threadsafe(pieces.put_nowait, item)
 
         def work() -> None:
-            made = make()
+            made: Any = None
             try:
+                made = make()
                 for piece in made:
                     room.acquire()
                     if gone.is_set():
@@ -91,11 +103,10 @@ class Calls:
             except Exception as exc:  # the reader raises it
                 tell(exc)
             finally:
-                made.close()
+                if made is not None:
+                    made.close()
 
-        self.waiting += 1
-        nothing: dict[str, Any] = {}
-        asked = loop.run_in_executor(self._pool, self._work, work, (), nothing)
+        asked = self._queue(work, (), {})
         try:
             while (item := await pieces.get()) is not _END:
                 if isinstance(item, Exception):
