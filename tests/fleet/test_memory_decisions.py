@@ -215,6 +215,33 @@ def test_a_version_1_limit_binds_and_unlimited_does_not(tmp_path: Path) -> None:
     assert (found.total, found.available) == (GIB, GIB - GIB // 4)
 
 
+@pytest.mark.parametrize(
+    ("names", "stat"),
+    [
+        (("memory.max", "memory.current"), "inactive_file {0}\nactive_file {1}\nfile_dirty {2}\n"),
+        (
+            ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+            "total_inactive_file {0}\ntotal_active_file {1}\ntotal_dirty {2}\n",
+        ),
+    ],
+)
+def test_weights_in_use_can_be_dropped_from_a_control_group_too(
+    tmp_path: Path, names: tuple[str, str], stat: str
+) -> None:
+    version_2 = names[0] == "memory.max"
+    group = tmp_path / "cg" / ("" if version_2 else "memory")
+    group.mkdir(parents=True)
+    (group / names[0]).write_text(str(7 * GIB))
+    (group / names[1]).write_text(str(5 * GIB))  # one anonymous, one written to, three of mapped weights
+    (group / "memory.stat").write_text(stat.format(GIB, 3 * GIB, GIB))
+    proc = _proc(tmp_path / "p", "0::/\n" if version_2 else "7:memory:/\n")
+    (proc / "meminfo").write_text("MemTotal: 67108864 kB\nMemAvailable: 60000000 kB\n")
+    found = read_memory(proc, tmp_path / "cg")
+    assert (found.total, found.available) == (7 * GIB, 5 * GIB)
+    ready = Claim("a", "a", 4 * GIB, State.READY, measured=GIB)
+    assert free_memory(found, [ready], 0) == 2 * GIB  # others use one
+
+
 def test_the_real_machine_has_memory() -> None:
     found = read_memory()
     assert 0 < found.available <= found.total

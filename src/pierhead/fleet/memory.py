@@ -80,14 +80,21 @@ def _groups(proc: Path, cgroup: Path) -> Iterator[Path]:
 
 
 def _group(folder: Path) -> Memory | None:
-    for limit_name, used_name, cache_key in (
-        ("memory.max", "memory.current", "inactive_file"),
-        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    for limit_name, used_name, files, writing in (
+        ("memory.max", "memory.current", ("inactive_file", "active_file"), ("file_dirty", "file_writeback")),
+        (
+            "memory.limit_in_bytes",
+            "memory.usage_in_bytes",
+            ("total_inactive_file", "total_active_file"),
+            ("total_dirty", "total_writeback"),
+        ),
     ):
         limit, used = _number(folder / limit_name), _number(folder / used_name)
         if limit is None or used is None or limit >= UNLIMITED:
             continue
-        cache = _table(folder / "memory.stat", None).get(cache_key, 0)
+        # as the kernel reckons for the whole machine: pages of files can be dropped, also those in use, once written
+        told = _table(folder / "memory.stat", None)
+        cache = max(0, sum(told.get(key, 0) for key in files) - sum(told.get(key, 0) for key in writing))
         return Memory(limit, max(0, limit - max(0, used - cache)), f"the memory limit of control group {folder}")
     return None
 
