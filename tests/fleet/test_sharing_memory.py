@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pierhead.engines.base import LaunchSpec, Plan
-from pierhead.errors import OutOfMemory
+from pierhead.engines.base import EngineFacts, LaunchSpec, Plan, PlanRequest
+from pierhead.errors import OutOfMemory, UsageError
 from pierhead.events import Note
 from pierhead.fleet.admission import Admission, Ticket
 from pierhead.fleet.memory import Memory
@@ -26,7 +27,7 @@ from pierhead.fleet.scheduler import Claim
 from pierhead.fleet.state import State
 from pierhead.fleet.warm import read_ahead
 
-from .conftest import MIB, Yard
+from .conftest import MIB, Planner, Yard
 
 SPEC = LaunchSpec(replica="r", model="m", engine="toy", argv=("run", "--context", "512"), model_dir="/m")
 
@@ -41,6 +42,34 @@ async def soon(reached: Any, timeout: float = 5.0) -> None:
     async with asyncio.timeout(timeout):
         while not reached():  # noqa: ASYNC110  # what is waited for has many causes
             await asyncio.sleep(0)
+
+
+# --- less ---------------------------------------------------------------------------------------------------------
+
+
+class Fussy(Planner):
+    """An engine that needs a mebibyte for every token, and knows no slots."""
+
+    facts = EngineFacts(name="toy", title="Toy", formats=("gguf",), serves=("embeddings",), common=("context",))
+
+    def plan(self, request: PlanRequest) -> Plan:
+        if unknown := request.settings.keys() - {"context"}:
+            raise UsageError(f"no setting {unknown}")
+        context = int(request.settings.get("context", 2048))
+        return super().plan(replace(request, metadata={"needs": context * MIB}, settings={"context": context}))
+
+
+async def test_an_engine_without_slots_is_tried_with_a_smaller_context_only(yard: Yard) -> None:
+    yard.planner = Fussy()
+    yard.fleet_settings = msgspec.structs.replace(yard.fleet_settings, shrink="always")
+    yard.memory = Memory(1912 * MIB, 1912 * MIB)  # 1,400 MiB above the reserve
+    fleet = await yard.open()
+    assert (await fleet.ensure_ready("a")).context == 1024
+    await fleet.stop_replica("a")
+    yard.memory = Memory(662 * MIB, 662 * MIB)
+    with pytest.raises(OutOfMemory) as caught:
+        await fleet.ensure_ready("a")
+    assert caught.value.data["needed"] == 2048 * MIB
 
 
 # --- waiting ------------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -144,14 +144,14 @@ class Planning:
             return self._planned(replica, folder, free, {})
         except OutOfMemory:
             whole = self._planned(replica, folder, ROOMY, {})
-            if self._fleet.shrink != "always" or not whole.context:
+            known = self.engine(replica.life.model, _wish(replica)).facts.common
+            if self._fleet.shrink != "always" or not whole.context or "context" not in known:
                 raise
-        context, parallel = whole.context, self.parallel(replica.life.model, _wish(replica))
-        while parallel > 1 or context > SMALLEST:
-            parallel, context = (parallel // 2, context) if parallel > 1 else (1, max(SMALLEST, context // 2))
+        slots = self.parallel(replica.life.model, _wish(replica)) if "parallel" in known else 1
+        for less in _fewer(whole.context, slots):
             with contextlib.suppress(OutOfMemory):
-                return self._planned(replica, folder, free, {"context": context, "parallel": parallel})
-        return self._planned(replica, folder, free, {"context": context, "parallel": parallel})
+                return self._planned(replica, folder, free, {k: v for k, v in less.items() if k in known})
+        return self._planned(replica, folder, free, _context(whole))  # refuses in the engine's words
 
     def whole(self, replica: Replica, folder: Path, like: Plan | None) -> Callable[[int], Plan]:
         """What plans with all that was asked for, or with the usual context, or not at all."""
@@ -224,6 +224,13 @@ def unpin(store: Models, replica: str) -> None:
     for owner in {owner for owners in store.pinned().values() for owner in owners}:
         if owner.partition("-")[0] == replica:
             store.unpin(owner)
+
+
+def _fewer(context: int, parallel: int) -> Iterator[dict[str, int]]:
+    """Ever less than this: first fewer slots, then a smaller context."""
+    while parallel > 1 or context > SMALLEST:
+        parallel, context = (parallel // 2, context) if parallel > 1 else (1, max(SMALLEST, context // 2))
+        yield {"context": context, "parallel": parallel}
 
 
 def _context(like: Plan | None) -> dict[str, Any]:
