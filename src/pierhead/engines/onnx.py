@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from pierhead.store.model import ModelFile
 
 ENTRY = Path(__file__).with_name("onnx_entry")
 MIB = 1 << 20
+BODIES = 16  # times the largest request that requests and answers may take, beside the model
 SEQUENCE = 512  # tokens of a text where the model does not say how many it reads
 _SERVER = (
     "tokenizers==0.23.3",
@@ -100,7 +102,7 @@ class Onnx:
         context = _context(request, settings["context"]) if task != "tensors" else 0
         if context and "max_batch_tokens" not in given:
             settings["max_batch_tokens"] = max(settings["max_batch_tokens"], context)
-        needed = _estimate(request, settings, context, file)
+        needed = _estimate(request, settings, file, context or _longest(request, settings, file))
         if request.free_memory and needed.total > request.free_memory:
             raise serving.too_large(
                 request.model,
@@ -109,7 +111,7 @@ class Onnx:
                 hint="Try --option max-batch-tokens=512, a smaller --context, an int8 model, or stop another model.",
                 **needed.to_dict(),
             )
-        server = _server(request, settings, file, task)
+        server = _server(request, settings | {"context": context or _longest(request, settings, file)}, file, task)
         notes: tuple[str, ...] = ()
         if settings["provider"] in ("cuda", "tensorrt"):
             notes = (f"the execution provider {settings['provider']} is not tested: that needs an NVIDIA GPU",)
@@ -129,7 +131,7 @@ class Onnx:
             image=ImageRecipe(
                 self.name, self._base_image, environment.requirements, serving.files(ENTRY), dependencies=gpu
             ),
-            limits=Limits(memory=needed.total * 5 // 4 + 512 * MIB),
+            limits=Limits(memory=needed.total * 5 // 4 + max(512 * MIB, BODIES * server["max_body"])),
             devices=(f"nvidia.com/gpu={server['provider_options'].get('device_id', 'all')}",) if gpu else (),
             serves=SERVES[task],
         )
@@ -150,6 +152,7 @@ def _server(request: PlanRequest, settings: Mapping[str, Any], file: str, task: 
         "threads": settings["threads"] or max(1, request.cpus // settings["workers"]),
         "delay": settings["max_delay_ms"] / 1000,
         "max_body": settings["max_body_mb"] * MIB,
+        "max_tensors": settings["max_tensor_mb"] * MIB,
     }
 
 
@@ -217,9 +220,16 @@ def _context(request: PlanRequest, asked: int) -> int:
     return min(asked, most) if asked else most
 
 
-def _estimate(request: PlanRequest, settings: Mapping[str, Any], context: int, file: str) -> OnnxEstimate:
+def _longest(request: PlanRequest, settings: Mapping[str, Any], file: str) -> int:
+    """Tokens of one row of a model that is given as tensors what a tokenizer makes; 0: it is none."""
+    words = any(port["name"] == "input_ids" for port in _ports(request.metadata, file, "inputs"))
+    return _context(request, settings["context"]) if words else 0
+
+
+def _estimate(request: PlanRequest, settings: Mapping[str, Any], file: str, context: int) -> OnnxEstimate:
     words = sum(f.size for f in request.files if f.name.rpartition("/")[2] == "tokenizer.json")
-    tokens = min(settings["max_batch_tokens"], settings["max_batch"] * context)
+    tokens = max(context, min(settings["max_batch_tokens"], settings["max_batch"] * context))
+    fixed = sum(map(_fixed, _ports(request.metadata, file, "inputs")))
     return estimate_onnx(
         request.metadata,
         tokens=tokens,
@@ -228,4 +238,15 @@ def _estimate(request: PlanRequest, settings: Mapping[str, Any], context: int, f
         vocabulary=words,
         file=file,
         fused=settings["optimization"] in ("all", "extended"),
+        inputs=max(settings["max_tensor_mb"] * MIB, fixed),
     )
+
+
+def _fixed(port: Mapping[str, Any]) -> int:
+    """Bytes of one row of an input whose shape nobody can choose; 0: whoever asks chooses it."""
+    shape: list[Any] = list(port.get("shape") or ())
+    rows = shape[0] if shape and isinstance(shape[0], int) and shape[0] > 0 else 1
+    if not all(isinstance(extent, int) and extent > 0 for extent in shape[1:]):
+        return 0
+    bits = str(port.get("type") or "").lstrip("abcdefghijklmnopqrstuvwxyz")
+    return rows * math.prod(shape[1:]) * (int(bits) if bits.isdecimal() else 64) // 8

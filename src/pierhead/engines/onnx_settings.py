@@ -26,6 +26,7 @@ _SETTINGS = {
     "normalize": Setting(str, "auto", choices=("auto", "true", "false")),
     "activation": Setting(str, "auto", choices=("auto", "softmax", "sigmoid", "none")),
     "max_body_mb": Setting(int, 32, 1, 1024),
+    "max_tensor_mb": Setting(int, 8, 1, 1024),
 }
 _ALIASES = {
     "max_length": "context",

@@ -147,3 +147,49 @@ def test_unknown_outputs_and_missing_inputs_are_named(doubler: Served, classifie
     assert "is missing" in doubler.refused(INFER, {"inputs": []})
     assert "twice" in doubler.refused(INFER, {"inputs": tensor()["inputs"] * 2})
     assert "must be an object" in classifier.refused("/v1/predict", {"inputs": [[1]]})
+
+
+def binary(rows: int, length: int) -> tuple[bytes, dict[str, str]]:
+    """Tokens for a classifier as tensors: in each row one ``good``."""
+    ids = numpy.zeros((rows, length), "<i8")
+    ids[:, 0] = models.WORDS.index("good")
+    inputs = [
+        {"name": n, "shape": [rows, length], "datatype": "INT64", "parameters": {"binary_data_size": ids.nbytes}}
+        for n in models.TEXTS
+    ]
+    head = json.dumps({"inputs": inputs, "outputs": [{"name": "logits"}]}).encode()
+    return head + ids.tobytes() + (ids > 0).astype("<i8").tobytes(), {"inference-header-content-length": str(len(head))}
+
+
+def test_a_request_of_many_rows_is_as_many_runs_as_the_models_memory_was_reckoned_for(
+    starts: Serve, shelf: Path
+) -> None:
+    served = starts(models.classifier(shelf / "many"), max_batch=8, max_batch_tokens=100).wait()
+    runs = served.counted("onnx_batch_size_count")
+    body, length = binary(100, 50)
+    response = served.post(INFER, body, **length)
+    assert response.json()["outputs"][0]["data"] == [-2, 2] * 100
+    assert served.counted("onnx_batch_size_count") - runs == 50  # by tokens: two rows each
+    assert (
+        served.ask("/v1/predict", {"inputs": {"input_ids": [[4]] * 17, "attention_mask": [[1]] * 17}})["outputs"][
+            "logits"
+        ]
+        == [[-2, 2]] * 17
+    )
+    assert served.counted("onnx_batch_size_count") - runs == 53  # by rows: eight each
+    for rows, tokens in ((1, 65), (2, 4096), (1, 1 << 20)):
+        body, length = binary(rows, tokens)
+        assert "tokens" in served.refused(INFER, body, 413, **length)
+    uneven = {"input_ids": [[4]] * 40, "attention_mask": [[1]]}
+    assert "cannot be taken apart" in served.refused("/v1/predict", {"inputs": uneven}, 413)
+
+
+def test_tensors_are_bounded_in_bytes_and_so_is_what_comes_of_them(starts: Serve, shelf: Path) -> None:
+    served = starts(models.doubler(shelf / "bounds"), max_body_mb=1, max_tensor_mb=1).wait()
+    assert "of JSON counts as" in served.refused("/v1/predict", b" " * (300 << 10), 413)
+    rows = numpy.ones(((1 << 20) // 16 - 40, 4), "<f4")  # a binary body of nearly a MiB; the sums come on top of it
+    told = tensor(shape=list(rows.shape), parameters={"binary_data_size": rows.nbytes})
+    del told["inputs"][0]["data"]
+    head = json.dumps(told).encode()
+    length = {"inference-header-content-length": str(len(head))}
+    assert "answer is larger than 1 MiB" in served.refused(INFER, head + rows.tobytes(), 413, **length)

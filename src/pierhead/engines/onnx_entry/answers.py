@@ -34,6 +34,7 @@ class Answers:
         self._batcher = batcher
         self._metrics = metrics
         self._settings = settings
+        self.context = words.context
         self._head = {"object": "list", "model": settings.name}
         paths: dict[str, dict[str, Callable[[bytes, Gone], Any]]] = {
             "classify": {"/v1/classify": self.classify},

@@ -22,11 +22,21 @@ WINDOW = 8  # times the largest batch: how many of those that wait are looked at
 
 
 class Job:
-    """One request: its parts may run in several batches; ``future`` has all results in order."""
+    """One request: its parts may run in several batches; ``future`` has all results in order.
 
-    __slots__ = ("future", "gone", "left", "results")
+    ``check`` is called with each result, and refuses the whole request.
+    """
 
-    def __init__(self, parts: int, future: asyncio.Future[list[Any]], gone: Callable[[], bool]) -> None:
+    __slots__ = ("check", "future", "gone", "left", "results")
+
+    def __init__(
+        self,
+        parts: int,
+        future: asyncio.Future[list[Any]],
+        gone: Callable[[], bool],
+        check: Callable[[Any], None] | None,
+    ) -> None:
+        self.check = check
         self.future = future
         self.left = parts
         self.results: list[Any] = [None] * parts
@@ -78,13 +88,15 @@ class Batcher:
         self._company = False
         self._scheduled: asyncio.TimerHandle | asyncio.Handle | None = None
 
-    async def submit(self, items: list[Item], gone: Callable[[], bool]) -> list[Any]:
+    async def submit(
+        self, items: list[Item], gone: Callable[[], bool], check: Callable[[Any], None] | None = None
+    ) -> list[Any]:
         """The results of these items; Refused 429 when too many wait already."""
         waiting = len(self._waiting)
         if waiting and waiting + len(items) > self._limit:
             raise full(f"{waiting} texts or tensors wait already, which is as many as may ({self._limit})")
         loop = asyncio.get_running_loop()
-        job = Job(len(items), loop.create_future(), gone)
+        job = Job(len(items), loop.create_future(), gone, check)
         now = time.monotonic()
         for place, item in enumerate(items):
             item.job, item.place, item.since = job, place, now
@@ -179,7 +191,13 @@ def settle(item: Item, result: Any) -> None:
     job = item.job
     if job is None or job.future.done():
         return
+    if job.check is not None and not isinstance(result, Exception):
+        try:
+            job.check(result)
+        except Refused as refused:
+            result = refused
     if isinstance(result, Exception):
+        job.results.clear()
         job.future.set_exception(result)
         return
     job.results[item.place] = result

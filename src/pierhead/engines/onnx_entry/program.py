@@ -91,7 +91,7 @@ def build(graph: Graph, settings: Settings, folder: Path) -> tuple[Server, tuple
         except Exception as exc:
             raise Unusable(f"the model cannot work on a text: {exc}") from exc
 
-    return Server(settings, Protocol(graph, raw, answers, settings), answers, metrics), (raw, batcher), check
+    return Server(settings, Protocol(graph, raw, answers, settings, rows), answers, metrics), (raw, batcher), check
 
 
 async def _nothing() -> None:

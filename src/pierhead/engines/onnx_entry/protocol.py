@@ -14,6 +14,7 @@ from .asks import MOST
 from .batching import Batcher
 from .faults import bad
 from .graph import Graph
+from .rows import Allowance, Bounds, joined
 from .settings import Settings
 from .words import Text
 
@@ -25,11 +26,13 @@ class Protocol:
     ``documents``.
     """
 
-    def __init__(self, graph: Graph, raw: Batcher, answers: Answers | None, settings: Settings) -> None:
+    def __init__(self, graph: Graph, raw: Batcher, answers: Answers | None, settings: Settings, rows: int = 0) -> None:
         self._graph = graph
         self._raw = raw
         self._answers = answers
         self._settings = settings
+        longest = answers.context if answers is not None else settings.context
+        self._bounds = Bounds(rows or settings.max_batch, settings.max_batch_tokens, settings.max_tensors, longest)
 
     def question(self, path: str) -> bytes:
         """The answer to a GET; b"" where there is nothing."""
@@ -83,7 +86,7 @@ class Protocol:
         if self._answers is not None and arrays.keys() & {"text_input", "query", "documents"}:
             outputs = await self._texts(self._answers, request, arrays, gone)
         else:
-            outputs = (await self._raw.submit([tensors.item(self._graph, arrays)], gone))[0]
+            outputs = await self._run(arrays, gone)
         size = sum(array.nbytes for array in outputs.values())
         return await aside(size, lambda: tensors.write_infer(self._settings.name, request, outputs))
 
@@ -120,9 +123,15 @@ class Protocol:
         labels = [answers.label(int(n)) for n in scores.argmax(axis=1)]
         return {"label": np.array(labels, object), "score": scores.max(axis=1), "probabilities": scores}
 
+    async def _run(self, arrays: dict[str, Any], gone: Gone) -> dict[str, Any]:
+        """The outputs for the graph's own tensors, in as many runs as they need."""
+        items = tensors.items(self._graph, arrays, self._bounds)
+        results = await self._raw.submit(items, gone, Allowance(self._settings.max_body))
+        return joined(items, results)
+
     async def predict(self, body: bytes, gone: Gone) -> bytes:
         """The graph's own tensors as plain JSON."""
         arrays = await aside(len(body), lambda: tensors.read_predict(body, self._graph))
-        outputs = (await self._raw.submit([tensors.item(self._graph, arrays)], gone))[0]
+        outputs = await self._run(arrays, gone)
         size = sum(array.nbytes for array in outputs.values())
         return await aside(size, lambda: tensors.write_predict(self._settings.name, outputs))

@@ -13,7 +13,7 @@ from .protocol import Protocol
 from .settings import Settings
 
 JSON = b"application/json"
-LARGE = 64 << 10  # bytes of a body that is worked on in a thread of its own
+TEXT = 4  # bytes that one of JSON counts as: once it is read it takes more than that
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
@@ -77,30 +77,37 @@ class Server:
             raise unknown(path, [*self._paths, "/v2/models/NAME/infer"])
         held = [0]
         try:
-            body = await self._body(scope, receive, held)
-            gone = _gone(receive)
-            if answer is not None:
-                return await answer(body, gone), ()
             header = next(
                 (v.decode("latin-1") for k, v in scope["headers"] if k == b"inference-header-content-length"), None
             )
+            binary = infers and header is not None and header.isdecimal() and len(header) <= 12
+            body = await self._body(receive, held, int(header) if binary and header else 1 << 62)
+            gone = _gone(receive)
+            if answer is not None:
+                return await answer(body, gone), ()
             made, cut = await self._protocol.infer(body, header, gone)
             return made, ((b"inference-header-content-length", b"%d" % cut),) if cut else ()
         finally:
             self._held -= held[0]
 
-    async def _body(self, scope: MutableMapping[str, Any], receive: Receive, held: list[int]) -> bytes:
-        """The whole body; Refused 413 when it is too large, 503 when all together are."""
+    async def _body(self, receive: Receive, held: list[int], text: int) -> bytes:
+        """The whole body, of which the first ``text`` bytes are JSON; Refused 413 when it is too large, 503 when all
+        together are.
+        """
         pieces: list[bytes] = []
+        size = 0
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
                 raise Refused(499, "the client is gone", "gone")
             piece = message.get("body", b"")
-            held[0] += len(piece)
-            self._held += len(piece)
-            if held[0] > self._settings.max_body:
-                raise Refused(413, f"the body is larger than {self._settings.max_body} bytes", "too_large")
+            more = len(piece) + (TEXT - 1) * max(0, min(len(piece), text - size))
+            size += len(piece)
+            held[0] += more
+            self._held += more
+            if held[0] > (most := self._settings.max_body):
+                told = f"{most} bytes, of which one of JSON counts as {TEXT}"
+                raise Refused(413, f"the body is larger than {told}", "too_large")
             if self._held > self._room:
                 raise Refused(503, "too many large requests at a time", "unavailable")
             pieces.append(piece)

@@ -33,3 +33,4 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     normalize: Literal["auto", "true", "false"] = "auto"
     activation: Literal["auto", "softmax", "sigmoid", "none"] = "auto"
     max_body: int = 32 << 20
+    max_tensors: int = 8 << 20

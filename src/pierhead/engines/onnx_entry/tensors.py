@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import struct
-from collections.abc import Hashable
 from typing import Any
 
 import msgspec
@@ -12,6 +11,7 @@ import msgspec
 from .batching import Item
 from .faults import Refused, bad
 from .graph import Graph, Port
+from .rows import Bounds, split
 
 np: Any = importlib.import_module("numpy")
 KINDS = {
@@ -185,8 +185,8 @@ def _array(name: str, data: Any, kind: str) -> Any:
         return found.astype(wanted)
 
 
-def item(graph: Graph, arrays: dict[str, Any]) -> Item:
-    """Inputs that fit the model, as work for the batcher; requests of the same shapes can share a run."""
+def items(graph: Graph, arrays: dict[str, Any], bounds: Bounds) -> list[Item]:
+    """Inputs that fit the model, as work for the batcher."""
     feeds: dict[str, Any] = {}
     for name, array in arrays.items():
         port = _port(graph, name)
@@ -198,11 +198,7 @@ def item(graph: Graph, arrays: dict[str, Any]) -> Item:
         feeds[name] = array
     if missing := [name for name in graph.inputs if name not in feeds]:
         raise bad(f"the input '{missing[0]}' is missing")
-    rows = {array.shape[0] for array in feeds.values() if array.ndim}
-    if not graph.batches or len(rows) != 1 or not next(iter(rows)):
-        return Item(feeds, key=object())
-    key: Hashable = tuple((name, feeds[name].shape[1:]) for name in sorted(feeds))
-    return Item(feeds, rows=next(iter(rows)), key=key)
+    return split(graph, feeds, bounds)
 
 
 def run(graph: Graph, batch: list[Item]) -> list[Any]:
