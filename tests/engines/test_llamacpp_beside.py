@@ -70,6 +70,16 @@ def test_a_draft_that_is_packaged_with_the_model_is_used() -> None:
     assert plan.spec.mounts == ()
 
 
+def test_a_packaged_drafts_cache_counts_as_that_of_one_beside() -> None:
+    def memory(*beside: Beside, extra: tuple[ModelFile, ...] = (), **settings: Any) -> int:
+        return ENGINE.plan(ask(*beside, extra=extra, context=2048, parallel=4, **settings)).memory
+
+    packaged = ModelFile("draft.gguf", 1 << 20, "draft", format="gguf")
+    assert memory(extra=(packaged,)) == memory(draft(), draft="small")
+    small = ModelFile("draft.gguf", 1 << 17, "draft", format="gguf")  # half as wide and deep
+    assert (1 << 17) + (memory(extra=(packaged,)) - memory() - (1 << 20)) // 4 == memory(extra=(small,)) - memory()
+
+
 def test_adapters_beside_are_loaded_but_count_only_for_requests_that_name_them() -> None:
     packaged = ModelFile("own.gguf", 5, "lora", format="gguf", scale=0.8)
     plan = ENGINE.plan(ask(lora(), lora("other"), extra=(packaged,)))

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from pierhead.engines.base import Adapter, Beside, Mount, PlanRequest
 from pierhead.errors import UsageError
-from pierhead.formats.estimate import estimate
+from pierhead.formats.estimate import Estimate, estimate
 
 MOUNT = "/beside"
 _CLOSE = 128  # tokens by which the vocabularies of two models may differ, as llama.cpp has it
@@ -39,6 +39,7 @@ def companions(request: PlanRequest, settings: dict[str, Any], context: int, siz
         raise UsageError(f"the drafting model '{name}' is not at hand", hint=f"Try: pier pull {name}")
     elif inside is not None:
         made["draft"] = {"file": inside}
+        memory += _packaged_memory(request, context, sizing)
     loras = [(at, b) for at, b in enumerate(request.beside) if b.role == "lora"]
     given = settings.pop("lora", None)
     if given is None:
@@ -79,9 +80,24 @@ def _check_draft(request: PlanRequest, draft: Beside) -> None:
 
 def _draft_memory(draft: Beside, context: int, sizing: Mapping[str, Any]) -> int:
     """Its weights, its own cache for every slot, and its scratch memory; the program is there already."""
-    same = {name: sizing[name] for name in ("parallel", "batch", "ubatch", "flash_attention", "processor")}
-    needed = estimate(draft.metadata, context=context, **same)
+    needed = _needed(draft.metadata, context, sizing)
     return needed.total - needed.overhead
+
+
+def _packaged_memory(request: PlanRequest, context: int, sizing: Mapping[str, Any]) -> int:
+    """Cache and scratch memory of a draft that came with the model, of which only the size is known.
+
+    They are reckoned from the model's own: these grow with layers and width, weights with layers and width squared.
+    """
+    own = _needed(request.metadata, context, sizing)
+    size = sum(f.size for f in request.files if f.role == "draft")
+    share = min(1.0, size / max(1, own.weights)) ** (2 / 3)
+    return round((own.total - own.overhead - own.weights) * share)
+
+
+def _needed(metadata: Mapping[str, Any], context: int, sizing: Mapping[str, Any]) -> Estimate:
+    same = {name: sizing[name] for name in ("parallel", "batch", "ubatch", "flash_attention", "processor")}
+    return estimate(metadata, context=context, **same)
 
 
 def _check_lora(request: PlanRequest, lora: Beside) -> None:
