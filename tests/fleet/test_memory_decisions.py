@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -128,6 +129,19 @@ def test_memory_that_is_measured_tells_what_other_programs_use() -> None:
     held = [Claim("a", "a", 3 * GIB, State.READY, measured=GIB)]  # 2 GiB of mapped weights, which count as available
     assert free_memory(Memory(8 * GIB, 7 * GIB), held, 0) == 5 * GIB
     assert free_memory(Memory(8 * GIB, 4 * GIB), held, 0) == 2 * GIB  # others use 3 GiB
+
+
+def test_a_model_that_has_just_become_ready_frees_nothing_until_it_is_read() -> None:
+    machine = Memory(16 * GIB, 10 * GIB)  # others use 6 GiB
+    loading = Claim("a", "a", 8 * GIB, State.LOADING, weights=7 * GIB)
+    assert free_memory(machine, [loading], 0) == 2 * GIB
+    machine = Memory(16 * GIB, 9 * GIB)  # its anonymous GiB is taken; the weights are mapped
+    ready = Claim("a", "a", 8 * GIB, State.READY, weights=7 * GIB)
+    assert free_memory(machine, [ready], 0) == 2 * GIB
+    assert free_memory(machine, [replace(ready, measured=GIB)], 0) == 2 * GIB
+    assert decide([ready], Memory(16 * GIB, 4 * GIB), 0, needs(12 * GIB)) == Decision(
+        12 * GIB, ("a",)
+    )  # maybe unmapped
 
 
 def test_each_accelerator_has_a_ledger_of_its_own() -> None:

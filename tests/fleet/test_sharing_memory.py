@@ -72,6 +72,14 @@ async def test_an_engine_without_slots_is_tried_with_a_smaller_context_only(yard
     assert caught.value.data["needed"] == 2048 * MIB
 
 
+async def test_a_claim_tells_how_much_of_it_may_be_mapped(yard: Yard) -> None:
+    yard.store.records["a"] = msgspec.structs.replace(yard.store.records["a"], size=60 * MIB)
+    fleet = await yard.open()
+    await fleet.ensure_ready("a")
+    (claim,) = (replica.claim() for replica in fleet.all())
+    assert (claim.weights, claim.seen, claim.back) == (60 * MIB, 40 * MIB, 100 * MIB)
+
+
 # --- waiting ------------------------------------------------------------------------------------------------------
 
 

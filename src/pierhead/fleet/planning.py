@@ -144,7 +144,7 @@ class Planning:
             return self._planned(replica, folder, free, {})
         except OutOfMemory:
             whole = self._planned(replica, folder, ROOMY, {})
-            known = self.engine(replica.life.model, _wish(replica)).facts.common
+            known = self.engine(replica.life.model, _wish(replica).picked).facts.common
             if self._fleet.shrink != "always" or not whole.context or "context" not in known:
                 raise
         slots = self.parallel(replica.life.model, _wish(replica)) if "parallel" in known else 1

@@ -128,6 +128,7 @@ class Replica:
             last_used=max(self.last_used, self.ready_at),
             ready_at=self.ready_at,
             measured=0 if self.gone else measured,
+            weights=self.life.model.size,
             settled=self.last_used > self.ready_at or time.time() - self.ready_at > SETTLED,
         )
 

@@ -22,7 +22,8 @@ _TOUCHED = frozenset({State.READY, State.DOZING, State.SLEEPING, State.DRAINING,
 class Claim:
     """What one replica holds: ``memory`` bytes that it may come to use; ``open`` requests it is answering.
 
-    ``measured`` are the anonymous bytes that it has now (0: not known). ``ready_at`` and ``last_used`` (at least
+    ``measured`` are the anonymous bytes that it has now (0: not known), ``weights`` those of it that are mapped files.
+    ``ready_at`` and ``last_used`` (at least
     ``ready_at``) are Unix times. One that is not ``settled`` was started a moment ago and waits for its first request.
     ``devices`` are bytes on each accelerator, by its CDI name.
     """
@@ -36,6 +37,7 @@ class Claim:
     last_used: float = 0.0
     ready_at: float = 0.0
     measured: int = 0
+    weights: int = 0
     settled: bool = True
     devices: Mapping[str, int] = field(default_factory=dict[str, int])
 
@@ -46,7 +48,12 @@ class Claim:
 
     @property
     def seen(self) -> int:
-        """Bytes of the claim that what is available now is already less by."""
+        """Bytes of the claim that what is available now is already less by; unread, no more than is sure."""
+        return (self.measured or max(0, self.memory - self.weights)) if self.state in _TOUCHED else 0
+
+    @property
+    def back(self) -> int:
+        """Bytes that may become available once it is gone; unread, all that it may hold."""
         return (self.measured or self.memory) if self.state in _TOUCHED else 0
 
 
@@ -74,7 +81,7 @@ def free_memory(memory: Memory, claims: Sequence[Claim], reserve: int, leaving: 
     """
     held = [c for c in claims if c.state not in _GONE]
     claimed = sum(c.memory for c in held)
-    back = sum(c.seen for c in (*held, *leaving))
+    back = sum(c.seen for c in held) + sum(c.back for c in leaving)
     available = min(memory.total, memory.available + back)
     return max(0, min(available, memory.total) - claimed - reserve)
 
@@ -150,7 +157,7 @@ def overdrawn(claims: Sequence[Claim], memory: Memory, reserve: int) -> tuple[st
 
 def on_device(claims: Sequence[Claim], device: str) -> list[Claim]:
     """The same ledger for one accelerator: what each replica holds there."""
-    return [replace(c, memory=c.devices[device], measured=0) for c in claims if c.devices.get(device)]
+    return [replace(c, memory=c.devices[device], measured=0, weights=0) for c in claims if c.devices.get(device)]
 
 
 def choose_device(
