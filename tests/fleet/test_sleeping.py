@@ -128,3 +128,30 @@ async def test_without_the_setting_idle_models_end(drowsy: Yard) -> None:
     fleet.activity(info.id, 0, time.time() + 0.01)
     await reach(fleet)
     assert not any(line.startswith("POST") for e in drowsy.process.running.values() for line in e.asked)
+
+
+async def left_asleep(drowsy: Yard) -> None:
+    """The daemon is killed while the engine sleeps."""
+    fleet = await drowsy.open()
+    await doze(fleet)
+    for replica in fleet.all():
+        await replica.detach()
+    drowsy.supervisors.clear()
+
+
+async def test_a_sleeper_that_is_taken_over_is_woken_before_it_is_offered(drowsy: Yard) -> None:
+    await left_asleep(drowsy)
+    later = await drowsy.open()
+    assert state(later) == ["loading"]
+    assert (await asyncio.wait_for(later.ensure_ready("a", by_request=True), 10)).state == "ready"
+    assert drowsy.engine(later).asked[-2:] == ["POST /wake_up", "GET /health"]
+    assert drowsy.process.starts == 1
+
+
+async def test_a_sleeper_that_is_taken_over_and_does_not_wake_is_started_again(drowsy: Yard) -> None:
+    await left_asleep(drowsy)
+    (engine,) = drowsy.process.running.values()
+    engine.healthy = False
+    later = await drowsy.open()
+    assert (await asyncio.wait_for(later.ensure_ready("a", by_request=True), 20)).state == "ready"
+    assert drowsy.process.starts == 2

@@ -151,17 +151,30 @@ class Replica:
         self.instance, self._runtime, self.runtime_name = instance, runtime, saved.runtime
         self.plan = Plan(spec=saved.spec, context=saved.context, memory=saved.memory)
         self.started, self.ready_s, self.restarts = saved.started, saved.ready_s, saved.restarts
-        self.ready_at = time.time()
-        self._move(State.READY)
+        if self.sleeps:  # the daemon before may have put it to sleep
+            self._move(State.LOADING)
+        else:
+            self.ready_at = time.time()
+            self._move(State.READY)
         self._task = asyncio.create_task(self._live(self._rouse), name=f"replica {self.id}")
 
     async def _rouse(self) -> None:
-        """The daemon before may have put it to sleep."""
-        if self.sleeps and self.instance is not None:
-            await healthy(
-                self.instance.socket, self.instance.spec.sleep[1], self._start_limit(self.instance.spec), "POST"
-            )
+        """Wake it where it may sleep; what does not wake is ended, and so started again."""
+        assert self.instance is not None
+        if self.sleeps and not await self._awake(self.instance):
+            log.warning("replica %s does not wake: starting it again", self.id)
+            await self.instance.stop(0)
+            return
         await self.life.adapt(self)
+        if self.state is State.LOADING:
+            self.ready_at = time.time()
+            self._move(State.READY)
+
+    async def _awake(self, instance: Instance) -> bool:
+        path, timeout = instance.spec.sleep[1], self._start_limit(instance.spec)
+        return await healthy(instance.socket, path, timeout, "POST") and await healthy(
+            instance.socket, instance.spec.readiness.path
+        )
 
     async def _live(self, begin: Callable[[], Awaitable[None]] | None) -> None:
         try:
@@ -321,9 +334,7 @@ class Replica:
                 return
             self._began = time.monotonic()
             self._move(State.LOADING)
-            path, timeout = instance.spec.sleep[1], self._start_limit(instance.spec)
-            awake = await healthy(instance.socket, path, timeout, "POST")
-            if awake and await healthy(instance.socket, instance.spec.readiness.path):
+            if await self._awake(instance):
                 self.ready_at = time.time()
                 self._move(State.READY)
             elif self.state is State.LOADING:

@@ -27,7 +27,7 @@ class State(StrEnum):
 
 
 TRANSITIONS: Mapping[State, frozenset[State]] = {
-    State.CREATED: frozenset({State.PREPARING, State.READY, State.STOPPING, State.FAILED}),
+    State.CREATED: frozenset({State.PREPARING, State.LOADING, State.READY, State.STOPPING, State.FAILED}),
     State.PREPARING: frozenset({State.STARTING, State.STOPPING, State.FAILED}),
     State.STARTING: frozenset({State.PREPARING, State.LOADING, State.BACKOFF, State.STOPPING, State.FAILED}),
     State.LOADING: frozenset({State.READY, State.BACKOFF, State.STOPPING, State.FAILED}),
