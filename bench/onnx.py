@@ -30,7 +30,8 @@ from typing import Any
 
 from harness import ROOT, parser, report, until
 from pierhead.engines.base import Environment
-from pierhead.engines.onnx import ENTRY, RUNTIMES, Onnx
+from pierhead.engines.onnx import RUNTIMES, Onnx
+from pierhead.engines.serving import PROGRAMS
 from pierhead.events import ignore
 from pierhead.runtimes.environment import Environments
 
@@ -161,7 +162,7 @@ def servers(python: dict[str, Path], folder: Path, work: Path) -> list[Server]:
 
     def pierhead(port: int) -> list[str]:
         where = ["--socket", f"127.0.0.1:{port}", "--model-dir", str(folder)]
-        return [str(python["pierhead"]), "-I", str(ENTRY), *where, "--settings", json.dumps(ours)]
+        return [str(python["pierhead"]), "-I", str(PROGRAMS), "onnx", *where, "--settings", json.dumps(ours)]
 
     def triton(port: int) -> list[str]:
         ports = ["--port", str(port), "--metrics-port", str(free_port())]

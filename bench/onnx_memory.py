@@ -14,7 +14,8 @@ from typing import Any
 from harness import ROOT, UnixConnection, until
 from pierhead.convert.convert import ENVIRONMENT
 from pierhead.engines.base import Plan, PlanRequest
-from pierhead.engines.onnx import ENTRY, Onnx
+from pierhead.engines.onnx import Onnx
+from pierhead.engines.serving import PROGRAMS
 from pierhead.events import ignore
 from pierhead.formats.reading import File
 from pierhead.formats.summarize import summarize
@@ -79,7 +80,7 @@ def truth(plan: Plan, settings: dict[str, Any], watch: Any) -> int:
     python = asyncio.run(Environments(ENVIRONMENTS).ensure("onnx", spec.environment, ignore))
     with tempfile.TemporaryDirectory(prefix="pier-estimates-") as folder:
         sock = f"{folder}/engine.sock"
-        argv, env = expand(spec, Places(str(python), str(ENTRY), spec.model_dir, sock))
+        argv, env = expand(spec, Places(str(python), str(PROGRAMS), spec.model_dir, sock))
         engine = subprocess.Popen(argv, env={**os.environ, **env}, stdout=-3, stderr=-3)
         seen = watch(engine.pid)
         seen.start()

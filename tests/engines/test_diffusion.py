@@ -12,10 +12,10 @@ from tests.engines import tiny_pictures
 from pierhead.config import Settings
 from pierhead.engines.base import PlanRequest
 from pierhead.engines.diffusion import Diffusion
-from pierhead.engines.diffusion_entry import asks, painter
-from pierhead.engines.diffusion_entry.faults import Refused
-from pierhead.engines.diffusion_entry.settings import Settings as Told
 from pierhead.engines.diffusion_settings import PARTS, SAMPLERS, SCHEDULERS, TYPES
+from pierhead.engines.programs.diffusion import asks, painter
+from pierhead.engines.programs.diffusion.faults import Refused
+from pierhead.engines.programs.diffusion.settings import Settings as Told
 from pierhead.engines.registry import choose, engines
 from pierhead.errors import OutOfMemory, UsageError
 from pierhead.formats.reading import File

@@ -12,8 +12,8 @@ from tests.conformance.test_engine import Sample
 
 from pierhead.engines.base import Plan, PlanRequest
 from pierhead.engines.openvino import OpenVino
-from pierhead.engines.openvino_entry.asks import Refused, read
-from pierhead.engines.openvino_entry.text import Words
+from pierhead.engines.programs.openvino.asks import Refused, read
+from pierhead.engines.programs.openvino.text import Words
 from pierhead.errors import CorruptData, OutOfMemory, UsageError
 from pierhead.formats.reading import File
 from pierhead.formats.summarize import summarize

@@ -23,8 +23,8 @@ from typing import Any
 import numpy
 import pytest
 
-from pierhead.engines.python import ENTRY
-from pierhead.engines.python_entry.calls import Calls
+from pierhead.engines.programs.python.calls import Calls
+from pierhead.engines.serving import PROGRAMS
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -77,7 +77,8 @@ def serve(tmp_path: Path) -> Iterator[Any]:
             argv = [
                 sys.executable,
                 "-I",
-                str(ENTRY),
+                str(PROGRAMS),
+                "python",
                 "--socket",
                 str(place),
                 "--model-dir",

@@ -25,7 +25,8 @@ from tests.engines.onnx.conftest import Served
 from tests.engines.onnx.conftest import request as asked
 from tests.heavy.conftest import ENVIRONMENTS, Installation
 
-from pierhead.engines.diffusion import ENTRY, WHEELS, Diffusion
+from pierhead.engines.diffusion import WHEELS, Diffusion
+from pierhead.engines.serving import PROGRAMS
 from pierhead.errors import EngineFailed, UsageError
 from pierhead.events import ignore
 from pierhead.runtimes.base import Places, expand
@@ -274,7 +275,7 @@ def running(folder: Path, **settings: Any) -> Iterator[Engine]:
     python = asyncio.run(Environments(ENVIRONMENTS).ensure("stable-diffusion", WHEELS, ignore))
     spec = Diffusion().plan(asked(folder, **{**SMALL, "threads": 1, **settings})).spec
     with tempfile.TemporaryDirectory(prefix="sd-") as place:
-        argv, _ = expand(spec, Places(str(python), str(ENTRY), str(folder), f"{place}/engine.sock"))
+        argv, _ = expand(spec, Places(str(python), str(PROGRAMS), str(folder), f"{place}/engine.sock"))
         engine = Engine(python, folder, tuple(argv), Path(place))
         try:
             yield engine.wait()  # pyright: ignore[reportReturnType]

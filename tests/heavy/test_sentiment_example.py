@@ -55,7 +55,7 @@ def images(wheels: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[d
     context = tmp_path_factory.mktemp("context")
     shutil.copytree(EXAMPLE, context / "examples" / "sentiment")
     shutil.copytree(
-        ROOT / "src" / "pierhead" / "engines" / "onnx_entry", context / "src" / "pierhead" / "engines" / "onnx_entry"
+        ROOT / "src" / "pierhead" / "engines" / "programs", context / "src" / "pierhead" / "engines" / "programs"
     )
     for file in wheels.iterdir():
         os.link(file, context / "examples" / "sentiment" / "wheels" / file.name)

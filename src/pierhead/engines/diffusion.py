@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from pierhead.config import Settings
@@ -15,7 +14,6 @@ from pierhead.formats.pictures import TYPE
 from pierhead.formats.pictures_estimate import estimate, usual_pixels
 from pierhead.store.model import ModelFile
 
-ENTRY = Path(__file__).with_name("diffusion_entry")
 MIB = 1 << 20
 SERVES = ("images", "image-edits", "image-variations")
 # All that serving needs. cyllama has stable-diffusion.cpp compiled in; it needs nothing else.
@@ -94,19 +92,19 @@ class Diffusion:
             replica=request.replica,
             model=request.model,
             engine=self.name,
-            argv=serving.command(told),
+            argv=serving.command(told, "diffusion"),
             env=serving.ENV,
             model_dir=str(request.model_dir),
-            entry=str(ENTRY),
+            entry=str(serving.PROGRAMS),
             environment=WHEELS,
-            image=ImageRecipe(self.name, self._base_image, PINS, serving.files(ENTRY)),
+            image=ImageRecipe(self.name, self._base_image, PINS, serving.program_files("diffusion")),
             limits=Limits(memory=needed.total * 5 // 4 + 512 * MIB),
             serves=SERVES,
         )
         return Plan(spec=spec, context=0, memory=needed.total)
 
     def _told(self, request: PlanRequest, settings: Mapping[str, Any], family: Family) -> dict[str, Any]:
-        """What the server program is told (``diffusion_entry.settings``)."""
+        """What the server program is told (``programs.diffusion.settings``)."""
         same = ("guidance", "clip_skip", "sampler", "scheduler", "strength", "edits", "max_n", "queue", "type", "mmap")
         width, height, most = _sizes(request, settings, family)
         steps = SCHNELL if request.metadata.get("distilled") else family.steps

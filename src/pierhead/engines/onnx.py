@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from pierhead.config import Settings
@@ -15,7 +14,6 @@ from pierhead.errors import UsageError
 from pierhead.formats.onnx_estimate import OnnxEstimate, estimate_onnx
 from pierhead.store.model import ModelFile
 
-ENTRY = Path(__file__).with_name("onnx_entry")
 MIB = 1 << 20
 BODIES = 16  # times the largest request that requests and answers may take, beside the model
 SEQUENCE = 512  # tokens of a text where the model does not say how many it reads
@@ -123,13 +121,13 @@ class Onnx:
             replica=request.replica,
             model=request.model,
             engine=self.name,
-            argv=serving.command(server),
+            argv=serving.command(server, "onnx"),
             model_dir=str(request.model_dir),
-            entry=str(ENTRY),
+            entry=str(serving.PROGRAMS),
             environment=environment,
             env=serving.ENV,
             image=ImageRecipe(
-                self.name, self._base_image, environment.requirements, serving.files(ENTRY), dependencies=gpu
+                self.name, self._base_image, environment.requirements, serving.program_files("onnx"), dependencies=gpu
             ),
             limits=Limits(memory=needed.total * 5 // 4 + max(512 * MIB, BODIES * server["max_body"])),
             devices=(f"nvidia.com/gpu={server['provider_options'].get('device_id', 'all')}",) if gpu else (),
@@ -138,7 +136,7 @@ class Onnx:
 
 
 def _server(request: PlanRequest, settings: Mapping[str, Any], file: str, task: str) -> dict[str, Any]:
-    """What the server program is told (``onnx_entry.settings``)."""
+    """What the server program is told (``programs.onnx.settings``)."""
     same = ("provider", "inter_threads", "workers", "optimization", "spin", "max_batch", "max_batch_tokens", "queue")
     options: dict[str, Any] = {}
     if settings["device"]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from pierhead.config import Settings
@@ -25,7 +24,6 @@ PINS = (
     "typing-extensions==4.16.0",
 )
 WHEELS = Environment(PINS, dependencies=False)
-ENTRY = Path(__file__).with_name("openvino_entry")
 PARALLEL = 4
 ROWS = 32  # texts that are read at a time
 READ = 4096  # tokens that are read at a time, padding included
@@ -179,12 +177,12 @@ class OpenVino:
             replica=request.replica,
             model=request.model,
             engine=self.name,
-            argv=serving.command(told),
+            argv=serving.command(told, "openvino"),
             env={"OPENVINO_TELEMETRY": "0", **serving.ENV},
             model_dir=str(request.model_dir),
-            entry=str(ENTRY),
+            entry=str(serving.PROGRAMS),
             environment=WHEELS,
-            image=ImageRecipe(self.name, self._base_image, PINS, serving.files(ENTRY)),
+            image=ImageRecipe(self.name, self._base_image, PINS, serving.program_files("openvino")),
             limits=Limits(memory=needed.total * 5 // 4 + 512 * MIB, pids=2048),
             devices=("intel.com/gpu=all",) if told["device"] == "GPU" else (),
             serves=_READS.get(told["task"]) or (("chat", *_TEXTS) if _chats(request.metadata) else _TEXTS),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -19,7 +18,6 @@ from pierhead.errors import UsageError
 from pierhead.formats.python_model import FORMAT, NAME, OPERATIONS, PythonModel, of_summary
 from pierhead.store.model import ModelFile
 
-ENTRY = Path(__file__).with_name("python_entry")
 MIB = 1 << 20
 OPENAPI = "python-openapi"  # the gateway's word for its document
 PROGRAM = 96 * MIB  # the server with nothing of the model's
@@ -109,13 +107,13 @@ class Python:
             replica=request.replica,
             model=request.model,
             engine=self.name,
-            argv=serving.command(server),
+            argv=serving.command(server, "python"),
             model_dir=str(request.model_dir),
-            entry=str(ENTRY),
+            entry=str(serving.PROGRAMS),
             environment=Environment(pins, python),
             env={"OMP_NUM_THREADS": threads, "HF_HUB_OFFLINE": "1", **serving.ENV, "PYTHONDONTWRITEBYTECODE": "1"},
             image=ImageRecipe(
-                self.name, self._base_image, pins, serving.files(ENTRY), dependencies=True, python=inside
+                self.name, self._base_image, pins, serving.program_files("python"), dependencies=True, python=inside
             ),
             limits=Limits(memory=max(needed * 2, needed + 1024 * MIB)),
             serves=(*program.serves, OPENAPI),

@@ -11,6 +11,7 @@ from typing import Any
 from pierhead.errors import OutOfMemory
 
 MIB = 1 << 20
+PROGRAMS = Path(__file__).with_name("programs")
 VERSION = re.compile(r":(3\.\d+)(?:\.\d+)?(?=$|[@-])")  # in the tag of an image
 # For every engine's program. Libraries report to nobody, sandbox or not. OpenMP's threads give the processor back after
 # some microseconds of waiting, where they would spin for milliseconds: that costs an engine which is alone nothing, and
@@ -18,11 +19,17 @@ VERSION = re.compile(r":(3\.\d+)(?:\.\d+)?(?=$|[@-])")  # in the tag of an image
 ENV = {"ORT_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1", "GOMP_SPINCOUNT": "1000"}
 
 
-def command(settings: Mapping[str, Any]) -> tuple[str, ...]:
-    """The argv of an entry program, which is told its ``settings`` as JSON."""
+def command(settings: Mapping[str, Any], *name: str) -> tuple[str, ...]:
+    """The argv of an entry program, or of the one of ``PROGRAMS`` with this name, with its ``settings`` as JSON."""
     told = json.dumps(settings, separators=(",", ":")).replace("$(", "$$(")
     places = ("--socket", "$(SOCKET)", "--model-dir", "$(MODEL_DIR)")
-    return ("$(PYTHON)", "-I", "$(ENTRY)", *places, "--settings", told)
+    return ("$(PYTHON)", "-I", "$(ENTRY)", *name, *places, "--settings", told)
+
+
+def program_files(name: str) -> tuple[tuple[str, str], ...]:
+    """One of ``PROGRAMS`` and what all of them share, as files of an engine image."""
+    found = sorted((*PROGRAMS.glob("*.py"), *(PROGRAMS / name).rglob("*.py")))
+    return tuple((f"/opt/engine/entry/{p.relative_to(PROGRAMS)}", p.read_text(encoding="utf-8")) for p in found)
 
 
 def files(entry: Path) -> tuple[tuple[str, str], ...]:

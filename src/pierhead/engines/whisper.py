@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from pierhead.config import Settings
@@ -14,7 +13,6 @@ from pierhead.errors import UsageError
 from pierhead.formats.whisper_estimate import PIECE, WhisperEstimate, estimate_whisper
 from pierhead.store.model import ModelFile
 
-ENTRY = Path(__file__).with_name("whisper_entry")
 MIB = 1 << 20
 # All of them, so that what the binding's own downloader needs stays out.
 WHEELS = Environment(
@@ -109,11 +107,11 @@ class Whisper:
             replica=request.replica,
             model=request.model,
             engine=self.name,
-            argv=serving.command(_server(request, settings, file)),
+            argv=serving.command(_server(request, settings, file), "whisper"),
             model_dir=str(request.model_dir),
-            entry=str(ENTRY),
+            entry=str(serving.PROGRAMS),
             environment=WHEELS,
-            image=ImageRecipe(self.name, self._base_image, WHEELS.requirements, serving.files(ENTRY)),
+            image=ImageRecipe(self.name, self._base_image, WHEELS.requirements, serving.program_files("whisper")),
             env=serving.ENV,
             limits=Limits(memory=needed.total * 5 // 4 + 512 * MIB),
             serves=_serves(request.metadata),
@@ -121,7 +119,7 @@ class Whisper:
 
 
 def _server(request: PlanRequest, settings: Mapping[str, Any], file: ModelFile) -> dict[str, Any]:
-    """What the server program is told (``whisper_entry.settings``)."""
+    """What the server program is told (``programs.whisper.settings``)."""
     same = ("vad", "parallel", "queue", "language", "translate", "temperature", "fallback", "beam_size", "best_of")
     return {
         "name": request.model,

@@ -19,7 +19,8 @@ from tests.conftest import CACHE
 
 from pierhead.config import Settings
 from pierhead.engines.base import LaunchSpec, PlanRequest
-from pierhead.engines.onnx import ENTRY, Onnx, make
+from pierhead.engines.onnx import Onnx, make
+from pierhead.engines.serving import PROGRAMS
 from pierhead.events import ignore
 from pierhead.formats.reading import File
 from pierhead.formats.summarize import summarize
@@ -125,7 +126,7 @@ class Serve:
     def __call__(self, folder: Path, plan: LaunchSpec | None = None, **settings: Any) -> Served:
         place = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="onnx-")))
         spec = plan or self.plan(folder, **settings)
-        argv, _ = expand(spec, Places("python", str(ENTRY), str(folder), str(place / "engine.sock")))
+        argv, _ = expand(spec, Places("python", str(PROGRAMS), str(folder), str(place / "engine.sock")))
         served = Served(self._python, folder, tuple(argv), place)
         self._stack.callback(served.close)
         return served

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pierhead.engines.onnx_entry.batching import WASTE, Batcher, Item, choose
-from pierhead.engines.onnx_entry.faults import Refused
-from pierhead.engines.onnx_entry.metrics import Metrics
+from pierhead.engines.programs.onnx.batching import WASTE, Batcher, Item, choose
+from pierhead.engines.programs.onnx.faults import Refused
+from pierhead.engines.programs.onnx.metrics import Metrics
 
 pytestmark = pytest.mark.timeout(30)
 

@@ -18,7 +18,8 @@ from tests.conftest import CACHE
 
 from pierhead.config import Settings
 from pierhead.engines.base import LaunchSpec, PlanRequest
-from pierhead.engines.whisper import ENTRY, WHEELS, make
+from pierhead.engines.serving import PROGRAMS
+from pierhead.engines.whisper import WHEELS, make
 from pierhead.events import ignore
 from pierhead.formats.reading import File
 from pierhead.formats.summarize import summarize
@@ -114,7 +115,7 @@ class Serve:
     def __call__(self, folder: Path, plan: LaunchSpec | None = None, **settings: Any) -> Served:
         place = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="whisper-")))
         spec = plan or self.plan(folder, **settings)
-        argv, env = expand(spec, Places("python", str(ENTRY), str(folder), str(place / "engine.sock")))
+        argv, env = expand(spec, Places("python", str(PROGRAMS), str(folder), str(place / "engine.sock")))
         served = Served(self._python, tuple(argv), place, dict(env))
         self._stack.callback(served.close)
         return served

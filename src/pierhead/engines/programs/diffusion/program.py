@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import json
-import os
-import socket
 import sys
 from pathlib import Path
 
 import uvicorn
 
+from ..sockets import listen, notify
 from . import painter
 from .faults import Unusable
 from .server import Api
@@ -47,7 +45,8 @@ def main() -> int:
 
 def _itself() -> tuple[str, ...]:
     """The command of this program again, which finds its packages where this one did (in a container: not Python's)."""
-    return sys.executable, "-I", "-c", _AGAIN, json.dumps(sys.path), str(Path(__file__).resolve().parent)
+    programs = str(Path(__file__).resolve().parent.parent)
+    return sys.executable, "-I", "-c", _AGAIN, json.dumps(sys.path), programs, "diffusion"
 
 
 async def serve(settings: Settings, command: tuple[str, ...], place: str) -> int:
@@ -79,27 +78,3 @@ async def serve(settings: Settings, command: tuple[str, ...], place: str) -> int
 async def _ends(worker: Worker, server: uvicorn.Server) -> None:
     await worker.broken.wait()
     server.should_exit = True
-
-
-def listen(place: str) -> socket.socket:
-    """A unix socket, or ``address:port`` where a socket file cannot reach whoever asks."""
-    if place.startswith("/"):
-        made = socket.socket(socket.AF_UNIX)
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(place)
-        made.bind(place)
-    else:
-        host, _, port = place.rpartition(":")
-        made = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        made.bind((host.strip("[]"), int(port)))
-    made.listen(1024)
-    return made
-
-
-def notify(place: str) -> None:
-    """Tell whoever started this that the model is loaded and the socket listens (as systemd's services do)."""
-    if not place.startswith("/"):
-        return  # nobody can be told
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as out, contextlib.suppress(OSError):
-        out.sendto(b"READY=1", os.path.join(os.path.dirname(place), "notify.sock"))

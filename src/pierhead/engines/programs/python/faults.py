@@ -43,7 +43,7 @@ def place(exc: BaseException, folder: str) -> str:
 
 def log(exc: BaseException) -> None:
     """The traceback for whoever reads the log, without the server's own frames before the model's."""
-    ours = os.path.dirname(__file__) + os.sep
+    ours = os.path.dirname(os.path.dirname(__file__)) + os.sep
     start = exc.__traceback__
     found = start
     while start is not None:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import json
 import os
 import signal
-import socket
 import sys
 
 import uvicorn
 from uvloop import new_event_loop
 
+from ..sockets import listen, notify
 from . import faults
 from .app import make
 from .calls import Calls
@@ -62,26 +61,6 @@ async def serve(settings: Settings, folder: str, place: str) -> None:
     await server.main_loop()
 
 
-def listen(place: str) -> socket.socket:
-    """On a unix socket, or on ``address:port`` where a socket file cannot reach whoever asks."""
-    if place.startswith("/"):
-        sock = socket.socket(socket.AF_UNIX)
-        sock.bind(place)
-    else:
-        host, _, port = place.rpartition(":")
-        sock = socket.create_server((host, int(port)))
-    sock.listen(1024)
-    return sock
-
-
 def end(_signal: int, _frame: object) -> None:
     """Leave at once: the gateway has drained what mattered."""
     os._exit(0)
-
-
-def notify(path: str) -> None:
-    """Tell whoever started this that the model is loaded and the socket listens (as systemd's services do)."""
-    if not path.startswith("/"):
-        return  # nobody can be told
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as out, contextlib.suppress(OSError):
-        out.sendto(b"READY=1", os.path.join(os.path.dirname(path), "notify.sock"))

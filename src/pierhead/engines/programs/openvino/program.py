@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib
 import json
 import os
@@ -13,6 +12,7 @@ from typing import Any
 
 import uvicorn
 
+from ..sockets import listen, notify
 from .pooling import pooling
 from .reads import Reads
 from .server import Api
@@ -90,25 +90,3 @@ def need(folder: str, *names: str) -> None:
     for name in names:
         if not os.path.isfile(os.path.join(folder, name)):
             raise FileNotFoundError(f"the model has no {name}")
-
-
-def listen(place: str) -> socket.socket:
-    """A unix socket, or ``address:port`` where a socket file cannot reach whoever asks."""
-    if place.startswith("/"):
-        made = socket.socket(socket.AF_UNIX)
-        made.bind(place)
-    else:
-        host, _, port = place.rpartition(":")
-        made = socket.socket(socket.AF_INET)
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        made.bind((host, int(port)))
-    made.listen(1024)
-    return made
-
-
-def notify(place: str) -> None:
-    if not place.startswith("/"):
-        return  # nobody can be told
-    # Nobody waits where a server was started by hand.
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as out, contextlib.suppress(OSError):
-        out.sendto(b"READY=1", os.path.join(os.path.dirname(place), "notify.sock"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import importlib
 import os
 import socket
@@ -14,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from ..sockets import listen, notify
 from . import languages, model_file
 from .hall import Hall
 from .metrics import Metrics
@@ -75,27 +75,3 @@ async def serve(
         await server.serve(sockets=[listening])
     finally:
         await asyncio.to_thread(hall.close)
-
-
-def listen(place: str) -> socket.socket:
-    """A unix socket, or ``address:port`` where a socket file cannot reach whoever asks."""
-    if place.startswith("/"):
-        made = socket.socket(socket.AF_UNIX)
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(place)
-        made.bind(place)
-    else:
-        host, _, port = place.rpartition(":")
-        made = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        made.bind((host.strip("[]"), int(port)))
-    made.listen(1024)
-    return made
-
-
-def notify(path: str) -> None:
-    """Tell whoever started this that the model is loaded and the socket listens (as systemd's services do)."""
-    if not path.startswith("/"):
-        return  # nobody can be told
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as out, contextlib.suppress(OSError):
-        out.sendto(b"READY=1", os.path.join(os.path.dirname(path), "notify.sock"))

@@ -1,4 +1,4 @@
-"""Starts the server when the folder is run as a program: makes a package of it and calls ``program.main``."""
+"""Starts one of the programs: ``python -I programs NAME --socket …``, as it is run in replicas and by hand."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import importlib.util
 import sys
 from pathlib import Path
 
-NAME = "openvino_entry"
+NAME = "pierhead_programs"
 
 
 def _package() -> None:
-    """Import the folder under a name of its own: what a program's folder has is otherwise no package."""
+    """Import the folder under a name of its own, so that none of its modules hides one of a model's or a library's."""
     folder = Path(__file__).resolve().parent
+    sys.path[:] = [place for place in sys.path if Path(place).resolve() != folder]
     spec = importlib.util.spec_from_file_location(
         NAME, folder / "__init__.py", submodule_search_locations=[str(folder)]
     )
@@ -25,4 +26,4 @@ def _package() -> None:
 
 if __name__ == "__main__":
     _package()
-    sys.exit(importlib.import_module(f"{NAME}.program").main())
+    sys.exit(importlib.import_module(f"{NAME}.{sys.argv.pop(1)}.program").main())
