@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import base64
+import json
 import math
+import socket
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -192,3 +196,25 @@ def test_what_happens_is_counted(classifier: Served) -> None:
     assert classifier.counted("onnx_batch_size_count") >= 1
     assert classifier.counted("onnx_queue_size") == 0
     assert classifier.counted('onnx_requests_total{status="200"}') >= 1
+
+
+@pytest.mark.parametrize("spaces", [0, 60])
+def test_a_client_that_leaves_is_not_worked_for_however_large_its_question_was(
+    starts: Serve, shelf: Path, spaces: int
+) -> None:
+    served = starts(models.classifier(shelf / f"left-{spaces}"), max_batch=1, queue=10_000).wait()
+    body = json.dumps({"input": ["bad" + " " * spaces] * 2048}).encode()
+    head = b"POST /v1/classify HTTP/1.1\r\nhost: engine\r\ncontent-length: %d\r\n\r\n" % len(body)
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(served.path)
+        client.sendall(head + body)
+        until(lambda: served.counted("onnx_batch_size_count") > 10)
+    until(lambda: served.counted("onnx_queue_size") == 0)
+    assert served.counted("onnx_batch_size_count") < 2048
+
+
+def until(true: Callable[[], bool], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
