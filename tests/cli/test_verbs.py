@@ -263,14 +263,14 @@ def test_the_help_page_imports_nothing_heavy() -> None:
 
 
 def test_status_names_the_scheme_that_each_address_speaks():
-    from pierhead.cli.operate import _addresses  # pyright: ignore[reportPrivateUsage]
+    from pierhead.cli.operate import addresses
 
     found = {
         "listeners": ["127.0.0.1:1", "192.0.2.1:2"],
         "settings": {"gateway": {"tls_cert": "", "tls_loopback": False}},
     }
-    assert _addresses(found) == "http://127.0.0.1:1/v1\nhttp://192.0.2.1:2/v1"
+    assert addresses(found) == "http://127.0.0.1:1/v1\nhttp://192.0.2.1:2/v1"
     found["settings"]["gateway"]["tls_cert"] = "tls.crt"
-    assert _addresses(found) == "http://127.0.0.1:1/v1\nhttps://192.0.2.1:2/v1"
+    assert addresses(found) == "http://127.0.0.1:1/v1\nhttps://192.0.2.1:2/v1"
     found["settings"]["gateway"]["tls_loopback"] = True
-    assert _addresses(found) == "https://127.0.0.1:1/v1\nhttps://192.0.2.1:2/v1"
+    assert addresses(found) == "https://127.0.0.1:1/v1\nhttps://192.0.2.1:2/v1"

@@ -71,6 +71,8 @@ def test_embeddings_of_a_model_that_writes_stay_within_what_is_claimed_where_the
         assert response.status == 200, response.read()
         assert json.loads(response.read())["usage"]["prompt_tokens"] > 490
     deadline = time.monotonic() + 30
-    while not (peak := running(house)["smollm2"]["memory_peak"]):
+    while (
+        peak := running(house)["smollm2"]["memory_peak"]
+    ) <= claimed - 8 * 512 * 49152:  # it is looked at now and then
         assert time.monotonic() < deadline
-    assert claimed - 8 * 512 * 49152 < peak < claimed * 1.05
+    assert peak < claimed * 1.05

@@ -78,6 +78,13 @@ def test_parallel_slots_multiply_the_context_that_the_engine_gets(ask: Any) -> N
     assert (inner(plan.spec)["n_ctx"], inner(plan.spec)["n_parallel"]) == (1024 * 3, 3)
 
 
+@pytest.mark.parametrize(
+    ("settings", "size"), [({"parallel": 3}, 510), ({"parallel": 3, "ubatch": 100}, 99), ({}, 512)]
+)
+def test_slots_part_what_is_worked_through_at_a_time_evenly(ask: Any, settings: dict[str, Any], size: int) -> None:
+    assert inner(ENGINE.plan(ask(settings)).spec)["n_ubatch"] == size  # else llama.cpp aborts where it takes means
+
+
 def test_an_unknown_parameter_names_its_closest_match() -> None:
     with pytest.raises(UsageError, match="n_btach") as caught:
         ENGINE.validate({"n_btach": 5})

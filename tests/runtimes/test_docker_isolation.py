@@ -15,6 +15,7 @@ import pytest_asyncio
 
 from pierhead.config import RuntimeSettings
 from pierhead.engines.base import LaunchSpec
+from pierhead.engines.serving import ENV
 from pierhead.events import ignore
 from pierhead.runtimes.docker import DockerRuntime
 from pierhead.runtimes.docker_instance import DockerInstance
@@ -178,7 +179,7 @@ async def test_neither_docker_nor_the_host_shows(engine: DockerInstance) -> None
     assert {s for s in socks if "sock" in s} == {"/run/pierhead/engine.sock", "/run/pierhead/notify.sock"}
     assert not [m for m in mounts if "docker.sock" in m or m.startswith(("/root", "/home", "/host"))]
     assert not {"mem", "kmsg", "kvm", "vda", "sda", "fuse"} & set(devices)
-    assert set(names) <= {"PATH", "HOME", "LANG", "HOSTNAME", "PYTHONDONTWRITEBYTECODE", "LC_CTYPE"}
+    assert set(names) - set(ENV) <= {"PATH", "HOME", "LANG", "HOSTNAME", "PYTHONDONTWRITEBYTECODE", "LC_CTYPE"}
     assert host == "engine"
 
 

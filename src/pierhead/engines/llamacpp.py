@@ -103,7 +103,7 @@ class LlamaCpp:
             "cache_type_v": _cache(settings.get("cache_type_v")),
             "parallel": parallel,
             "batch": int(settings.get("n_batch", 2048)),
-            "ubatch": int(settings.get("n_ubatch", 512)),
+            "ubatch": _ubatch(settings, mode, parallel),
             "projector": sum(f.size for f in request.files if f.role == "mmproj"),
             "flash_attention": settings.get("flash_attn_type") != "LLAMA_FLASH_ATTN_TYPE_DISABLED",
             "checkpoints": max(0, int(settings.get("n_ctx_checkpoints", CHECKPOINTS))),
@@ -126,9 +126,10 @@ class LlamaCpp:
             "cache_ram_mib": 0,  # outside the estimate unless asked for
             "n_ctx_checkpoints": CHECKPOINTS,
             "n_parallel": parallel,
+            "n_ubatch": sizing["ubatch"],
             "cpuparams.n_threads": max(1, request.cpus),
             **mode,
-            **settings,
+            **{name: value for name, value in settings.items() if name != "n_ubatch"},
             **beside.settings,
         }
         widest: dict[str, Any] = {**sizing, "outputs": outputs}
@@ -226,6 +227,14 @@ def _too_large(model: str, needed: Estimate, context: int, free: int) -> OutOfMe
         context=context,
         **needed.to_dict(),
     )
+
+
+def _ubatch(settings: Mapping[str, Any], mode: Mapping[str, Any], parallel: int) -> int:
+    """Tokens that are worked through at a time. Where means are taken over them, llama.cpp ends if slots do not part
+    them evenly.
+    """
+    wanted = min(int(settings.get("n_ubatch", 512)), int(settings.get("n_batch", 2048)))
+    return max(1, wanted // parallel) * parallel if mode.get("embedding") else wanted
 
 
 def _cache(member: str | None) -> str:

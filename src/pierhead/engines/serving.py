@@ -15,8 +15,9 @@ PROGRAMS = Path(__file__).with_name("programs")
 VERSION = re.compile(r":(3\.\d+)(?:\.\d+)?(?=$|[@-])")  # in the tag of an image
 # For every engine's program. Libraries report to nobody, sandbox or not. OpenMP's threads give the processor back after
 # some microseconds of waiting, where they would spin for milliseconds: that costs an engine which is alone nothing, and
-# engines that work at the same time lost three quarters of their speed to each other's spinning.
-ENV = {"ORT_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1", "GOMP_SPINCOUNT": "1000"}
+# engines that work at the same time lost three quarters of their speed to each other's spinning. GGML would call a
+# debugger when it gives up, whose pages hide the reason.
+ENV = {"ORT_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1", "GOMP_SPINCOUNT": "1000", "GGML_NO_BACKTRACE": "1"}
 
 
 def command(settings: Mapping[str, Any], *name: str) -> tuple[str, ...]:
