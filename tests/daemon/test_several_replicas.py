@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -111,13 +112,13 @@ def test_the_next_daemon_goes_on_with_both_and_one_too_many_is_drained(running: 
     assert running.chat()[0] == 200
 
     connection, response = running.ask(tokens=200, stream=True)
-    assert response.readline().startswith(b"data: ")
-    until(running, lambda found: sum(r["requests_open"] for r in found) == 1)
-    (busy,) = [r["id"] for r in running.client.get("/replicas") if r["requests_open"]]
-    list(running.client.events("POST", "/replicas", {"model": "smollm2", "replicas": 1}))
-    until(running, lambda found: [r["id"] for r in found] == [busy])
-    assert response.read().rstrip().endswith(b"data: [DONE]")
-    connection.close()
+    with contextlib.closing(connection):
+        assert response.readline().startswith(b"data: ")
+        until(running, lambda found: sum(r["requests_open"] for r in found) == 1)
+        (busy,) = [r["id"] for r in running.client.get("/replicas") if r["requests_open"]]
+        list(running.client.events("POST", "/replicas", {"model": "smollm2", "replicas": 1}))
+        until(running, lambda found: [r["id"] for r in found] == [busy])
+        assert response.read().rstrip().endswith(b"data: [DONE]")
 
 
 def test_pier_shows_each_and_stops_one_for_good_or_all(running: Any) -> None:
