@@ -17,7 +17,7 @@ from pierhead.engines.programs.diffusion import asks, painter
 from pierhead.engines.programs.diffusion.faults import Refused
 from pierhead.engines.programs.diffusion.settings import Settings as Told
 from pierhead.engines.registry import choose, engines
-from pierhead.errors import OutOfMemory, UsageError
+from pierhead.errors import OutOfMemory, RuntimeUnavailable, UsageError
 from pierhead.formats.reading import File
 from pierhead.formats.summarize import summarize
 from pierhead.package.inputs import detect
@@ -203,3 +203,9 @@ def test_no_clients_picture_makes_a_larger_one_than_is_allowed(size: tuple[int, 
     assert wide * high <= 512 * 512
     assert wide % 64 == high % 64 == 0
     assert min(wide, high) >= 64
+
+
+def test_a_processor_that_would_break_off_is_told_before_anything_starts() -> None:
+    old = PlanRequest("r", "m", Path("/m"), ONE, SD15, {}, processor=frozenset({"sse4_2", "avx"}))
+    with pytest.raises(RuntimeUnavailable, match="AVX2"):
+        ENGINE.plan(old)

@@ -9,7 +9,7 @@ from pierhead.config import Settings
 from pierhead.engines import serving
 from pierhead.engines.base import EngineFacts, Environment, ImageRecipe, LaunchSpec, Limits, Plan, PlanRequest
 from pierhead.engines.diffusion_settings import FAMILIES, PARTS, SCHNELL, TABLE, Family
-from pierhead.errors import UsageError
+from pierhead.errors import RuntimeUnavailable, UsageError
 from pierhead.formats.pictures import TYPE
 from pierhead.formats.pictures_estimate import estimate, usual_pixels
 from pierhead.store.model import ModelFile
@@ -68,6 +68,11 @@ class Diffusion:
         if request.metadata.get("type") != TYPE:
             raise UsageError(
                 f"'{request.model}' does not make pictures", hint=f"`pier inspect {request.model}` shows what it is."
+            )
+        if request.processor and not request.processor & {"avx2", "asimd"}:
+            raise RuntimeUnavailable(
+                "the wheel of stable-diffusion.cpp needs a processor with AVX2, which this one lacks",
+                hint="Serve it from another machine; `[engines.NAME]` takes a program that you built yourself.",
             )
         settings = TABLE.defaults | TABLE.canonical(request.settings)
         family = FAMILIES.get(str(request.metadata.get("architecture")), Family(1024, 20, 7.0))
