@@ -47,14 +47,17 @@ class Installation:
 
     house: House
     address: str
+    clients: contextlib.ExitStack  # closes what the tests have made
 
     @property
     def openai(self) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"http://{self.address}/v1", api_key="none", max_retries=0, timeout=300)
+        made = openai.OpenAI(base_url=f"http://{self.address}/v1", api_key="none", max_retries=0, timeout=300)
+        return self.clients.enter_context(made)
 
     @property
     def anthropic(self) -> anthropic.Anthropic:
-        return anthropic.Anthropic(base_url=f"http://{self.address}", api_key="none", max_retries=0, timeout=300)
+        made = anthropic.Anthropic(base_url=f"http://{self.address}", api_key="none", max_retries=0, timeout=300)
+        return self.clients.enter_context(made)
 
     def pier(self, *args: str, timeout: float = 300) -> str:
         """What ``pier`` says; it must succeed."""
@@ -106,7 +109,8 @@ def installed(stocked: Path, config: str = "") -> Iterator[Installation]:  # noq
         said = house.start()
         assert said, "the daemon said nothing"
         assert "error" not in said, said
-        yield Installation(house, said["listeners"][0])
+        with contextlib.ExitStack() as clients:
+            yield Installation(house, said["listeners"][0], clients)
     finally:
         house.clear()
         shutil.rmtree(home, ignore_errors=True)
