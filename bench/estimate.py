@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,8 @@ p.cache_type_v = getattr(x.ggml_type, "GGML_TYPE_" + case["cache_type_v"].upper(
 p.warmup = False
 server = x.Server(p)
 with open("/proc/self/status") as status:
-    print("".join(line for line in status if line.startswith("RssAnon")), file=sys.stderr, flush=True)
+    print("\\n" + "".join(line for line in status if line.startswith("RssAnon")), file=sys.stderr, flush=True)
+sys.stdin.read()
 os._exit(0)
 """
 
@@ -56,12 +58,29 @@ CASES = [
 ]
 
 
+def said(command: list[str]) -> str:
+    """The log of a probe up to the last line of its start: a thread of the engine writes it, and would be cut short."""
+    lines: list[str] = []
+    missing = {"slots are idle", "RssAnon"}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=-1, stderr=-2, text=True) as engine:
+        late = threading.Timer(120, engine.kill)
+        late.start()
+        assert engine.stdout is not None
+        for line in engine.stdout:
+            lines.append(line)
+            missing -= {word for word in missing if word in line}
+            if not missing:
+                break
+        late.cancel()
+        engine.kill()
+    return "".join(lines)
+
+
 def measure(model: Path, options: dict[str, Any]) -> dict[str, float]:
     """Bytes that the engine says it allocates: ``kv_cache``, ``compute``, ``repacked``, and ``anonymous`` memory."""
     with tempfile.TemporaryDirectory(prefix="pier-estimate-") as folder:
         told = json.dumps({**options, "model": str(model), "socket": f"{folder}/e.sock"})
-        done = subprocess.run([sys.executable, "-c", PROBE, told], capture_output=True, text=True, timeout=120)
-    log = done.stdout + done.stderr
+        log = said([sys.executable, "-c", PROBE, told])
     if "compute buffer size" not in log:
         raise SystemExit(f"the engine did not load {model}:\n{log[-2000:]}")
 
