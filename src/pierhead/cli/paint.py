@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import base64
-import http.client
-import json
 import re
 import secrets
 import sys
 from pathlib import Path
 from typing import Any
 
-from pierhead.cli.chatapi import refusal
 from pierhead.cli.output import print_json, say
-from pierhead.errors import DaemonUnavailable, UsageError
+from pierhead.cli.work import ask, send
+from pierhead.errors import UsageError
 from pierhead.paths import Paths
-from pierhead.sockets import connect_unix
 from pierhead.store.model import ModelRecord
 
 _KINDS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
-_MOST = 256 << 20
 _MOST_IMAGE = 64 << 20
 
 
@@ -83,22 +79,10 @@ def _beside(data: bytes, model: str) -> Path:
 
 def _ask(paths: Paths, fields: dict[str, Any], images: list[Path]) -> Any:
     """The gateway's answer; its refusal as the error that it means."""
-    where, kind, body = "/v1/images/generations", "application/json", json.dumps(fields).encode()
     if images:
-        where = "/v1/images/edits"
         kind, body = _form(fields, images)
-    connection = http.client.HTTPConnection("localhost")
-    try:
-        connection.sock = connect_unix(paths.gateway_socket)
-        connection.request("POST", where, body, {"Content-Type": kind})
-        response = connection.getresponse()
-        if response.status != 200:
-            raise refusal(response)
-        return json.loads(response.read(_MOST))
-    except (OSError, http.client.HTTPException, ValueError) as exc:
-        raise DaemonUnavailable("the gateway does not answer", hint=f"See {paths.daemon_log}.") from exc
-    finally:
-        connection.close()
+        return send(paths, "POST", "/v1/images/edits", body, kind)
+    return ask(paths, "/v1/images/generations", fields)
 
 
 def _form(fields: dict[str, Any], images: list[Path]) -> tuple[str, bytes]:

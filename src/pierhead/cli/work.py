@@ -59,12 +59,18 @@ def work(
 
 
 def ask(paths: Paths, path: str, body: dict[str, Any] | None = None) -> Any:
-    """The gateway's whole answer; its refusal as the error that it means."""
+    """The gateway's whole answer to JSON, or to a question; its refusal as the error that it means."""
+    if body is None:
+        return send(paths, "GET", path)
+    return send(paths, "POST", path, json.dumps(body).encode())
+
+
+def send(paths: Paths, method: str, path: str, data: bytes | None = None, kind: str = "application/json") -> Any:
+    """The gateway's whole answer to a body of some kind; its refusal as the error that it means."""
     connection = http.client.HTTPConnection("localhost")
     try:
         connection.sock = connect_unix(paths.gateway_socket)
-        data = None if body is None else json.dumps(body)
-        connection.request("GET" if body is None else "POST", path, data, {"Content-Type": "application/json"})
+        connection.request(method, path, data, {"Content-Type": kind})
         response = connection.getresponse()
         if response.status != 200:
             raise refusal(response)

@@ -23,7 +23,7 @@ from pierhead.engines.base import (
     PlanRequest,
     Readiness,
 )
-from pierhead.engines.setting_table import byte_count, switch
+from pierhead.engines.setting_table import byte_count, spelled, switch, unknown
 from pierhead.errors import ConfigError, OutOfMemory, UsageError
 from pierhead.store.model import ModelFile
 
@@ -94,14 +94,9 @@ class Command:
         done: dict[str, Any] = {}
         known = self._template.settings
         for given, value in settings.items():
-            name = given.strip().lstrip("-").replace("-", "_").lower()
+            name = spelled(given)
             if name not in known:
-                close = difflib.get_close_matches(name, list(known), 1, 0.5)
-                raise UsageError(
-                    f"the engine {self.name} has no setting '{given}'",
-                    hint=f"Did you mean '{close[0]}'?" if close else f"There are: {', '.join(known) or 'none'}.",
-                    data={"parameter": given, "closest": close[0] if close else None},
-                )
+                raise unknown(f"the engine {self.name}", given, known)
             try:
                 done[name] = _typed(known[name], value)
             except (TypeError, ValueError, OverflowError) as exc:

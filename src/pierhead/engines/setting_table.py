@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from pierhead.errors import UsageError
@@ -60,12 +60,17 @@ class Table:
         name = self._aliases.get(plain, plain)
         if name in self._settings:
             return name
-        close = difflib.get_close_matches(plain, [*self._settings, *self._aliases], 1, 0.5)
-        raise UsageError(
-            f"{self._whose} has no setting '{given}'",
-            hint=f"Did you mean '{close[0]}'?" if close else f"There are: {', '.join(self._settings)}.",
-            data={"parameter": given, "closest": close[0] if close else None},
-        )
+        raise unknown(self._whose, given, self._settings, self._aliases)
+
+
+def unknown(whose: str, given: str, known: Collection[str], aliases: Collection[str] = ()) -> UsageError:
+    """The refusal of a setting that is not ``known``, with the closest one that is."""
+    close = difflib.get_close_matches(spelled(given), [*known, *aliases], 1, 0.5)
+    return UsageError(
+        f"{whose} has no setting '{given}'",
+        hint=f"Did you mean '{close[0]}'?" if close else f"There are: {', '.join(known) or 'none'}.",
+        data={"parameter": given, "closest": close[0] if close else None},
+    )
 
 
 def spelled(given: str) -> str:
