@@ -38,6 +38,8 @@ class Engine:
         self.folder = folder
         self.healthy = True
         self.asked: list[str] = []
+        self.answers = asyncio.Event()  # unset, it hears and does not answer yet
+        self.answers.set()
         self.uses = (0, 0)  # bytes: anonymous, of mapped files
         self._place = place
         self._exit: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
@@ -52,6 +54,7 @@ class Engine:
             with contextlib.closing(writer), contextlib.suppress(asyncio.IncompleteReadError):
                 asked = (await reader.readuntil(b"\r\n\r\n")).split(b" ", 2)
                 self.asked.append(f"{asked[0].decode()} {asked[1].decode()}")
+                await self.answers.wait()
                 status = b"200 OK" if self.healthy else b"500 Broken"
                 writer.write(b"HTTP/1.1 " + status + b"\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
 

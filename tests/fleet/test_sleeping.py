@@ -141,9 +141,16 @@ async def left_asleep(drowsy: Yard) -> None:
 
 async def test_a_sleeper_that_is_taken_over_is_woken_before_it_is_offered(drowsy: Yard) -> None:
     await left_asleep(drowsy)
+    (engine,) = drowsy.process.running.values()
+    engine.answers.clear()
     later = await drowsy.open()
-    assert state(later) == ["loading"]
-    assert (await asyncio.wait_for(later.ensure_ready("a", by_request=True), 10)).state == "ready"
+    asked = asyncio.create_task(later.ensure_ready("a", by_request=True))
+    async with asyncio.timeout(10):
+        while engine.asked[-1] != "POST /wake_up":  # noqa: ASYNC110  # no event tells of what it hears
+            await asyncio.sleep(0)
+    assert (state(later), asked.done()) == (["loading"], False)
+    engine.answers.set()
+    assert (await asyncio.wait_for(asked, 10)).state == "ready"
     assert drowsy.engine(later).asked[-2:] == ["POST /wake_up", "GET /health"]
     assert drowsy.process.starts == 1
 
