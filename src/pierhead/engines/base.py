@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import msgspec
 
 from pierhead.engines.builds import Build
+from pierhead.engines.gpus import Device
 from pierhead.store.model import ModelFile
 
 
@@ -41,13 +42,15 @@ class Environment(msgspec.Struct, frozen=True):
 
     ``requirements`` are pip's, exact pins of what matters; what those need comes with them, unless ``dependencies`` is
     false and they are all. ``python`` is the minor version that the wheels exist for ("": Pierhead's own). ``torch`` is
-    the build of PyTorch (``cpu``) where the index of PyPI has another.
+    the build of PyTorch (``cpu``) where the index of PyPI has another. ``index`` is the address of the package index
+    that has them ("": the user's own).
     """
 
     requirements: tuple[str, ...]
     python: str = ""
     dependencies: bool = True
     torch: Literal["", "cpu"] = ""
+    index: str = ""
 
 
 class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,7 +95,7 @@ class ImageRecipe(msgspec.Struct, frozen=True):
     """The inputs of an engine image; its name is the hash of them. ``requirements`` are exact wheel pins.
 
     ``python`` is the minor version that is wanted, as ``3.13`` ("": that of the base image). ``torch`` is the build of
-    PyTorch that an ``Environment`` has.
+    PyTorch, ``index`` the package index that an ``Environment`` has.
     """
 
     engine: str
@@ -103,6 +106,7 @@ class ImageRecipe(msgspec.Struct, frozen=True):
     dependencies: bool = False  # whether what the requirements need comes with them; else they are all
     python: str = ""
     torch: Literal["", "cpu"] = ""
+    index: str = ""
 
 
 class Adapter(msgspec.Struct, frozen=True):
@@ -193,15 +197,20 @@ class PlanRequest:
     processor: frozenset[str] = frozenset()  # its features, as Linux names them
     beside: tuple[Beside, ...] = ()
     adapters: Path | None = None  # the folder for LoRAs that come and go, for an engine that loads them while it runs
+    devices: tuple[Device, ...] = ()  # the accelerators of this machine, with what each has free for this replica
     opening: tuple[Mapping[str, str], ...] = ()  # messages (role, content) that begin every chat without a system one
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """An engine's answer: the spec, the context it chose (tokens per request) and the memory it will need (bytes)."""
+    """An engine's answer: the spec, the context it chose (tokens per request) and the memory it will need (bytes).
+
+    ``devices`` are the bytes of accelerators' own memory, by CDI name (see ``gpus.take``).
+    """
 
     spec: LaunchSpec
     context: int
     memory: int
+    devices: dict[str, int] = {}
     notes: tuple[str, ...] = ()
 
 
