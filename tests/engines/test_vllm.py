@@ -11,6 +11,7 @@ from tests.conformance.test_engine import Sample
 
 from pierhead.engines import vllm_entry
 from pierhead.engines.base import Beside, Plan, PlanRequest
+from pierhead.engines.gpus import Device
 from pierhead.engines.huggingface import kind
 from pierhead.engines.vllm import Vllm
 from pierhead.errors import OutOfMemory, UsageError
@@ -22,14 +23,31 @@ GIB = 1 << 30
 
 
 def plan(
-    free: int = 64 * GIB, extra: tuple[str, ...] = (), /, beside: tuple[Beside, ...] = (), **settings: Any
+    free: int = 64 * GIB,
+    extra: tuple[str, ...] = (),
+    /,
+    beside: tuple[Beside, ...] = (),
+    devices: tuple[Device, ...] = (),
+    metadata: dict[str, Any] | None = None,
+    **settings: Any,
 ) -> Plan:
     text = (HERE.parent / "conformance" / "engines" / "vllm.json").read_bytes()
     given = msgspec.json.decode(text, type=Sample)
+    request = given.metadata | (metadata or {})
     files = (*given.files, *(ModelFile(name, 1000, "weights" if "safetensors" in name else "config") for name in extra))
     return Vllm().plan(
         PlanRequest(
-            "r1", "m", Path("/m"), files, given.metadata, settings, free, 2, beside=beside, adapters=Path("/loras/r1")
+            "r1",
+            "m",
+            Path("/m"),
+            files,
+            request,
+            settings,
+            free,
+            2,
+            beside=beside,
+            adapters=Path("/loras/r1"),
+            devices=devices,
         )
     )
 

@@ -204,13 +204,15 @@ class PlanRequest:
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """An engine's answer: the spec, the context it chose (tokens per request) and the memory it will need (bytes).
 
-    ``devices`` are the bytes of accelerators' own memory, by CDI name (see ``gpus.take``).
+    ``devices`` are the bytes of accelerators' own memory, by CDI name (see ``gpus.take``). ``parallel`` is how many
+    requests it takes at a time, where that depends on the machine (0: as a setting or the engine's facts say).
     """
 
     spec: LaunchSpec
     context: int
     memory: int
     devices: dict[str, int] = {}
+    parallel: int = 0
     notes: tuple[str, ...] = ()
 
 

@@ -32,6 +32,51 @@ def has_cuda(devices: Sequence[Device]) -> bool:
     return any(device.name.startswith(f"{NVIDIA}=") for device in devices)
 
 
+def capable(devices: Sequence[Device], *, driver: int = 0, capability: float = 0.0) -> bool:
+    """Whether one of them is NVIDIA's with a driver of this major version and this computing, at least.
+
+    What nobody could read of a device counts as enough.
+    """
+    return any(
+        d.name.startswith(f"{NVIDIA}=")
+        and _number(d.driver.partition(".")[0], driver) >= driver
+        and _number(d.capability, capability) >= capability
+        for d in devices
+    )
+
+
+def chosen(wanted: str, devices: Sequence[Device], *, driver: int = 0, capability: float = 0.0) -> str:
+    """What a ``device`` setting means here: ``auto`` is ``cuda`` where there is a GPU that can do it, else ``cpu``."""
+    if wanted != "auto":
+        return wanted
+    return "cuda" if capable(devices, driver=driver, capability=capability) else "cpu"
+
+
+def numbers(gpus: str | Sequence[str]) -> tuple[str, ...]:
+    """A ``gpus`` setting taken apart: ``all``, ``0``, ``0,1``."""
+    parts = gpus.split(",") if isinstance(gpus, str) else gpus
+    return tuple(part.strip() for part in parts if part.strip())
+
+
+def names(gpus: Sequence[str], kind: str = NVIDIA) -> tuple[str, ...]:
+    """The CDI names of what a ``gpus`` setting names."""
+    return tuple(f"{kind}={gpu}" for gpu in gpus)
+
+
+def largest(devices: Sequence[Device], among: Sequence[str] = (), kind: str = NVIDIA) -> int:
+    """Bytes of all the memory of the largest GPU of a kind that may be used; 0 where none is known."""
+    allowed = {f"{kind}={number}" for number in among if number != "all"}
+    found = [d.total for d in devices if d.name.startswith(f"{kind}=") and (not allowed or d.name in allowed)]
+    return max(found, default=0)
+
+
+def emptiest(devices: Sequence[Device], among: Sequence[str] = (), count: int = 1, kind: str = NVIDIA) -> int:
+    """Bytes that are free on each of the ``count`` devices that ``take`` would choose; 0 where it would not."""
+    allowed = {f"{kind}={number}" for number in among if number != "all"}
+    free = sorted(d.free for d in devices if d.name.startswith(f"{kind}=") and (not allowed or d.name in allowed))
+    return free[-count] if 0 < count <= len(free) else 0
+
+
 def take(
     model: str, devices: Sequence[Device], need: int, *, count: int = 1, among: Sequence[str] = (), kind: str = NVIDIA
 ) -> dict[str, int]:
@@ -62,6 +107,13 @@ def take(
             data={"device": full.name, "needed": need, "free": max(0, full.free), "total": full.total},
         )
     return {d.name: need for d in sorted(best, key=lambda d: d.name)}
+
+
+def _number(text: str, otherwise: float) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return otherwise
 
 
 def visible(devices: Mapping[str, int], fallback: Sequence[str]) -> tuple[str, ...]:

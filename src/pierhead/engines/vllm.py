@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pierhead.config import Settings
-from pierhead.engines import serving
+from pierhead.engines import gpus, serving, vllm_cuda
 from pierhead.engines.base import (
     EngineFacts,
     Environment,
@@ -24,7 +24,7 @@ from pierhead.engines.vllm_beside import Companions, companions
 from pierhead.engines.vllm_params import FLAGS, PARALLEL, Wishes
 from pierhead.errors import OutOfMemory
 from pierhead.formats.estimate import Estimate
-from pierhead.formats.safetensors_estimate import cache_size, estimate, fit_context
+from pierhead.formats.safetensors_estimate import cache_size, estimate, fit_context, weights
 from pierhead.store.model import ModelFile
 
 VERSION = "0.32.0"
@@ -41,6 +41,13 @@ _COMMON = ("context", "parallel", "threads", "kv_cache_type")
 _WRITES = ("chat", "completions", "count-tokens")
 _TOKENS = ("tokenize", "detokenize")
 _CACHES = {"f16": "float16", "bf16": "bfloat16"}  # llama.cpp's words for what is the same
+_ON_CUDA = {
+    "VLLM_USE_FLASHINFER_SAMPLER": "0",  # it is compiled at the start, by a compiler that need not be there
+    "FLASHINFER_WORKSPACE_BASE": "/tmp",  # noqa: S108
+    "TRITON_CACHE_DIR": "/tmp/triton",  # noqa: S108
+    "TORCHINDUCTOR_CACHE_DIR": "/tmp/inductor",  # noqa: S108
+    "CUDA_CACHE_PATH": "/tmp/cuda",  # noqa: S108
+}
 
 FACTS = EngineFacts(
     name="vllm",
@@ -90,33 +97,48 @@ class Vllm:
 
     def plan(self, request: PlanRequest) -> Plan:
         """The launch plan; see ``Engine.plan``."""
-        wishes = Wishes.of(request.settings, request.cpus)
+        wishes = Wishes.of(request.settings, request.cpus, request.devices)
         trained = int(request.metadata.get("context_length") or 0) or self._max_context
-        beside = companions(request, wishes, wishes.context or min(trained, self._max_context))
+        limit = min(trained, self._max_context)
+        beside = companions(request, wishes, wishes.context or limit)
+        if wishes.device == "cuda":
+            needed, taken = _on_host(request, wishes, beside), vllm_cuda.take(request, wishes, beside, limit)
+        else:
+            needed, taken = self._on_cpu(request, wishes, beside, limit)
+        if request.free_memory and needed.total > request.free_memory:
+            raise _too_large(request.model, needed, taken.context, request.free_memory)
+        flags = {**_usual(request, wishes, taken), **wishes.flags, **beside.flags}
+        if any(word.startswith("--speculative-config") for word in beside.words):
+            flags.pop("speculative_config", None)
+        return Plan(
+            spec=self._spec(request, wishes, flags, needed, beside, taken.devices),
+            context=taken.context,
+            memory=needed.total,
+            devices=taken.devices,
+            parallel=wishes.parallel if wishes.device == "cuda" else 0,
+        )
+
+    def _on_cpu(
+        self, request: PlanRequest, wishes: Wishes, beside: Companions, limit: int
+    ) -> tuple[Estimate, vllm_cuda.Taken]:
+        """What is needed of the machine's memory, and the context."""
         sizing: dict[str, Any] = {
             "parallel": wishes.parallel,
             "cache_bytes": wishes.cache_bytes,
             "full": wishes.full,
             "extra_weights": sum(f.size for f in request.files if f.role in ("lora", "draft")) + beside.memory,
         }
-        context = self._context(request, wishes, sizing)
-        needed = estimate(request.metadata, context=context, **sizing)
-        if wishes.device == "cuda":  # its sleep moves the weights into the machine's own memory
-            needed = Estimate(needed.weights if wishes.flags.get("enable_sleep_mode") else 0, 0, 0, CUDA_HOST)
-        if request.free_memory and needed.total > request.free_memory:
-            raise _too_large(request.model, needed, context, request.free_memory)
-        flags = {**_usual(request, wishes, context, beside.cache), **wishes.flags, **beside.flags}
-        if any(word.startswith("--speculative-config") for word in beside.words):
-            flags.pop("speculative_config", None)
-        return Plan(spec=self._spec(request, wishes, flags, needed, beside), context=context, memory=needed.total)
+        context = self._context(request, wishes, sizing, limit)
+        size = cache_size(request.metadata, context=context, parallel=wishes.parallel, cache_bytes=wishes.cache_bytes)
+        flags = {
+            "kv_cache_memory_bytes": str(max(size + beside.cache, MIB)),  # without, it wants most of the memory
+            "enforce_eager": True,  # compiling needs a C++ compiler, and minutes at each start
+        }
+        return estimate(request.metadata, context=context, **sizing), vllm_cuda.Taken({}, context, flags)
 
-    def _context(self, request: PlanRequest, wishes: Wishes, sizing: Mapping[str, Any]) -> int:
-        trained = int(request.metadata.get("context_length") or 0) or self._max_context
-        if wishes.context:
-            return wishes.context
-        limit = min(trained, self._max_context)
-        if not request.free_memory or wishes.device == "cuda":
-            return limit
+    def _context(self, request: PlanRequest, wishes: Wishes, sizing: Mapping[str, Any], limit: int) -> int:
+        if wishes.context or not request.free_memory:
+            return wishes.context or limit
         fits = fit_context(request.metadata, free=request.free_memory, limit=limit, **sizing)
         smallest = min(SMALLEST, limit)
         if fits < smallest:
@@ -127,7 +149,13 @@ class Vllm:
         return fits
 
     def _spec(
-        self, request: PlanRequest, wishes: Wishes, flags: Mapping[str, Any], needed: Estimate, beside: Companions
+        self,
+        request: PlanRequest,
+        wishes: Wishes,
+        flags: Mapping[str, Any],
+        needed: Estimate,
+        beside: Companions,
+        devices: Mapping[str, int],
     ) -> LaunchSpec:
         cuda = wishes.device == "cuda"
         files = serving.files(ENTRY)
@@ -146,9 +174,9 @@ class Vllm:
             else ImageRecipe(self.name, self._base_image, PINS, files, torch=WHEELS.torch),
             limits=Limits(memory=needed.total * 5 // 4 + 1024 * MIB, pids=4096),
             readiness=Readiness(timeout=900.0),
-            devices=tuple(f"nvidia.com/gpu={gpu}" for gpu in wishes.gpus),
+            devices=gpus.visible(devices, gpus.names(wishes.gpus)),
             shm_size=1024 * MIB,
-            tmp_size=1024 * MIB,
+            tmp_size=(2048 if cuda else 1024) * MIB,
             serves=_work(request.metadata),
             mounts=beside.mounts,
             adapters=beside.own,
@@ -157,21 +185,23 @@ class Vllm:
         )
 
 
-def _usual(request: PlanRequest, wishes: Wishes, context: int, drafts: int) -> dict[str, Any]:
+def _on_host(request: PlanRequest, wishes: Wishes, beside: Companions) -> Estimate:
+    """What the machine's own memory must have where the model is on a GPU; asleep, its weights are here as well."""
+    size = weights(request.metadata, wishes.full) + beside.resident
+    away = int(float(wishes.flags.get("cpu_offload_gb", 0.0)) * 1024) * MIB
+    return Estimate(size if wishes.flags.get("enable_sleep_mode") else min(size, away), 0, 0, CUDA_HOST)
+
+
+def _usual(request: PlanRequest, wishes: Wishes, taken: vllm_cuda.Taken) -> dict[str, Any]:
     """Flags that a user's own come after."""
     flags: dict[str, Any] = {
         "served_model_name": [request.model],
-        "max_model_len": str(context),
+        "max_model_len": str(taken.context),
         "max_num_seqs": wishes.parallel,
         "disable_uvicorn_access_log": True,
         "shutdown_timeout": 0,
+        **taken.flags,
     }
-    if wishes.device == "cpu":
-        size = cache_size(request.metadata, context=context, parallel=wishes.parallel, cache_bytes=wishes.cache_bytes)
-        flags |= {
-            "kv_cache_memory_bytes": str(max(size + drafts, MIB))
-        }  # without, vLLM wants most of the machine's memory
-        flags |= {"enforce_eager": True}  # compiling needs a C++ compiler, and minutes at each start
     if "tool_call_parser" in wishes.flags:
         flags["enable_auto_tool_choice"] = True
     return flags
@@ -191,6 +221,8 @@ def _environ(wishes: Wishes, flags: Mapping[str, Any]) -> dict[str, str]:
     }
     if wishes.device == "cpu":  # several engines share the cores: the system places their threads
         found |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(wishes.threads)}
+    else:
+        found |= _ON_CUDA
     if flags.get("enable_lora"):
         found["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
     if flags.get("enable_sleep_mode"):

@@ -24,7 +24,8 @@ _PLACE = "\0"  # stands for the model's folder until what the user wrote is made
 class Companions(NamedTuple):
     """``flags`` for the table, ``words`` of the command line besides, and what they need in bytes.
 
-    ``work`` is the place of the folder that the server runs in, so that it knows what comes later by a bare name.
+    ``resident`` are those that stay, less the drafting model's cache and what it works with. ``work`` is the place of
+    the folder that the server runs in, so that it knows what comes later by a bare name.
     """
 
     flags: dict[str, Any]
@@ -33,6 +34,7 @@ class Companions(NamedTuple):
     work: str = ""
     cache: int = 0
     memory: int = 0
+    resident: int = 0
     own: tuple[Adapter, ...] = ()
     loading: Loading | None = None
 
@@ -48,6 +50,7 @@ def companions(request: PlanRequest, wishes: Wishes, context: int) -> Companions
         work=lora.work,
         cache=drafting.cache,
         memory=drafting.memory + lora.memory,
+        resident=drafting.resident + lora.memory,
         own=lora.own,
         loading=lora.loading,
     )
@@ -80,7 +83,7 @@ def _draft(request: PlanRequest, wishes: Wishes, context: int) -> Companions:
         raise UsageError(f"the drafting model '{wishes.draft}' is not at hand", hint=f"Try: pier pull {wishes.draft}")
     _check_draft(request, draft)
     told = {"method": "draft_model", "model": "$(MOUNT0)", "num_speculative_tokens": wishes.drafted or DRAFTED}
-    sizing: dict[str, Any] = {"context": context, "parallel": wishes.parallel, "cache_bytes": wishes.cache_bytes}
+    sizing: dict[str, Any] = {"context": context, "parallel": wishes.held, "cache_bytes": wishes.cache_bytes}
     cache = cache_size(draft.metadata, **sizing)
     needed = estimate(draft.metadata, full=wishes.full, program=0, **sizing)
     return Companions(
@@ -89,6 +92,7 @@ def _draft(request: PlanRequest, wishes: Wishes, context: int) -> Companions:
         (Mount(str(draft.folder), f"{BESIDE}/0"),),
         cache=cache,
         memory=needed.total,
+        resident=needed.weights,
     )
 
 

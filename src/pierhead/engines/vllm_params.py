@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pierhead.engines import gpus
 from pierhead.engines.flags import Flag, Flags
 
-PARALLEL = 4  # requests at a time where nobody says: it works on all of them in one step
+PARALLEL = 4  # requests at a time on the CPU where nobody says: it works on all of them in one step
+MANY = 64  # the same on a GPU
+HELD = 8  # whole contexts that the cache of a GPU holds: few requests are as long as they may be
+DRIVER, CAPABILITY = 580, 7.5  # of CUDA 13, which the wheels of PyTorch and vLLM are made for
 OWN = {
     "context": Flag("count"),
     "parallel": Flag("count"),
     "threads": Flag("count"),
-    "device": Flag("text", ("cpu", "cuda")),
-    "gpus": Flag("text"),  # as the container toolkit names them: all, 0, 0,1
+    "device": Flag("text", ("auto", "cpu", "cuda")),
+    "gpus": Flag("text"),  # those it may use: all, 0, 0,1
+    "cache_tokens": Flag("count"),  # that the cache of a GPU holds, of all requests together
     "lora": Flag("text", many=True),  # NAME=FOLDER inside the model
     "enable_lora": Flag("yesno"),  # so that adapters can come later
     "draft": Flag("text"),  # another model of the store
@@ -28,6 +33,7 @@ ALIASES = {
     **dict.fromkeys(("max_model_len", "ctx_size", "c", "n_ctx"), "context"),
     **dict.fromkeys(("max_num_seqs", "slots", "np", "n_parallel"), "parallel"),
     **dict.fromkeys(("t", "n_threads"), "threads"),
+    "max_total_tokens": "cache_tokens",
     **dict.fromkeys(("cache_type", "cache_type_k", "kv_cache", "kv_cache_type"), "kv_cache_dtype"),
     "lora_modules": "lora",
     "batch": "max_num_batched_tokens",
@@ -73,6 +79,7 @@ class Wishes:
     threads: int
     parallel: int
     context: int
+    cached: int  # tokens that a GPU's cache holds; 0: not said
     lora: dict[str, str]  # name to folder
     enable_lora: bool
     draft: str
@@ -81,19 +88,20 @@ class Wishes:
     flags: dict[str, Any]
 
     @classmethod
-    def of(cls, settings: Mapping[str, Any], cpus: int) -> Wishes:
-        """From any settings; UsageError for a wrong one."""
+    def of(cls, settings: Mapping[str, Any], cpus: int, devices: Sequence[gpus.Device] = ()) -> Wishes:
+        """From any settings, on a machine with these accelerators; UsageError for a wrong one."""
         left = FLAGS.canonical(settings)
         pooler = _pooler(left)
-        device = left.pop("device", "cpu")
-        gpus = str(left.pop("gpus", "all")).split(",")
+        device = gpus.chosen(left.pop("device", "auto"), devices, driver=DRIVER, capability=CAPABILITY)
+        allowed = gpus.numbers(left.pop("gpus", "all"))
         pairs = [str(one).partition("=") for one in left.pop("lora", ())]
         return cls(
             device=device,
-            gpus=tuple(gpu.strip() for gpu in gpus if gpu.strip()) if device == "cuda" else (),
+            gpus=allowed if device == "cuda" else (),
             threads=left.pop("threads", 0) or max(1, cpus),
-            parallel=left.pop("parallel", 0) or PARALLEL,
+            parallel=left.pop("parallel", 0) or (MANY if device == "cuda" else PARALLEL),
             context=left.pop("context", 0),
+            cached=left.pop("cache_tokens", 0),
             lora={name.rpartition("/")[2]: (folder or name).strip("/") for name, _, folder in pairs},
             enable_lora=left.pop("enable_lora", False),
             draft=left.pop("draft", ""),
@@ -101,6 +109,11 @@ class Wishes:
             ngram=left.pop("ngram", False),
             flags=left | pooler,
         )
+
+    @property
+    def held(self) -> int:
+        """Whole contexts for which there is a cache: on a GPU those of some requests, on the CPU of all."""
+        return min(self.parallel, HELD) if self.device == "cuda" else self.parallel
 
     @property
     def cache_bytes(self) -> float:

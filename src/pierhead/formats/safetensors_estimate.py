@@ -32,7 +32,7 @@ def estimate(
     """
     shape = Shape.of(summary)
     return Estimate(
-        weights=_weights(summary, full) + extra_weights,
+        weights=weights(summary, full) + extra_weights,
         kv_cache=cache_size(summary, context=context, parallel=parallel, cache_bytes=cache_bytes),
         compute=_compute(shape, min(BATCH, context * parallel), parallel),
         overhead=program,
@@ -60,7 +60,8 @@ def fit_context(summary: Mapping[str, Any], *, free: int, limit: int, **options:
     return low * BLOCK
 
 
-def _weights(summary: Mapping[str, Any], full: bool) -> int:
+def weights(summary: Mapping[str, Any], full: bool) -> int:
+    """Bytes of all weights in the type in which they are used; ``full`` says that F32 stays F32."""
     size = Facts(summary).number("weights_bytes")
     given: Any = summary.get("dtypes")
     if full or not isinstance(given, Mapping):
