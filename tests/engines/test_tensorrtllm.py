@@ -11,8 +11,7 @@ from pierhead.engines.base import PlanRequest
 from pierhead.engines.builds import Build, Gpu, key
 from pierhead.engines.tensorrtllm import TensorRtLlm
 from pierhead.engines.triton import Triton
-from pierhead.errors import RuntimeUnavailable, UsageError
-from pierhead.runtimes.gpu import parse, read_gpus
+from pierhead.errors import UsageError
 from pierhead.store.classify import classify
 from pierhead.store.model import ModelFile
 
@@ -76,32 +75,3 @@ def test_a_key_is_the_same_for_equal_machines_and_another_for_any_difference() -
         key(Build(tool="trtllm-build", version="1.0.0", argv=("x",)), "sha256:a", (H100, other), "x86_64"),
     ]
     assert len({one, *different}) == 7
-
-
-def test_nvidia_smi_s_words_are_read() -> None:
-    text = "NVIDIA H100 80GB HBM3, 580.65.06, 9.0\nSome, odd name, 1.2, 8.9\n\nnonsense\n"
-    assert parse(text) == (H100, Gpu("Some, odd name", "1.2", "8.9"))
-
-
-@pytest.mark.parametrize(
-    ("script", "said"),
-    [
-        ("echo 'NVIDIA-SMI has failed because no driver runs' >&2; exit 9", "no driver runs"),
-        ("exit 0", "lists none"),
-    ],
-)
-def test_a_machine_without_a_gpu_is_told_so(tmp_path: Path, script: str, said: str) -> None:
-    program = tmp_path / "nvidia-smi"
-    program.write_text(f"#!/bin/sh\n{script}\n")
-    program.chmod(0o755)
-    with pytest.raises(RuntimeUnavailable, match=said):
-        read_gpus(str(program))
-    with pytest.raises(RuntimeUnavailable, match="there is no nvidia-smi"):
-        read_gpus(str(tmp_path / "nothing"))
-
-
-def test_gpus_are_asked_for_by_name_driver_and_capability(tmp_path: Path) -> None:
-    program = tmp_path / "nvidia-smi"
-    program.write_text('#!/bin/sh\n[ "$1" = --query-gpu=name,driver_version,compute_cap ] && echo "GPU X, 1.0, 9.0"\n')
-    program.chmod(0o755)
-    assert read_gpus(str(program)) == (Gpu("GPU X", "1.0", "9.0"),)

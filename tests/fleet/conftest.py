@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import shutil
 import tempfile
 import time
@@ -17,6 +18,7 @@ import pytest
 
 from pierhead.config import FleetSettings, Settings
 from pierhead.engines.base import EngineFacts, ImageRecipe, LaunchSpec, Plan, PlanRequest
+from pierhead.engines.gpus import Device, take
 from pierhead.errors import NotFound, OutOfMemory, PierError
 from pierhead.events import AnyEvent, Listener
 from pierhead.fleet.memory import Memory
@@ -30,11 +32,12 @@ MIB = 1 << 20
 class Engine:
     """A server on the spec's socket: answers 200 to everything until it is told to end."""
 
-    pid = 4242
     sandbox = "none"
+    _numbers = itertools.count(1 << 22)  # no kernel's processes have such
 
     def __init__(self, place: Place, spec: LaunchSpec, folder: Path) -> None:
         self.spec = spec
+        self.pid = next(self._numbers)
         self.folder = folder
         self.healthy = True
         self.asked: list[str] = []
@@ -175,7 +178,13 @@ class Planner:
             sleep=tuple(request.metadata.get("sleep", ())),
             **self.said,
         )
-        return Plan(spec=spec, context=int(request.settings.get("context", 1024)), memory=needed)
+        devices = take(request.model, request.devices, int(request.metadata.get("on_gpu", 0)))
+        return Plan(
+            spec=spec,
+            context=int(request.settings.get("context", 1024)),
+            memory=needed,
+            devices={name: size for name, size in devices.items() if size},
+        )
 
 
 class Shelf:
@@ -230,6 +239,8 @@ class Yard:
     folder: Path
     planner: Planner = field(default_factory=Planner)
     memory: Memory = Memory(1 << 40, 1 << 40)
+    gpus: tuple[Device, ...] = ()
+    gpu_uses: dict[int, dict[str, int]] = field(default_factory=dict)
     fleet_settings: FleetSettings = FleetSettings(
         backoff_initial=0.01, backoff_max=5.0, max_restarts=3, drain_timeout=5.0, memory_wait=0.0, measure=0.0
     )
@@ -244,6 +255,8 @@ class Yard:
             settings=Settings(fleet=self.fleet_settings),
             replicas_dir=self.folder,
             memory=lambda: self.memory,
+            devices=lambda: self.gpus,
+            uses=lambda: self.gpu_uses,
             **extra,
         )
         self.supervisors.append(fleet)

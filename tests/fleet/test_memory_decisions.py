@@ -4,14 +4,28 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pierhead.engines.gpus import Device, take
 from pierhead.errors import OutOfMemory, UsageError
 from pierhead.fleet.memory import Memory, limited, parse_size, read_memory
-from pierhead.fleet.scheduler import Claim, Decision, Wait, choose_device, decide, free_memory, overdrawn
+from pierhead.fleet.scheduler import (
+    DEVICE_RESERVE,
+    Claim,
+    Decision,
+    Machine,
+    Room,
+    Wait,
+    decide,
+    free_memory,
+    free_room,
+    overdrawn,
+)
 from pierhead.fleet.state import State
 
 GIB = 1 << 30
@@ -20,9 +34,9 @@ GIB = 1 << 30
 def needs(size: int):
     """A plan that needs ``size`` bytes."""
 
-    def plan(free: int) -> int:
-        if free < size:
-            raise OutOfMemory(f"needs {size}, {free} free", data={"needed": size, "free": free})
+    def plan(room: Room) -> int:
+        if room.memory < size:
+            raise OutOfMemory(f"needs {size}, {room.memory} free", data={"needed": size, "free": room.memory})
         return size
 
     return plan
@@ -51,7 +65,7 @@ def test_eviction_takes_the_longest_unused_and_never_what_is_pinned_or_busy(
     memory = Memory(total, min(total, available))
     idle = sorted((c for c in held if c.evictable), key=lambda c: (c.last_used, c.replica))
     try:
-        decision = decide(held, memory, reserve, needs(need))
+        decision = decide(held, Machine(memory), reserve, needs(need))
     except OutOfMemory:
         assert need > free_memory(memory, held, reserve)
         return
@@ -70,7 +84,7 @@ def test_all_that_stays_and_what_is_planned_never_exceed_the_budget(
     held: list[Claim], total: int, reserve: int, need: int
 ) -> None:
     try:
-        decision = decide(held, Memory(total, total), reserve, needs(need))
+        decision = decide(held, Machine(Memory(total, total)), reserve, needs(need))
     except OutOfMemory:
         return
     if isinstance(decision, Decision):
@@ -81,7 +95,7 @@ def test_all_that_stays_and_what_is_planned_never_exceed_the_budget(
 
 @given(claims, st.integers(0, 16 * GIB), st.integers(0, GIB))
 def test_an_overdrawn_ledger_is_mended_by_the_longest_unused(held: list[Claim], total: int, reserve: int) -> None:
-    leave = overdrawn(held, Memory(total, total), reserve)
+    leave = overdrawn(held, Machine(Memory(total, total)), reserve)
     idle = sorted((c for c in held if c.evictable), key=lambda c: (c.last_used, c.replica))
     assert leave == tuple(c.replica for c in idle[: len(leave)])
     gone = (State.STOPPED, State.FAILED, State.DRAINING, State.STOPPING)
@@ -91,38 +105,42 @@ def test_an_overdrawn_ledger_is_mended_by_the_longest_unused(held: list[Claim], 
 
 def test_a_model_that_fits_evicts_nobody() -> None:
     held = [Claim("a", "a", GIB, State.READY)]
-    assert decide(held, Memory(8 * GIB, 6 * GIB), 0, needs(GIB)) == Decision(GIB)
+    assert decide(held, Machine(Memory(8 * GIB, 6 * GIB)), 0, needs(GIB)) == Decision(GIB)
 
 
 def test_as_few_idle_models_leave_as_make_room() -> None:
     held = [Claim(str(n), f"m{n}", 2 * GIB, State.READY, last_used=n) for n in range(3)]
-    assert decide(held, Memory(8 * GIB, 2 * GIB), 0, needs(3 * GIB)) == Decision(3 * GIB, ("0",))
-    assert decide(held, Memory(8 * GIB, 2 * GIB), 0, needs(5 * GIB)) == Decision(5 * GIB, ("0", "1"))
+    assert decide(held, Machine(Memory(8 * GIB, 2 * GIB)), 0, needs(3 * GIB)) == Decision(3 * GIB, ("0",))
+    assert decide(held, Machine(Memory(8 * GIB, 2 * GIB)), 0, needs(5 * GIB)) == Decision(5 * GIB, ("0", "1"))
 
 
 def test_it_waits_for_the_busy_and_the_just_started_but_not_for_the_pinned() -> None:
     held = [Claim("a", "gemma", 2 * GIB, State.READY, open=1), Claim("b", "qwen", GIB, State.LOADING)]
-    outcome = decide(held, Memory(4 * GIB, 4 * GIB), 0, needs(3 * GIB))
+    outcome = decide(held, Machine(Memory(4 * GIB, 4 * GIB)), 0, needs(3 * GIB))
     assert isinstance(outcome, Wait)
     assert "gemma (busy), qwen (loading)" in (outcome.why.hint or "")
     fresh = [Claim("a", "gemma", 2 * GIB, State.READY, settled=False)]
-    assert isinstance(decide(fresh, Memory(4 * GIB, 4 * GIB), 0, needs(3 * GIB)), Wait)
+    assert isinstance(decide(fresh, Machine(Memory(4 * GIB, 4 * GIB)), 0, needs(3 * GIB)), Wait)
     with pytest.raises(OutOfMemory):
-        decide([Claim("a", "gemma", 2 * GIB, State.READY, pinned=True)], Memory(3 * GIB, GIB), 0, needs(2 * GIB))
+        decide(
+            [Claim("a", "gemma", 2 * GIB, State.READY, pinned=True)], Machine(Memory(3 * GIB, GIB)), 0, needs(2 * GIB)
+        )
 
 
 def test_what_is_leaving_counts_as_gone_when_others_are_chosen() -> None:
     held = [Claim("a", "a", 2 * GIB, State.DRAINING, open=1), Claim("b", "b", GIB, State.READY)]
-    assert decide(held, Memory(4 * GIB, GIB), 0, needs(3 * GIB)) == Decision(3 * GIB)
+    assert decide(held, Machine(Memory(4 * GIB, GIB)), 0, needs(3 * GIB)) == Decision(3 * GIB)
     assert free_memory(Memory(4 * GIB, GIB), held, 0) == GIB  # but it is not gone yet
 
 
 def test_less_is_tried_only_where_all_would_never_fit_and_after_all_have_left() -> None:
     held = [Claim("a", "a", 2 * GIB, State.READY), Claim("b", "b", GIB, State.READY, pinned=True)]
     machine = Memory(4 * GIB, GIB)
-    assert decide(held, machine, 0, needs(4 * GIB), smaller=lambda free: free) == Decision(3 * GIB, ("a",))
+    assert decide(held, Machine(machine), 0, needs(4 * GIB), smaller=lambda room: room.memory) == Decision(
+        3 * GIB, ("a",)
+    )
     with pytest.raises(OutOfMemory):
-        decide(held, machine, 0, needs(4 * GIB))
+        decide(held, Machine(machine), 0, needs(4 * GIB))
 
 
 def test_memory_that_is_measured_tells_what_other_programs_use() -> None:
@@ -139,21 +157,69 @@ def test_a_model_that_has_just_become_ready_frees_nothing_until_it_is_read() -> 
     ready = Claim("a", "a", 8 * GIB, State.READY, weights=7 * GIB)
     assert free_memory(machine, [ready], 0) == 2 * GIB
     assert free_memory(machine, [replace(ready, measured=GIB)], 0) == 2 * GIB
-    assert decide([ready], Memory(16 * GIB, 4 * GIB), 0, needs(12 * GIB)) == Decision(
+    assert decide([ready], Machine(Memory(16 * GIB, 4 * GIB)), 0, needs(12 * GIB)) == Decision(
         12 * GIB, ("a",)
     )  # maybe unmapped
 
 
+GPUS = tuple(
+    Device(name=f"nvidia.com/gpu={n}", title="GPU", total=size * GIB, free=size * GIB) for n, size in enumerate((9, 25))
+)
+
+
+def on_gpu(size: int, count: int = 1):
+    """A plan that needs ``size`` bytes of a GPU, and nothing else."""
+
+    def plan(room: Room) -> tuple[str, ...]:
+        return tuple(take("m", room.devices, size, count=count))
+
+    return plan
+
+
+def held_on(name: str, gpu: int, size: int, **more: Any) -> Claim:
+    return Claim(name, name, GIB, more.pop("state", State.READY), devices={f"nvidia.com/gpu={gpu}": size}, **more)
+
+
 def test_each_accelerator_has_a_ledger_of_its_own() -> None:
-    gpus = {"nvidia.com/gpu=0": Memory(8 * GIB, 8 * GIB), "nvidia.com/gpu=1": Memory(24 * GIB, 24 * GIB)}
-    held = [Claim("a", "a", GIB, State.READY, open=1, devices={"nvidia.com/gpu=1": 20 * GIB})]
-    assert choose_device(held, gpus, 0, 6 * GIB) == ("nvidia.com/gpu=0", Decision(6 * GIB))
-    idle = [Claim("a", "a", GIB, State.READY, devices={"nvidia.com/gpu=1": 20 * GIB})]
-    assert choose_device(idle, gpus, 0, 12 * GIB) == ("nvidia.com/gpu=1", Decision(12 * GIB, ("a",)))
-    name, outcome = choose_device(held, gpus, 0, 12 * GIB)
-    assert (name, type(outcome)) == ("nvidia.com/gpu=1", Wait)
+    machine = Machine(Memory(8 * GIB, 8 * GIB), GPUS)
+    busy, idle = held_on("a", 1, 20 * GIB, open=1), held_on("a", 1, 20 * GIB)
+    assert decide([busy], machine, 0, on_gpu(6 * GIB)) == Decision(("nvidia.com/gpu=0",))
+    assert decide([idle], machine, 0, on_gpu(12 * GIB)) == Decision(("nvidia.com/gpu=1",), ("a",))
+    assert isinstance(decide([busy], machine, 0, on_gpu(12 * GIB)), Wait)
+    with pytest.raises(OutOfMemory) as caught:
+        decide([held_on("a", 1, 20 * GIB, pinned=True)], machine, 0, on_gpu(30 * GIB))
+    assert "a (pinned)" in (caught.value.hint or "")
+    assert caught.value.data["device"] == "nvidia.com/gpu=0"  # which has the most free
+
+
+def test_only_who_holds_an_accelerators_memory_leaves_for_it() -> None:
+    machine = Machine(Memory(8 * GIB, 8 * GIB), GPUS[:1])
+    held = [Claim("old", "old", GIB, State.READY), held_on("new", 0, 6 * GIB, last_used=5.0)]
+    assert decide(held, machine, 0, on_gpu(6 * GIB)) == Decision(("nvidia.com/gpu=0",), ("new",))
     with pytest.raises(OutOfMemory):
-        choose_device(held, gpus, 0, 30 * GIB)
+        decide(held[:1], machine, 0, on_gpu(9 * GIB))
+
+
+def test_who_would_leave_another_accelerator_for_nothing_stays() -> None:
+    machine = Machine(Memory(8 * GIB, 8 * GIB), GPUS)
+    held = [held_on("small", 0, 5 * GIB), held_on("large", 1, 24 * GIB, last_used=5.0)]
+    assert decide(held, machine, 0, on_gpu(12 * GIB)) == Decision(("nvidia.com/gpu=1",), ("large",))
+    assert decide(held, machine, 0, on_gpu(8 * GIB, count=2)).evict == ("small", "large")  # type: ignore[union-attr]
+
+
+def test_what_others_use_of_an_accelerator_is_not_free_and_what_a_replica_gives_back_is() -> None:
+    half = Machine(Memory(8 * GIB, 8 * GIB), (msgspec.structs.replace(GPUS[1], free=10 * GIB),))
+    read = held_on("a", 1, 8 * GIB, read={"nvidia.com/gpu=1": 6 * GIB})
+    assert free_room(half, [read], 0).devices[0].free == 8 * GIB - DEVICE_RESERVE
+    assert free_room(half, [], 0, [read]).devices[0].free == 16 * GIB - DEVICE_RESERVE
+    asleep = held_on("a", 1, GIB, state=State.SLEEPING, read={"nvidia.com/gpu=1": GIB})
+    assert free_room(half, [asleep], 0).devices[0].free == 10 * GIB - DEVICE_RESERVE
+
+
+def test_an_overdrawn_accelerator_is_mended_by_who_is_on_it() -> None:
+    machine = Machine(Memory(8 * GIB, 8 * GIB), GPUS)
+    held = [held_on("a", 0, 5 * GIB), held_on("b", 0, 5 * GIB, last_used=1.0), held_on("c", 1, 5 * GIB)]
+    assert overdrawn(held, machine, 0) == ("a",)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +244,7 @@ def test_the_refusal_names_the_numbers_and_who_holds_memory() -> None:
         Claim("b", "qwen", GIB, State.READY, pinned=True),
     ]
     with pytest.raises(OutOfMemory) as caught:
-        decide(held, Memory(4 * GIB, GIB), 0, needs(4 * GIB))
+        decide(held, Machine(Memory(4 * GIB, GIB)), 0, needs(4 * GIB))
     assert "gemma (busy), qwen (pinned)" in (caught.value.hint or "")
     assert [h["replica"] for h in caught.value.data["holders"]] == ["a", "b"]
 

@@ -23,7 +23,7 @@ from pierhead.events import Note
 from pierhead.fleet.admission import Admission, Ticket
 from pierhead.fleet.memory import Memory
 from pierhead.fleet.peaks import Peaks, kind
-from pierhead.fleet.scheduler import Claim
+from pierhead.fleet.scheduler import Claim, Machine, Room
 from pierhead.fleet.state import State
 from pierhead.fleet.warm import read_ahead
 
@@ -138,8 +138,8 @@ async def test_a_start_that_ends_while_it_waits_lets_the_next_one_pass(yard: Yar
 
 
 def sized(need: int) -> Any:
-    def plan(free: int) -> Plan:
-        if free < need:
+    def plan(room: Room) -> Plan:
+        if room.memory < need:
             raise OutOfMemory("too little", data={"needed": need})
         return Plan(spec=SPEC, context=1, memory=need)
 
@@ -153,7 +153,7 @@ class Hall:
         self.total = total
         self.held: dict[str, Claim] = {}
         self.order: list[str] = []
-        self.admission = Admission(self.claims, lambda: Memory(total, total), 0, self.evict)
+        self.admission = Admission(self.claims, lambda: Machine(Memory(total, total)), 0, self.evict)
 
     def claims(self) -> list[Claim]:
         return list(self.held.values())

@@ -101,15 +101,24 @@ def machine() -> list[Check]:
 
 
 def gpus() -> list[Check]:
-    """Graphics processors that the kernel shows, and whether containers can be given them."""
-    nvidia = sorted(Path("/proc/driver/nvidia/gpus").glob("*")) if Path("/proc/driver/nvidia/gpus").is_dir() else []
+    """Graphics processors, what is free on them, and whether containers can be given them."""
+    from pierhead.runtimes.gpu import NVML
+
+    nvidia = NVML.devices()
+    silent = Path("/proc/driver/nvidia/gpus").is_dir() and not nvidia
     render = sorted(p.name for p in Path("/dev/dri").glob("renderD*")) if Path("/dev/dri").is_dir() else []
+    if silent:
+        return [Check("GPU", "warn", "NVIDIA's driver is loaded and lists no GPU", "Does `nvidia-smi` work?")]
     if not nvidia and not render:
         return [Check("GPU", "ok", "none found; models run on the CPU")]
     specs = [p for folder in ("/etc/cdi", "/var/run/cdi") for p in Path(folder).glob("*") if Path(folder).is_dir()]
-    text = ", ".join([*(f"NVIDIA {p.name}" for p in nvidia), *render])
     fix = "" if specs else "Containers need CDI: install nvidia-container-toolkit and run `nvidia-ctk cdi generate`."
-    return [Check("GPU", "warn", f"{text}; the engine's default build uses the CPU", fix)]
+    if not nvidia:
+        return [Check("GPU", "ok", f"{', '.join(render)}; models run on the CPU unless their settings say otherwise")]
+    return [
+        Check("GPU", "ok" if specs else "warn", f"{d.title}: {size(d.free)} free of {size(d.total)}", fix)
+        for d in nvidia
+    ]
 
 
 def disk(paths: Paths) -> list[Check]:

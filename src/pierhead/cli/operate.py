@@ -53,6 +53,7 @@ def ps(as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
+    on_gpu = any(r.get("devices") for r in found)
     rows = [
         (
             r["id"],
@@ -62,14 +63,17 @@ def ps(as_json: bool) -> None:
             str(r["context"]),
             size(r["memory_estimate"]),
             size(r["memory_peak"]) if r.get("memory_peak") else "-",
+            *((size(sum(r["devices"].values())) if r.get("devices") else "-",) if on_gpu else ()),
             str(r["requests_open"]),
             age(r["started"]).removesuffix(" ago"),
             "pinned" if r["pinned"] else age(r["expires_at"]) if r["expires_at"] else "-",
         )
         for r in found
     ]
-    head = ("ID", "MODEL", "STATE", "RUNTIME", "CONTEXT", "MEMORY", "PEAK", "OPEN", "UP", "UNLOADS")
-    table(head, rows, right=(4, 5, 6, 7), fold=(1,), spare=(6, 7, 3, 4, 8, 9))
+    head = ("ID", "MODEL", "STATE", "RUNTIME", "CONTEXT", "MEMORY", "PEAK", *(("GPU",) if on_gpu else ()), "OPEN")
+    last = len(head)
+    spare = (6, last - 1, 3, 4, last, last + 1)
+    table((*head, "UP", "UNLOADS"), rows, right=tuple(range(4, last)), fold=(1,), spare=spare)
     if not found:
         say("Nothing runs. `pier run MODEL` starts a model; so does the first request for it.")
     for r in found:

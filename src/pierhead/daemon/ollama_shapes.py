@@ -57,15 +57,16 @@ def listed(model: ModelRecord, abilities: Sequence[str]) -> list[dict[str, Any]]
 
 
 def running(replica: ReplicaInfo, model: ModelRecord) -> dict[str, Any]:
-    """An entry of ``/api/ps``; llama.cpp's processor build keeps nothing in the memory of a GPU."""
+    """An entry of ``/api/ps``."""
+    on_gpus = sum(replica.devices.values())
     return {
         "name": tagged(model.name),
         "model": tagged(model.name),
-        "size": replica.memory_estimate,
+        "size": replica.memory_estimate + on_gpus,
         "digest": model.digest.removeprefix("sha256:"),
         "details": details(model),
         "expires_at": replica.expires_at or FOREVER,
-        "size_vram": 0,
+        "size_vram": on_gpus,
         "context_length": replica.context,
     }
 

@@ -98,15 +98,23 @@ def take(
             hint="`pier doctor` lists the GPUs.",
         )
     best = sorted((d for d in here if not allowed or d.name in allowed), key=lambda d: (-d.free, d.name))[:count]
-    full = next((d for d in best if d.free < need), None)
-    if full is not None:
-        raise OutOfMemory(
-            f"'{model}' needs {need / MIB:,.0f} MiB of a GPU's memory, and {max(0, full.free) / MIB:,.0f} MiB "
-            f"are free on {full.name} ({full.title}, {full.total / MIB:,.0f} MiB)",
-            hint="Use a smaller --context or a smaller quantization, or stop another model.",
-            data={"device": full.name, "needed": need, "free": max(0, full.free), "total": full.total},
-        )
-    return {d.name: need for d in sorted(best, key=lambda d: d.name)}
+    taken = {d.name: need for d in sorted(best, key=lambda d: d.name)}
+    check(model, devices, taken)
+    return taken
+
+
+def check(model: str, devices: Sequence[Device], needs: Mapping[str, int]) -> None:
+    """OutOfMemory, as ``take`` raises it, where one of the ``devices`` has less free than is needed of it."""
+    full = next((d for d in devices if d.free < needs.get(d.name, 0)), None)
+    if full is None:
+        return
+    need = needs[full.name]
+    raise OutOfMemory(
+        f"'{model}' needs {need / MIB:,.0f} MiB of a GPU's memory, and {max(0, full.free) / MIB:,.0f} MiB "
+        f"are free on {full.name} ({full.title}, {full.total / MIB:,.0f} MiB)",
+        hint="Use a smaller --context or a smaller quantization, or stop another model.",
+        data={"device": full.name, "needed": need, "free": max(0, full.free), "total": full.total},
+    )
 
 
 def _number(text: str, otherwise: float) -> float:

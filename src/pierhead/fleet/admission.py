@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 
 from pierhead.engines.base import Plan
 from pierhead.errors import OutOfMemory
-from pierhead.fleet.memory import Memory
-from pierhead.fleet.scheduler import Claim, Decision, decide, free_memory
+from pierhead.fleet.scheduler import Claim, Decision, Machine, Room, decide, free_room
 
 _TICK = 0.5  # seconds between looks at the machine's memory, while somebody waits
 
@@ -22,8 +21,8 @@ class Ticket:
     """
 
     replica: str
-    plan: Callable[[int], Plan]
-    smaller: Callable[[int], Plan] | None
+    plan: Callable[[Room], Plan]
+    smaller: Callable[[Room], Plan] | None
     evict: bool
     place: Callable[[Plan], None]
     tell: Callable[[str], None]
@@ -42,12 +41,12 @@ class Admission:
     def __init__(
         self,
         claims: Callable[[], list[Claim]],
-        memory: Callable[[], Memory],
+        machine: Callable[[], Machine],
         reserve: int,
         evict: Callable[[Sequence[str], Ticket], None],
     ) -> None:
         self._claims = claims
-        self._memory = memory
+        self._machine = machine
         self._reserve = reserve
         self._evict = evict
         self._queue: list[Ticket] = []
@@ -107,7 +106,7 @@ class Admission:
         claims = [c for c in self._claims() if c.replica != ticket.replica]
         try:
             outcome = decide(
-                claims, self._memory(), self._reserve, ticket.plan, evict=ticket.evict, smaller=ticket.smaller
+                claims, self._machine(), self._reserve, ticket.plan, evict=ticket.evict, smaller=ticket.smaller
             )
         except Exception as exc:  # whatever a plan raises is for the one who asked for it
             self._queue.remove(ticket)
@@ -133,4 +132,6 @@ class Admission:
         """Whether what was promised is free by now; those who are promised memory after it do not count."""
         later = {t.replica for t in self._queue[self._queue.index(ticket) :]}
         present = [c for c in self._claims() if c.replica not in later]
-        return free_memory(self._memory(), present, self._reserve) >= plan.memory
+        room = free_room(self._machine(), present, self._reserve)
+        free = {device.name: device.free for device in room.devices}
+        return room.memory >= plan.memory and all(free.get(name, 0) >= need for name, need in plan.devices.items())

@@ -45,13 +45,13 @@ class RuntimeChooser:
         ``refusal`` is why the choice before this one could not even start: ``auto`` then takes a process.
         """
         wanted = self.check(name)
-        if refusal is not None and (wanted != "auto" or spec.devices or _only_an_image(spec)):
+        if refusal is not None and (wanted != "auto" or _only_an_image(spec)):
             raise refusal
         if wanted == "auto":
             return self._process(refusal, listener) if refusal is not None else await self._auto(spec, listener)
-        if wanted == "process" and spec.devices:
+        if wanted == "process" and spec.devices and _only_an_image(spec):
             raise RuntimeUnavailable(
-                f"the engine '{spec.engine}' is to use {', '.join(spec.devices)}, which no process is given",
+                f"the engine '{spec.engine}' uses {', '.join(spec.devices)} in a container only",
                 hint="`--runtime docker` gives it.",
             )
         runtime = self.runtimes[wanted]
@@ -65,7 +65,7 @@ class RuntimeChooser:
 
     async def _auto(self, spec: LaunchSpec, listener: Listener) -> tuple[str, Runtime]:
         docker = self.runtimes.get("docker")
-        only = _only_an_image(spec) or bool(spec.devices)
+        only = _only_an_image(spec)
         if docker is not None and (only or spec.image is not None):
             capabilities = await docker.capabilities(spec)
             if capabilities.available and (only or capabilities.prepared):
@@ -125,5 +125,7 @@ class RuntimeChooser:
 
 
 def _only_an_image(spec: LaunchSpec) -> bool:
-    """Whether the engine is somebody's image, and not made of a recipe."""
-    return spec.image is None and bool(spec.image_name)
+    """Whether the engine is somebody's image: it is not made of a recipe, or has no packages that could use its GPU."""
+    if spec.image is None:
+        return bool(spec.image_name)
+    return bool(spec.devices) and spec.environment is None

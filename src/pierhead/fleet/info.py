@@ -17,7 +17,8 @@ class ReplicaInfo(msgspec.Struct, frozen=True, kw_only=True):
     """One replica; times are ISO 8601 UTC, ``ready_s`` seconds from asked to ready.
 
     ``memory_estimate`` are the bytes that it claimed when it started, ``memory_peak`` the most that it was seen to use
-    (0: not known yet).
+    (0: not known yet). ``devices`` are the bytes of accelerators' own memory that it claims, by CDI name, and
+    ``devices_peak`` the most that it was seen to use there.
 
     ``wanted`` is how many replicas its model keeps (0: none, it ends), ``expires_at`` when the whole model is unloaded.
     ``adapters`` are the LoRAs that requests may name, ``fixed`` (number, scale) of those that always count, ``refused``
@@ -36,6 +37,8 @@ class ReplicaInfo(msgspec.Struct, frozen=True, kw_only=True):
     parallel: int
     memory_estimate: int
     memory_peak: int
+    devices: dict[str, int] = {}
+    devices_peak: dict[str, int] = {}
     pid: int | None
     container: str | None
     started: str
@@ -66,7 +69,6 @@ def describe_replica(replica: Replica, idle_at: float | None) -> ReplicaInfo:
     """The record of ``replica`` as it is now; ``idle_at`` is when its model goes."""
     plan, instance, life = replica.plan, replica.instance, replica.life
     error = replica.status.error
-    pid: Any = getattr(instance, "pid", None)
     return ReplicaInfo(
         id=replica.id,
         model=life.model.plain,
@@ -78,7 +80,9 @@ def describe_replica(replica: Replica, idle_at: float | None) -> ReplicaInfo:
         parallel=life.parallel,
         memory_estimate=plan.memory if plan else 0,
         memory_peak=replica.peak,
-        pid=pid if isinstance(pid, int) else None,
+        devices=dict(replica.claim().devices),
+        devices_peak=dict(replica.device_peaks),
+        pid=replica.pid,
         container=getattr(instance, "container", None),
         started=iso(replica.started),
         ready_s=round(replica.ready_s, 4),

@@ -38,6 +38,14 @@ async def adapts_nothing(replica: Replica) -> None:
     """For fleets whose engines have what they were started with."""
 
 
+Readmit = Callable[["Replica"], Awaitable[None]]
+"""Finds room on its accelerators for a replica that sleeps and is to wake; OutOfMemory when there is none."""
+
+
+async def has_room(replica: Replica) -> None:
+    """For fleets whose sleepers keep their memory."""
+
+
 @dataclass
 class Life:
     """What one replica is given: the model, how that is kept, who listens, and the times that rule its life (seconds).
@@ -58,6 +66,7 @@ class Life:
     spare: bool = False
     wish: Wish | None = None  # not known before it is given its place
     adapt: Adapt = adapts_nothing
+    readmit: Readmit = has_room
     lease: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from pierhead.errors import PierError
 from pierhead.fleet.peaks import Peaks, kind
 from pierhead.fleet.replica import Replica
 from pierhead.fleet.state import State
+from pierhead.runtimes.family import below
 
 _PAUSE = 2.0  # seconds between two readings of one replica, at least
 _READ = frozenset({State.READY, State.SLEEPING})  # who sleeps may keep in the machine's memory what it had elsewhere
@@ -20,13 +21,20 @@ class Meter:
     """Reads each replica when it has become idle or asleep, and all of them every ``every`` seconds (0: never).
 
     Engines keep the memory that a request made them take, so a reading after it shows its peak. ``replicas`` are those
-    that are kept, ``grown`` is called when claims have grown.
+    that are kept, ``grown`` is called when claims have grown. ``uses`` tells what each process of the machine has in
+    the memory of accelerators, and blocks.
     """
 
     def __init__(
-        self, peaks: Peaks, every: float, replicas: Callable[[], Sequence[Replica]], grown: Callable[[], None]
+        self,
+        peaks: Peaks,
+        every: float,
+        replicas: Callable[[], Sequence[Replica]],
+        grown: Callable[[], None],
+        uses: Callable[[], dict[int, dict[str, int]]] = dict[int, dict[str, int]],
     ) -> None:
         self.peaks = peaks
+        self._uses = uses
         self._every = every
         self._replicas = replicas
         self._grown = grown
@@ -73,6 +81,7 @@ class Meter:
 
     async def _read(self, replicas: Sequence[Replica]) -> None:
         news = grown = False
+        devices = await self._on_devices(replicas)
         for replica in replicas:
             instance = replica.instance
             if instance is None or replica.plan is None:
@@ -82,11 +91,29 @@ class Meter:
                 stats = await instance.stats()
                 if stats.anonymous and slept is (replica.state is State.SLEEPING):
                     weights = min(stats.mapped, replica.life.model.size)
-                    grown |= replica.measure(stats.anonymous, stats.anonymous + weights)
+                    grown |= replica.measure(stats.anonymous, stats.anonymous + weights, devices.get(replica.id, {}))
                     digest, spec = replica.life.model.digest, replica.plan.spec
                     key, context = kind(digest, spec), replica.plan.context
-                    news |= self.peaks.learn(key, replica.peak, digest, spec.engine, context)
+                    most = max(replica.device_peaks.values(), default=0)
+                    news |= self.peaks.learn(key, replica.peak, digest, spec.engine, context, most)
         if news:
             await asyncio.to_thread(self.peaks.save)
         if grown:
             self._grown()
+
+    async def _on_devices(self, replicas: Sequence[Replica]) -> dict[str, dict[str, int]]:
+        """What those of them that use accelerators have there, by replica and CDI name."""
+        users = {r.id: pid for r in replicas if r.plan is not None and r.plan.devices and (pid := r.pid)}
+        return await asyncio.to_thread(lambda: shares(users, self._uses())) if users else {}
+
+
+def shares(users: Mapping[str, int], uses: Mapping[int, Mapping[str, int]]) -> dict[str, dict[str, int]]:
+    """What the processes below each of the ``users`` have, added up by device."""
+    found: dict[str, dict[str, int]] = {}
+    for replica, pid in users.items():
+        family = {pid, *(process.pid for process in below(pid))}
+        mine = found.setdefault(replica, {})
+        for one in family & uses.keys():
+            for device, used in uses[one].items():
+                mine[device] = mine.get(device, 0) + used
+    return found

@@ -17,13 +17,17 @@ _NEWS = 1.01  # a peak that is not this much higher is not worth a write
 
 
 class Peak(msgspec.Struct, frozen=True):
-    """The most bytes that replicas of one kind were seen to use, when (Unix time), and what they are."""
+    """The most bytes that replicas of one kind were seen to use, when (Unix time), and what they are.
+
+    ``device`` are the most bytes of one accelerator's memory.
+    """
 
     memory: int
     at: float
     digest: str = ""  # of the model
     engine: str = ""
     context: int = 0
+    device: int = 0
 
 
 def kind(digest: str, spec: LaunchSpec) -> str:
@@ -48,16 +52,24 @@ class Peaks:
         peak = self._found.get(key)
         return peak.memory if peak is not None else 0
 
+    def on_devices(self, key: str) -> int:
+        """Bytes of one accelerator's memory that replicas of this kind were seen to use; 0 when none was."""
+        peak = self._found.get(key)
+        return peak.device if peak is not None else 0
+
     def of_model(self, digest: str) -> list[Peak]:
         """Those of all kinds of starts of one model, the latest first."""
         return sorted((p for p in self._found.values() if p.digest == digest), key=lambda p: -p.at)
 
-    def learn(self, key: str, memory: int, digest: str = "", engine: str = "", context: int = 0) -> bool:
+    def learn(
+        self, key: str, memory: int, digest: str = "", engine: str = "", context: int = 0, device: int = 0
+    ) -> bool:
         """Note what one uses now; True when that is news to be written down."""
-        known = self._found.get(key)
-        if memory <= 0 or (known is not None and memory <= known.memory * _NEWS):
+        known = self._found.get(key) or Peak(0, 0.0)
+        if memory <= known.memory * _NEWS and device <= known.device * _NEWS:
             return False
-        self._found[key] = Peak(memory, time.time(), digest, engine, context)
+        memory, device = max(memory, known.memory), max(device, known.device)
+        self._found[key] = Peak(memory, time.time(), digest, engine, context, device)
         for old in sorted(self._found, key=lambda k: self._found[k].at)[: max(0, len(self._found) - _KEPT)]:
             del self._found[old]
         self._dirty = True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ import msgspec
 
 from pierhead.config import FleetSettings
 from pierhead.engines.base import Beside, Engine, Plan, PlanRequest
+from pierhead.engines.gpus import Device
 from pierhead.errors import NotFound, OutOfMemory, UsageError
 from pierhead.fleet.holdings import Models
 from pierhead.fleet.layers import Layers, of_engine
@@ -19,11 +20,12 @@ from pierhead.fleet.memory import processor_features
 from pierhead.fleet.merge import values
 from pierhead.fleet.peaks import Peaks, kind
 from pierhead.fleet.replica import Replica
+from pierhead.fleet.scheduler import Room
 from pierhead.fleet.wish import Wish
 from pierhead.store.model import ModelRecord, opening
 
 _NOTHING: Mapping[str, Any] = {}
-ROOMY = 1 << 62  # bytes that everything fits in
+_ROOMY = 1 << 62  # bytes that everything fits in
 SMALLEST = 512  # tokens: nothing is tried with a smaller context
 
 
@@ -131,40 +133,41 @@ class Planning:
         self._store.recheck(record)
         return Beside("lora", name, self._store.materialize(record), record.laid_out, record.metadata)
 
-    def plan(self, replica: Replica, folder: Path, free: int, like: Plan | None = None) -> Plan:
-        """The plan for ``free`` bytes of memory, with the context of the plan it is to be ``like``.
+    def smaller(self, replica: Replica, folder: Path, room: Room) -> Plan:
+        """The plan with as much context and as many slots as ``room`` allows, where the user allowed less.
 
-        OutOfMemory when they are too few. What a replica of the same kind was seen to use counts, if it is more.
+        OutOfMemory where that is too little. What a replica of the same kind was seen to use counts, if it is more.
         """
-        return self._planned(replica, folder, free, _context(like))
-
-    def smaller(self, replica: Replica, folder: Path, free: int) -> Plan:
-        """The plan with as much context and as many slots as ``free`` bytes allow, where the user allowed less."""
         try:
-            return self._planned(replica, folder, free, {})
+            return self._planned(replica, folder, room, {})
         except OutOfMemory:
-            whole = self._planned(replica, folder, ROOMY, {})
+            whole = self._planned(replica, folder, _roomy(room.devices), {})
             known = self.engine(replica.life.model, _wish(replica).picked).facts.common
             if self._fleet.shrink != "always" or not whole.context or "context" not in known:
                 raise
         slots = self.parallel(replica.life.model, _wish(replica)) if "parallel" in known else 1
         for less in _fewer(whole.context, slots):
             with contextlib.suppress(OutOfMemory):
-                return self._planned(replica, folder, free, {k: v for k, v in less.items() if k in known})
-        return self._planned(replica, folder, free, _context(whole))  # refuses in the engine's words
+                return self._planned(replica, folder, room, {k: v for k, v in less.items() if k in known})
+        return self._planned(replica, folder, room, _context(whole))  # refuses in the engine's words
 
-    def whole(self, replica: Replica, folder: Path, like: Plan | None) -> Callable[[int], Plan]:
-        """What plans with all that was asked for, or with the usual context, or not at all."""
-        full = self.plan(replica, folder, ROOMY, like)
+    def whole(
+        self, replica: Replica, folder: Path, like: Plan | None, devices: Sequence[Device]
+    ) -> Callable[[Room], Plan]:
+        """What plans with all that was asked for, or with the usual context, or not at all.
 
-        def plan(free: int) -> Plan:
-            if full.memory <= free:
+        ``like`` is a plan whose context it is to have, ``devices`` are the machine's.
+        """
+        full = self._planned(replica, folder, _roomy(devices), _context(like))
+
+        def plan(room: Room) -> Plan:
+            if full.memory <= room.memory and not full.devices:
                 return full
-            return self._planned(replica, folder, free, _context(full))  # refuses in the engine's words
+            return self._planned(replica, folder, room, _context(full))  # refuses in the engine's words
 
         return plan
 
-    def _planned(self, replica: Replica, folder: Path, free: int, more: Mapping[str, Any]) -> Plan:
+    def _planned(self, replica: Replica, folder: Path, room: Room, more: Mapping[str, Any]) -> Plan:
         model, wish = replica.life.model, _wish(replica)
         engine = self.engine(model, wish.picked)
         request = PlanRequest(
@@ -174,25 +177,38 @@ class Planning:
             files=model.laid_out,
             metadata=model.metadata,
             settings={**wish.settings, **engine.validate(more)},
-            free_memory=max(1, free),  # 0 would mean: not known
+            free_memory=max(1, room.memory),  # 0 would mean: not known
             cpus=len(os.sched_getaffinity(0)),
             processor=self._processor,
             beside=self._besides.get(replica.id, ()),
             adapters=self._adapters / replica.id,
+            devices=room.devices,
             opening=opening(model.packaged),
         )
         plan = engine.plan(request)
         _check_adapters(plan, request)
-        seen = self._peaks.of(kind(model.digest, plan.spec))
-        if seen > plan.memory:
-            plan = msgspec.structs.replace(plan, memory=seen)
-        if plan.memory > free:
+        return self._as_seen(model.name, plan, kind(model.digest, plan.spec), room)
+
+    def _as_seen(self, name: str, plan: Plan, key: str, room: Room) -> Plan:
+        """The plan with what such replicas were seen to use, where that is more; OutOfMemory where it does not fit."""
+        memory = max(plan.memory, self._peaks.of(key))
+        devices = {device: max(need, self._peaks.on_devices(key)) for device, need in plan.devices.items()}
+        free = {device.name: device.free for device in room.devices}
+        short = [device for device in devices if device in free and devices[device] > free[device]]
+        if memory > room.memory or short:
+            seen, left = (devices[short[0]], free[short[0]]) if short else (memory, room.memory)
             raise OutOfMemory(
-                f"'{model.name}' was seen to use {seen >> 20:,} MiB; {max(0, free) >> 20:,} MiB are free",
+                f"'{name}' was seen to use {seen >> 20:,} MiB; {max(0, left) >> 20:,} MiB are free"
+                + (f" on {short[0]}" if short else ""),
                 hint="Try a smaller --context, or stop another model.",
-                data={"needed": plan.memory, "free": free, "context": plan.context},
+                data={"needed": seen, "free": left, "context": plan.context, **({"device": short[0]} if short else {})},
             )
-        return plan
+        return msgspec.structs.replace(plan, memory=memory, devices=devices)
+
+
+def _roomy(devices: Sequence[Device]) -> Room:
+    """What everything fits in."""
+    return Room(_ROOMY, tuple(msgspec.structs.replace(d, free=_ROOMY) for d in devices))
 
 
 def _wish(replica: Replica) -> Wish:

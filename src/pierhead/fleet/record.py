@@ -33,6 +33,7 @@ class ReplicaRecord(msgspec.Struct, frozen=True, kw_only=True):
     runtime: str
     context: int
     memory: int
+    devices: dict[str, int] = {}
     settings: dict[str, Any]
     keep_alive: float
     pinned: bool
@@ -66,6 +67,7 @@ def of(replica: Replica) -> ReplicaRecord | None:
         runtime=replica.runtime_name,
         context=plan.context,
         memory=plan.memory,
+        devices=plan.devices,
         settings=intent.settings,
         keep_alive=intent.keep_alive,
         pinned=intent.pinned,

@@ -24,6 +24,7 @@ from pierhead.runtimes.readiness import failure, healthy, wait_ready
 
 log = logging.getLogger(__name__)
 
+NOTHING: Mapping[str, int] = {}
 SETTLED = 5.0  # seconds in which the request that a replica was started for reaches it; it does not leave before
 
 
@@ -49,6 +50,8 @@ class Replica:
         self.measured = 0  # anonymous bytes, as last read while it was awake
         self._asleep = 0  # and while it slept: what it had elsewhere may be in the machine's memory then
         self.peak = 0  # the most bytes that it was seen to use, with its mapped weights
+        self.on_devices: dict[str, int] = {}  # bytes of accelerators' memory, as last read
+        self.device_peaks: dict[str, int] = {}
         self._runtime: Runtime | None = None
         self._admit = admit
         self._changed = changed
@@ -58,6 +61,7 @@ class Replica:
         self._ending: asyncio.Task[None] | None = None
         self._counted = 0
         self._resting: asyncio.Task[None] | None = None
+        self.rising = False  # it sleeps and was promised its accelerators' memory
         self._wanted = False  # somebody asked for it while it was asleep
         self._restless = False
 
@@ -95,15 +99,24 @@ class Replica:
         if was != open_requests or last_used:
             self._signal()
 
-    def measure(self, anonymous: int, used: int) -> bool:
+    @property
+    def pid(self) -> int | None:
+        """The process that its program is below; None where there is none, or nobody can tell."""
+        pid = getattr(self.instance, "pid", None)
+        return pid if isinstance(pid, int) else None
+
+    def measure(self, anonymous: int, used: int, devices: Mapping[str, int] = NOTHING) -> bool:
         """Note what it was seen to use; True when that is more than it had claimed."""
-        before = self.claim().memory
+        before = self.claim()
+        self.on_devices = dict(devices)
+        self.device_peaks |= {d: n for d, n in devices.items() if n > self.device_peaks.get(d, 0)}
         if self.state is State.SLEEPING:
             self._asleep = anonymous
         else:
             self.measured = anonymous
         self.peak = max(self.peak, used)
-        return self.claim().memory > before
+        now = self.claim()
+        return now.memory > before.memory or any(n > before.devices.get(d, 0) for d, n in now.devices.items())
 
     async def until(self, reached: Callable[[], bool], timeout: float | None = None) -> bool:
         """Wait until ``reached()`` holds, looked at after every change; False when ``timeout`` seconds passed."""
@@ -130,7 +143,22 @@ class Replica:
             measured=0 if self.gone else measured,
             weights=self.life.model.size,
             settled=self.last_used > self.ready_at or time.time() - self.ready_at > SETTLED,
+            devices=self._on_devices(),
+            read={} if self.gone else self.on_devices,
         )
+
+    def _on_devices(self) -> dict[str, int]:
+        """The bytes of each accelerator that it claims: who sleeps, what it was seen to keep."""
+        if self.plan is None or self.gone:
+            return {}
+        if self.state is State.SLEEPING and self.on_devices and not self.rising:
+            return self.on_devices
+        return self.needs_on_devices()
+
+    def needs_on_devices(self) -> dict[str, int]:
+        """The bytes of each accelerator that it needs when it is awake."""
+        assert self.plan is not None
+        return {d: max(need, self.device_peaks.get(d, 0)) for d, need in self.plan.devices.items()}
 
     def differences(self, runtime: str | None, settings: Mapping[str, Any]) -> list[str]:
         """The names of what is asked for and is not what runs."""
@@ -149,7 +177,7 @@ class Replica:
     def adopt(self, instance: Instance, runtime: Runtime, saved: records.ReplicaRecord) -> None:
         """Go on with what an earlier daemon started."""
         self.instance, self._runtime, self.runtime_name = instance, runtime, saved.runtime
-        self.plan = Plan(spec=saved.spec, context=saved.context, memory=saved.memory)
+        self.plan = Plan(spec=saved.spec, context=saved.context, memory=saved.memory, devices=saved.devices)
         self.started, self.ready_s, self.restarts = saved.started, saved.ready_s, saved.restarts
         if self.sleeps:  # the daemon before may have put it to sleep
             self._move(State.LOADING)
@@ -333,6 +361,7 @@ class Replica:
             if (instance := self.instance) is None:
                 return
             self._began = time.monotonic()
+            await self.life.readmit(self)
             self._move(State.LOADING)
             if await self._awake(instance):
                 self.ready_at = time.time()
@@ -342,7 +371,11 @@ class Replica:
                 await instance.stop(0)
         except IllegalTransition:
             pass  # it ended meanwhile
+        except PierError as exc:  # others have its memory and keep it
+            await self._cancel()
+            await self._fail(exc)
         finally:
+            self.rising = False
             self._resting = None
 
     # --- its end --------------------------------------------------------------------------------------------------

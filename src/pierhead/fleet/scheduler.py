@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
+import msgspec
+
+from pierhead.engines.gpus import Device
 from pierhead.errors import OutOfMemory
 from pierhead.fleet.memory import Memory
 from pierhead.fleet.state import State
@@ -16,6 +20,7 @@ _GONE = frozenset({State.STOPPED, State.FAILED})
 _LEAVING = frozenset({State.DRAINING, State.STOPPING})
 # states in which memory is used, not only promised
 _TOUCHED = frozenset({State.READY, State.DOZING, State.SLEEPING, State.DRAINING, State.STOPPING})
+DEVICE_RESERVE = 256 << 20  # bytes of each accelerator that are left to its driver and to others
 
 
 @dataclass(frozen=True)
@@ -25,7 +30,7 @@ class Claim:
     ``measured`` are the anonymous bytes that it has now (0: not known), ``weights`` those of it that are mapped files.
     ``ready_at`` and ``last_used`` (at least
     ``ready_at``) are Unix times. One that is not ``settled`` was started a moment ago and waits for its first request.
-    ``devices`` are bytes on each accelerator, by its CDI name.
+    ``devices`` are bytes on each accelerator, by its CDI name, and ``read`` those that it was last seen to have there.
     """
 
     replica: str
@@ -40,6 +45,7 @@ class Claim:
     weights: int = 0
     settled: bool = True
     devices: Mapping[str, int] = field(default_factory=dict[str, int])
+    read: Mapping[str, int] = field(default_factory=dict[str, int])
 
     @property
     def evictable(self) -> bool:
@@ -55,6 +61,22 @@ class Claim:
     def back(self) -> int:
         """Bytes that may become available once it is gone; unread, all that it may hold."""
         return (self.measured or self.memory) if self.state in _TOUCHED else 0
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What there is: the machine's own ``memory``, and each accelerator with what is free on it now."""
+
+    memory: Memory
+    devices: tuple[Device, ...] = ()
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a new replica may use: bytes of ``memory``, and each accelerator with the bytes that are ``free`` for it."""
+
+    memory: int
+    devices: tuple[Device, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,21 +108,35 @@ def free_memory(memory: Memory, claims: Sequence[Claim], reserve: int, leaving: 
     return max(0, min(available, memory.total) - claimed - reserve)
 
 
+def free_room(machine: Machine, claims: Sequence[Claim], reserve: int, leaving: Sequence[Claim] = ()) -> Room:
+    """``free_memory`` of the machine itself and of each accelerator."""
+
+    def free(device: Device) -> int:
+        own = Memory(device.total, device.free)
+        return free_memory(own, on_device(claims, device.name), DEVICE_RESERVE, on_device(leaving, device.name))
+
+    return Room(
+        free_memory(machine.memory, claims, reserve, leaving),
+        tuple(msgspec.structs.replace(d, free=free(d)) for d in machine.devices),
+    )
+
+
 def decide(
     claims: Sequence[Claim],
-    memory: Memory,
+    machine: Machine,
     reserve: int,
-    plan: Callable[[int], T],
+    plan: Callable[[Room], T],
     *,
     evict: bool = True,
-    smaller: Callable[[int], T] | None = None,
+    smaller: Callable[[Room], T] | None = None,
 ) -> Decision[T] | Wait:
-    """The plan for the memory that is free, or with as few evictions as make it fit, the longest unused first.
+    """The plan for the room that there is, or with as few evictions as make it fit, the longest unused first.
 
-    What is leaving counts as gone: start when ``free_memory`` with it says so. Without ``evict`` nobody leaves.
-    ``plan(free)`` raises OutOfMemory when ``free`` bytes are too few; then it waits, if it would fit once the busy are
-    idle. Where it never would, ``smaller`` plans with less, after all have left who may. Raises OutOfMemory with the
-    numbers and the names of those who hold memory where nothing of that helps.
+    What is leaving counts as gone: start when ``free_room`` with it says so. Without ``evict`` nobody leaves.
+    ``plan(room)`` raises OutOfMemory when that is too little; then it waits, if it would fit once the busy are idle.
+    An error whose data name a ``device`` is mended only by those who hold memory of accelerators, others stay. Where it
+    never would fit, ``smaller`` plans with less, after all have left who may. Raises OutOfMemory with the numbers and
+    the names of those who hold memory where nothing of that helps.
     """
     leaving = [c for c in claims if c.state in _LEAVING]
     left = [c for c in claims if c.state not in _LEAVING and c.state not in _GONE]
@@ -108,101 +144,102 @@ def decide(
     chosen: list[Claim] = []
     while True:
         try:
-            free = free_memory(memory, left, reserve, [*leaving, *chosen])
-            return Decision(plan(free), tuple(c.replica for c in chosen))
+            found = plan(free_room(machine, left, reserve, [*leaving, *chosen]))
         except OutOfMemory as exc:
             refusal = exc
-        if not victims:
+        else:
+            return _sparing(Decision(found, tuple(c.replica for c in chosen)), claims, machine, reserve, plan)
+        helpful = next((c for c in victims if c.devices or "device" not in refusal.data), None)
+        if helpful is None:
             break
-        chosen.append(victims.pop(0))
-        left.remove(chosen[-1])
-    why = _explained(refusal, claims, memory, reserve)
-    if evict and _fits_one_day(claims, memory, reserve, plan):
+        victims.remove(helpful)
+        chosen.append(helpful)
+        left.remove(helpful)
+    why = _explained(refusal, claims, machine.memory, reserve)
+    if evict and _fits_one_day(claims, machine, reserve, plan):
         return Wait(why)
     if smaller is not None:
         try:
-            free = free_memory(memory, left, reserve, [*leaving, *chosen])
-            return Decision(smaller(free), tuple(c.replica for c in chosen))
+            room = free_room(machine, left, reserve, [*leaving, *chosen])
+            return Decision(smaller(room), tuple(c.replica for c in chosen))
         except OutOfMemory:
-            if evict and _fits_one_day(claims, memory, reserve, smaller):
+            if evict and _fits_one_day(claims, machine, reserve, smaller):
                 return Wait(why)
     raise why from refusal
 
 
-def _fits_one_day(claims: Sequence[Claim], memory: Memory, reserve: int, plan: Callable[[int], T]) -> bool:
+def _sparing(
+    decision: Decision[T], claims: Sequence[Claim], machine: Machine, reserve: int, plan: Callable[[Room], T]
+) -> Decision[T]:
+    """The same without those who need not leave, since another accelerator than theirs has room by now."""
+    held = {c.replica: c for c in claims if c.state not in _GONE}
+    for name in decision.evict if len(decision.evict) > 1 and machine.devices else ():
+        rest = tuple(other for other in decision.evict if other != name)
+        leaving = [c for c in held.values() if c.state in _LEAVING or c.replica in rest]
+        staying = [c for c in held.values() if c not in leaving]
+        with contextlib.suppress(OutOfMemory):
+            decision = Decision(plan(free_room(machine, staying, reserve, leaving)), rest)
+    return decision
+
+
+def _fits_one_day(claims: Sequence[Claim], machine: Machine, reserve: int, plan: Callable[[Room], T]) -> bool:
     """Whether it fits once all have left but the pinned."""
     pinned = [c for c in claims if c.pinned and c.state not in _GONE]
     others = [c for c in claims if not c.pinned and c.state not in _GONE]
     if not others:
         return False
     try:
-        plan(free_memory(memory, pinned, reserve, others))
+        plan(free_room(machine, pinned, reserve, others))
     except OutOfMemory:
         return False
     return True
 
 
-def overdrawn(claims: Sequence[Claim], memory: Memory, reserve: int) -> tuple[str, ...]:
+def overdrawn(claims: Sequence[Claim], machine: Machine, reserve: int) -> tuple[str, ...]:
     """Who leaves because replicas turned out to use more than was estimated; the longest unused first."""
     left = [c for c in claims if c.state not in _GONE and c.state not in _LEAVING]
-    debt = sum(c.memory for c in left) + reserve - memory.total
+    leave = _debtors(left, machine.memory.total - reserve)
+    for device in machine.devices:
+        here = [c for c in on_device(left, device.name) if c.replica not in leave]
+        leave += _debtors(here, device.total - DEVICE_RESERVE)
+    return tuple(leave)
+
+
+def _debtors(claims: Sequence[Claim], budget: int) -> list[str]:
+    debt = sum(c.memory for c in claims) - budget
     leave: list[str] = []
-    for claim in sorted((c for c in left if c.evictable), key=lambda c: (c.last_used, c.replica)):
+    for claim in sorted((c for c in claims if c.evictable), key=lambda c: (c.last_used, c.replica)):
         if debt <= 0:
             break
         leave.append(claim.replica)
         debt -= claim.memory
-    return tuple(leave)
+    return leave
 
 
 def on_device(claims: Sequence[Claim], device: str) -> list[Claim]:
     """The same ledger for one accelerator: what each replica holds there."""
-    return [replace(c, memory=c.devices[device], measured=0, weights=0) for c in claims if c.devices.get(device)]
-
-
-def choose_device(
-    claims: Sequence[Claim], devices: Mapping[str, Memory], reserve: int, need: int
-) -> tuple[str, Decision[int] | Wait]:
-    """The accelerator with the most free memory that ``need`` bytes fit on, with as few evictions as possible.
-
-    Raises OutOfMemory where they fit on none.
-    """
-
-    def plan(free: int) -> int:
-        if free < need:
-            raise OutOfMemory(f"{need} bytes of accelerator memory are needed, {free} are free", data={"needed": need})
-        return need
-
-    found: list[tuple[bool, int, int, str, Decision[int] | Wait]] = []
-    refusal: OutOfMemory | None = None
-    for name, memory in sorted(devices.items()):
-        here = on_device(claims, name)
-        try:
-            outcome = decide(here, memory, reserve, plan)
-        except OutOfMemory as exc:
-            refusal = exc
-            continue
-        leave = len(outcome.evict) if isinstance(outcome, Decision) else 0
-        found.append((isinstance(outcome, Wait), leave, -free_memory(memory, here, reserve), name, outcome))
-    if not found:
-        raise refusal or OutOfMemory("there is no accelerator", hint="`pier doctor` shows what this machine has.")
-    *_, name, outcome = min(found, key=lambda f: f[:4])
-    return name, outcome
+    return [
+        replace(c, memory=c.devices[device], measured=c.read.get(device, 0), weights=0)
+        for c in claims
+        if c.devices.get(device)
+    ]
 
 
 def _explained(exc: OutOfMemory, claims: Sequence[Claim], memory: Memory, reserve: int) -> OutOfMemory:
-    holders = [c for c in claims if c.memory and not c.evictable and c.state not in _GONE]
-    data = {
-        **exc.data,
-        "total": memory.total,
-        "available": memory.available,
-        "reserve": reserve,
-        "bound": memory.bound,
-        "holders": [
-            {"replica": c.replica, "model": c.model, "memory": c.memory, "open": c.open, "pinned": c.pinned}
-            for c in holders
-        ],
-    }
+    on_device = "device" in exc.data
+    holders = [c for c in claims if (c.devices if on_device else c.memory) and not c.evictable and c.state not in _GONE]
+    data = dict(exc.data)
+    if not on_device:
+        data |= {
+            "total": memory.total,
+            "available": memory.available,
+            "reserve": reserve,
+            "bound": memory.bound,
+        }
+    data["holders"] = [
+        {"replica": c.replica, "model": c.model, "memory": c.memory, "open": c.open, "pinned": c.pinned}
+        for c in holders
+    ]
     held = ", ".join(f"{c.model} ({_holds(c)})" for c in holders)
     hint = exc.hint or "Use a smaller model or context."
     if held:

@@ -13,7 +13,9 @@ from typing import Any
 import msgspec
 
 from pierhead.config import Settings
+from pierhead.engines import gpus
 from pierhead.engines.base import Engine, Plan
+from pierhead.engines.gpus import Device
 from pierhead.errors import DaemonUnavailable, NotFound, PierError, UsageError
 from pierhead.events import Listener, Note, Ready, ignore
 from pierhead.fleet import adoption
@@ -33,10 +35,11 @@ from pierhead.fleet.peaks import Peaks
 from pierhead.fleet.planning import Planning, release, unpin
 from pierhead.fleet.replica import Replica
 from pierhead.fleet.roster import Roster
-from pierhead.fleet.scheduler import Claim, overdrawn
+from pierhead.fleet.scheduler import Claim, Machine, Room, overdrawn
 from pierhead.fleet.state import COMING, Backoff, State
 from pierhead.fleet.warm import read_ahead
 from pierhead.runtimes.base import Instance, Runtime
+from pierhead.runtimes.gpu import NVML
 from pierhead.store.model import ModelRecord
 
 log = logging.getLogger(__name__)
@@ -58,6 +61,8 @@ class Supervisor:
         changed: Callable[[], None] = lambda: None,
         withdrawn: Callable[[], Awaitable[None]] | None = None,
         memory: Callable[[], Memory] = read_memory,
+        devices: Callable[[], tuple[Device, ...]] = NVML.devices,
+        uses: Callable[[], dict[int, dict[str, int]]] = NVML.uses,
         trusted: Callable[[ModelRecord], object] = lambda record: None,
         peaks: Path | None = None,
         layers: Layers | None = None,
@@ -73,12 +78,13 @@ class Supervisor:
         self._build = build
         self._dir = replicas_dir
         budget = parse_size(settings.fleet.memory_budget)
-        self._memory = lambda: limited(memory(), budget)
+        self._devices = devices
+        self._machine = lambda: Machine(limited(memory(), budget), devices())
         self._withdrawn = withdrawn or _at_once
         self.chooser = RuntimeChooser(runtimes, settings.runtime.default)
         self._roster = Roster(store, settings.fleet, self._make, changed)
-        self._admission = Admission(self._claims, self._memory, settings.engine.memory_reserve, self._make_room)
-        self._meter = Meter(self._peaks, settings.fleet.measure, self.all, self._restore)
+        self._admission = Admission(self._claims, self._machine, settings.engine.memory_reserve, self._make_room)
+        self._meter = Meter(self._peaks, settings.fleet.measure, self.all, self._restore, uses)
         self._adopted = asyncio.Event()
         self._closing = False
 
@@ -284,6 +290,7 @@ class Supervisor:
             start_timeout=fleet.start_timeout,
             withdrawn=self._withdrawn,
             adapt=self._fitter.fit,
+            readmit=self._readmit,
             spare=bool(group.live),
             build=self._build,
         )
@@ -311,9 +318,36 @@ class Supervisor:
         name, runtime = await self.chooser.choose(asked, plan.spec, replica.emit, refusal)
         return plan, name, runtime
 
+    async def _readmit(self, replica: Replica) -> None:
+        """Find room on its accelerators for one that wakes; what it keeps there while it sleeps it has."""
+        plan = replica.plan
+        if plan is None or not plan.devices:
+            return
+        more = {d: max(0, n - replica.on_devices.get(d, 0)) for d, n in replica.needs_on_devices().items()}
+        wanted = msgspec.structs.replace(plan, memory=0, devices=more)
+
+        def fits(room: Room) -> Plan:
+            gpus.check(replica.life.model.name, room.devices, more)
+            return wanted
+
+        def place(plan: Plan) -> None:
+            replica.rising = True
+
+        await self._admission.admit(
+            Ticket(
+                replica=replica.id,
+                plan=fits,
+                smaller=None,
+                evict=True,
+                place=place,
+                tell=lambda text: replica.emit(Note(message=text)),
+                patience=self._settings.fleet.memory_wait,
+            )
+        )
+
     def _ticket(self, replica: Replica, folder: Path, like: Plan | None) -> Ticket:
         fleet, planning = self._settings.fleet, self._planning
-        whole = planning.whole(replica, folder, like)
+        whole = planning.whole(replica, folder, like, self._devices())
 
         weights = [folder / f.name for f in replica.life.model.laid_out if f.role in ("weights", "mmproj", "draft")]
 
@@ -322,8 +356,8 @@ class Supervisor:
             self._fitter.prepare(replica)
             asyncio.get_running_loop().run_in_executor(None, read_ahead, weights)  # others may still be ending
 
-        def smaller(free: int) -> Plan:
-            plan = planning.smaller(replica, folder, free)
+        def smaller(room: Room) -> Plan:
+            plan = planning.smaller(replica, folder, room)
             note = Note(message=f"memory is short: it starts with a context of {plan.context:,} tokens")
             return msgspec.structs.replace(plan, notes=(*plan.notes, note.message))
 
@@ -353,7 +387,7 @@ class Supervisor:
 
     def _restore(self) -> None:
         """Replicas use more than they had claimed: idle ones leave until all claims fit again."""
-        names = overdrawn(self._claims(), self._memory(), self._settings.engine.memory_reserve)
+        names = overdrawn(self._claims(), self._machine(), self._settings.engine.memory_reserve)
         if names:
             log.warning("replicas use more memory than was estimated: stopping %s, idle", ", ".join(names))
             self._roster.evict(names, self._settings.gateway.request_timeout, lambda victim: None)
@@ -404,6 +438,7 @@ class Supervisor:
     async def adopt(self) -> None:
         """Take over what an earlier daemon left running, and end what should not run."""
         try:
+            await asyncio.to_thread(self._devices)  # the first look takes its time
             found = await adoption.find(self.chooser.runtimes, self._store, self._dir)
             for one in sorted(found, key=lambda f: (-f.saved.asked, f.saved.started)):
                 await self._go_on(one)

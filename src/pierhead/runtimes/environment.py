@@ -54,7 +54,8 @@ class Environments:
 
     def place(self, engine: str, wanted: Environment) -> Path:
         """Where it is or would be; the same wishes on the same kind of machine give the same name."""
-        inputs = [wanted, platform.machine(), wanted.python or f"{sys.version_info.major}.{sys.version_info.minor}"]
+        what = {name: value for name, value in msgspec.to_builtins(wanted).items() if name != "index" or value}
+        inputs = [what, platform.machine(), wanted.python or f"{sys.version_info.major}.{sys.version_info.minor}"]
         return self._folder / f"{engine}-{hashlib.sha256(msgspec.json.encode(inputs)).hexdigest()[:12]}"
 
     def find(self, engine: str, wanted: Environment) -> Path | None:
@@ -120,6 +121,7 @@ class Environments:
     async def _install(self, tool: Tool, python: Path, wanted: Environment, tell: Report) -> None:
         """From the user's own index; where that lacks the wanted build of PyTorch, from PyTorch's index as well."""
         command = (*_install(tool, python), *(() if wanted.dependencies else ("--no-deps",)))
+        command += ("--index-url", wanted.index) if wanted.index else ()
         if not wanted.torch:
             await self._run((*command, *wanted.requirements), tell)
         elif tool.kind == "uv":

@@ -22,11 +22,12 @@ from pierhead.engines import bridge
 from pierhead.engines.base import LaunchSpec
 from pierhead.errors import EngineFailed, RuntimeUnavailable, UsageError
 from pierhead.events import Listener, Note
-from pierhead.runtimes import sandbox
+from pierhead.runtimes import devices, sandbox
 from pierhead.runtimes.base import Capabilities, ExecResult, Exit, Places, Stats, expand
 from pierhead.runtimes.cgroup import Cgroup
 from pierhead.runtimes.environment import Environments
 from pierhead.runtimes.family import below
+from pierhead.runtimes.gpu import NVML
 from pierhead.runtimes.job import OUTPUT
 from pierhead.runtimes.logfile import read_log
 from pierhead.runtimes.readiness import Notify
@@ -257,7 +258,8 @@ class ProcessRuntime:
         group.create(limits)
         notify = Notify(sockets)
         try:
-            argv, env = self._command(spec, folder, confined)
+            minors = await asyncio.to_thread(NVML.minors) if spec.devices else {}
+            argv, env = self._command(spec, folder, confined, devices.files(spec.devices, minors))
             run = {
                 "argv": argv,
                 "env": env,
@@ -275,7 +277,9 @@ class ProcessRuntime:
             shutil.rmtree(folder, ignore_errors=True)
             raise
 
-    def _command(self, spec: LaunchSpec, folder: Path, confined: bool) -> tuple[list[str], dict[str, str]]:
+    def _command(
+        self, spec: LaunchSpec, folder: Path, confined: bool, files: list[str]
+    ) -> tuple[list[str], dict[str, str]]:
         sockets = folder / "s"
         python = self._python(spec)
         if python is None:
@@ -284,7 +288,8 @@ class ProcessRuntime:
             places = Places(python, spec.entry, spec.model_dir, str(sockets / "engine.sock"), str(bridge.ENTRY), False)
             places = msgspec.structs.replace(places, built=spec.built, output=str(folder / OUTPUT))
             argv, env = expand(spec, places)
-            return sandbox.plain(argv), {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8", **env}
+            own = {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8", **devices.visible(spec.devices)}
+            return sandbox.plain(argv), own | env
         argv, env = expand(spec, sandbox.inside(python))
         (folder / "bwrap").touch()
         command = sandbox.bwrap(
@@ -298,6 +303,7 @@ class ProcessRuntime:
             mounts=spec.mounts,
             built=spec.built,
             output=str(folder / OUTPUT) if spec.kind == "job" else "",
+            devices=files,
         )
         return command, {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
 

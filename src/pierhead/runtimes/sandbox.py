@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from pierhead.engines import bridge
@@ -23,6 +24,8 @@ TMP_SIZE = 64 << 20
 
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64")
 _FILES = ("/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/etc/alternatives", "/etc/localtime")
+# What drivers in the user's space read beside the system's folders.
+_DRIVERS = ("/etc/vulkan", "/etc/OpenCL", "/etc/nvidia")
 
 INSTALL = (
     "bubblewrap does not work here: no network or filesystem isolation for processes. "
@@ -81,8 +84,12 @@ def bwrap(
     mounts: tuple[Mount, ...] = (),
     built: str = "",
     output: str = "",
+    devices: Sequence[str] = (),
 ) -> list[str]:
-    """``argv`` in a sandbox: no network, read-only system and model, private /tmp, no capabilities, not root."""
+    """``argv`` in a sandbox: no network, read-only system and model, private /tmp, no capabilities, not root.
+
+    ``devices`` are files below ``/dev``; who gets one also sees what the kernel tells of the machine's devices.
+    """
     command = [shutil.which("bwrap") or "bwrap", *_confine(), "--clearenv"]
     for name, value in {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8", **env}.items():  # noqa: S108
         command += ["--setenv", name, value]
@@ -96,18 +103,8 @@ def bwrap(
     command += ["--size", str(tmp_size or TMP_SIZE), "--tmpfs", "/tmp"]  # noqa: S108  # first, since Python itself may live below it
     for prefix in _interpreter(python):
         command += ["--ro-bind", prefix, prefix]
-    command += [
-        "--proc",
-        "/proc",
-        "--dev",
-        "/dev",
-        "--ro-bind-try",
-        "/sys/devices/system/cpu",
-        "/sys/devices/system/cpu",
-    ]
+    command += ["--proc", "/proc", "--dev", "/dev", *_hardware(devices)]
     command += ["--ro-bind", model_dir, MODEL_DIR, "--bind", sockets, SOCKET_DIR]
-    for mount in mounts:
-        command += ["--ro-bind" if mount.read_only else "--bind", mount.source, mount.target]
     if entry:
         command += ["--ro-bind", entry, ENTRY, "--ro-bind", str(bridge.ENTRY), BRIDGE]
     for mount in mounts:
@@ -115,6 +112,13 @@ def bwrap(
     command += ["--ro-bind", built, BUILT] if built else []
     command += ["--bind", output, OUTPUT] if output else []
     return [*command, "--remount-ro", "/", "--chdir", "/", "--", *argv]
+
+
+def _hardware(devices: Sequence[str]) -> list[str]:
+    """What may be seen of the machine's devices: the processor, or all that the kernel says and some of their files."""
+    places = ("/sys", *_DRIVERS) if devices else ("/sys/devices/system/cpu",)
+    told = [word for place in places for word in ("--ro-bind-try", place, place)]
+    return told + [word for file in devices for word in ("--dev-bind", file, file)]
 
 
 def _interpreter(python: str) -> list[str]:
