@@ -58,7 +58,7 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class _Plan:
+class Start:
     """The parameters of one start, checked."""
 
     cells: int  # of each slot
@@ -68,6 +68,35 @@ class _Plan:
     ubatch: int
     flash: bool
     outputs: int  # tokens whose logits are worked out at once
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        context: int,
+        cache_type_k: str = "f16",
+        cache_type_v: str = "f16",
+        parallel: int = 1,
+        batch: int = 2048,
+        ubatch: int = 512,
+        flash_attention: bool = True,
+        outputs: int = 0,
+    ) -> Start:
+        """See ``estimate``."""
+        if min(context, parallel, batch, ubatch) < 1:
+            raise UsageError(
+                "context, parallel, batch and ubatch must be at least 1", hint="`pier inspect --help` explains them."
+            )
+        cells = _pad(context, CELL_STEP)
+        return cls(
+            cells=cells,
+            type_k=_cache_type(cache_type_k),
+            type_v=_cache_type(cache_type_v),
+            parallel=parallel,
+            ubatch=min(ubatch, batch, cells * parallel),
+            flash=flash_attention,
+            outputs=outputs or parallel,
+        )
 
     def window(self, shape: Shape) -> int:
         """Cells of a windowed layer."""
@@ -100,19 +129,17 @@ def estimate(
     asked for embeddings works out those of every token). ``checkpoints``: how many its server may keep of each slot.
     ``processor``: the features of the processor that multiplies the weights; empty where a GPU does.
     """
-    if min(context, parallel, batch, ubatch) < 1 or extra_weights < 0 or projector < 0:
-        raise UsageError(
-            "context, parallel, batch and ubatch must be at least 1", hint="`pier inspect --help` explains them."
-        )
-    cells = _pad(context, CELL_STEP)
-    plan = _Plan(
-        cells=cells,
-        type_k=_cache_type(cache_type_k),
-        type_v=_cache_type(cache_type_v),
+    if extra_weights < 0 or projector < 0:
+        raise UsageError("sizes must not be negative", hint="`pier inspect --help` explains them.")
+    plan = Start.of(
+        context=context,
+        cache_type_k=cache_type_k,
+        cache_type_v=cache_type_v,
         parallel=parallel,
-        ubatch=min(ubatch, batch, cells * parallel),
-        flash=flash_attention,
-        outputs=outputs or parallel,
+        batch=batch,
+        ubatch=ubatch,
+        flash_attention=flash_attention,
+        outputs=outputs,
     )
     shape = Shape.of(summary)
     weights = Facts(summary).number("weights_bytes")
@@ -154,17 +181,23 @@ def _pad(value: int, step: int) -> int:
     return -(-value // step) * step
 
 
-def _cache(shape: Shape, plan: _Plan) -> int:
-    """KV cells of all layers and slots; windowed layers have fewer (llama_kv_cache_iswa)."""
+def _cache(shape: Shape, plan: Start) -> int:
+    """KV cells of all layers and slots."""
+    return sum(caches(shape, plan))
+
+
+def caches(shape: Shape, plan: Start) -> list[int]:
+    """Bytes of each layer's cells for all slots; windowed layers have fewer (llama_kv_cache_iswa)."""
     windowed = plan.window(shape)
-    per_slot = 0
-    for layer in shape.layers:
-        cells = windowed if layer.windowed else plan.cells
-        per_slot += cells * (row_bytes(plan.type_k, layer.k) + row_bytes(plan.type_v, layer.v))
-    return per_slot * plan.parallel
+    return [
+        (windowed if layer.windowed else plan.cells)
+        * (row_bytes(plan.type_k, layer.k) + row_bytes(plan.type_v, layer.v))
+        * plan.parallel
+        for layer in shape.layers
+    ]
 
 
-def _checkpoints(shape: Shape, plan: _Plan, most: int) -> int:
+def _checkpoints(shape: Shape, plan: Start, most: int) -> int:
     """What the server keeps to go back to in a prompt: the cells of windows that are in sight, and recurrent state."""
     cells = min(shape.window, plan.cells)
     one = shape.state + sum(
@@ -175,28 +208,41 @@ def _checkpoints(shape: Shape, plan: _Plan, most: int) -> int:
     return min(most, 2 + plan.cells // CHECKPOINT_STEP) * one * plan.parallel
 
 
-def _compute(shape: Shape, plan: _Plan) -> int:
+def _compute(shape: Shape, plan: Start) -> int:
     """Scratch memory of the graph for one ubatch, and the logits that are handed out.
 
     Fitted to what llama.cpp allocates; ``bench/estimate.py`` and the tests compare.
     """
+    return graph(shape, plan) + inputs(shape, plan) + logits(shape, plan)
+
+
+def inputs(shape: Shape, plan: Start) -> int:
+    """What is put into the graph for one ubatch, mostly the masks of attention."""
     mask = 2 if plan.flash else 4  # bytes
-    inputs = sum(
+    return sum(
         mask * plan.ubatch * (plan.window(shape) if windowed else plan.cells) + _rotation(shape, plan)
         for windowed in {layer.windowed for layer in shape.layers if layer.k}
     )
+
+
+def graph(shape: Shape, plan: Start) -> int:
+    """What the graph needs beside its inputs; the logits are worked out in it."""
     states = plan.parallel * shape.state // max(shape.state_layers, 1)
-    logits = 4 * shape.vocabulary * plan.outputs
-    return max(_per_token(shape, plan) * plan.ubatch + states, logits) + inputs + logits
+    return max(_per_token(shape, plan) * plan.ubatch + states, logits(shape, plan))
 
 
-def _rotation(shape: Shape, plan: _Plan) -> int:
+def logits(shape: Shape, plan: Start) -> int:
+    """The logits of one ubatch."""
+    return 4 * shape.vocabulary * plan.outputs
+
+
+def _rotation(shape: Shape, plan: Start) -> int:
     """Quantized caches hold rotated vectors; the rotation matrices are inputs of the graph."""
     side = shape.head_dim_k & -shape.head_dim_k  # the largest power of two that divides it
     return (4 * side * side if plan.type_k.block > 1 else 0) + (4 * 64 * 64 if plan.type_v.block > 1 else 0)
 
 
-def _per_token(shape: Shape, plan: _Plan) -> int:
+def _per_token(shape: Shape, plan: Start) -> int:
     """Bytes that live at once for each token of a ubatch, at the widest point of a layer (all in f32)."""
     width, experts = shape.embedding, shape.experts_used
     scores = 0 if plan.flash else shape.heads * plan.cells

@@ -28,7 +28,7 @@ _LOOKED_UP = ("token_embd.", "per_layer_token_embd.", "position_embd.", "token_t
 def repacked(summary: Mapping[str, Any], processor: frozenset[str]) -> int:
     """Bytes of weights that are kept a second time on a processor with these features."""
     types = frozenset[str]().union(*(kinds for feature, kinds in _LAYOUTS.items() if feature in processor))
-    return sum(_size(shape) for shape in _multiplied(summary) if shape[0] in types and _fits(shape))
+    return sum(size_of(shape) for shape in _multiplied(summary) if shape[0] in types and _fits(shape))
 
 
 def _multiplied(summary: Mapping[str, Any]) -> Iterator[Sequence[Any]]:
@@ -48,7 +48,8 @@ def _fits(shape: Sequence[Any]) -> bool:
     return len(shape) > 2 and int(shape[2]) % _ROWS == 0 and int(shape[2]) > 1
 
 
-def _size(shape: Sequence[Any]) -> int:
+def size_of(shape: Sequence[Any]) -> int:
+    """Bytes of a tensor of this type and these dimensions."""
     rows = 1
     for count in shape[2:]:
         rows *= int(count)
