@@ -95,7 +95,8 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 
     ``parallel`` 0 means: as many requests at a time as is usual for the engine (llama.cpp 1, vLLM 4).
     ``options`` go to every engine that knows them; ``defaults`` has a table for each engine, by its name:
-    ``[engine.defaults.llamacpp]``. A model's own settings are in ``models.toml``.
+    ``[engine.defaults.llamacpp]``. A model's own settings are in ``models.toml``. ``llamacpp_index`` is where
+    llama.cpp's builds for GPUs come from ("": its project's own), a folder or address with one index for each.
     """
 
     context: int = 0
@@ -103,6 +104,7 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     parallel: int = 0
     threads: int = 0
     memory_reserve: int = 512 * 1024 * 1024
+    llamacpp_index: str = ""
     options: dict[str, Any] = {}
     defaults: dict[str, dict[str, Any]] = {}
 

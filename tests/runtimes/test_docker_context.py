@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import platform
 import subprocess
 import tarfile
+import zipfile
 from pathlib import Path
 from typing import Literal
 
@@ -78,3 +80,33 @@ def test_the_base_image_has_the_python_that_is_wanted(base: str, version: str, m
 def test_a_base_image_that_does_not_say_its_python_is_not_guessed_at() -> None:
     with pytest.raises(RuntimeUnavailable, match="does not say which it has"):
         with_python("registry:5000/base:latest", "3.13")
+
+
+def a_wheel(index: Path, where: str) -> None:
+    """An index whose ``iniconfig`` is not that of PyPI, though it has the same version."""
+    name = "iniconfig-2.1.0"
+    folder = index / "iniconfig"
+    folder.mkdir(parents=True)
+    machine = platform.machine()
+    with zipfile.ZipFile(folder / f"{name}-cp310-abi3-linux_{machine}.whl", "w") as wheel:
+        wheel.writestr("iniconfig.py", f"WHERE = {where!r}\n")
+        wheel.writestr(f"{name}.dist-info/METADATA", "Metadata-Version: 2.1\nName: iniconfig\nVersion: 2.1.0\n")
+        wheel.writestr(f"{name}.dist-info/WHEEL", f"Wheel-Version: 1.0\nTag: cp310-abi3-linux_{machine}\n")
+        wheel.writestr(f"{name}.dist-info/RECORD", "iniconfig.py,,\n")
+    (folder / "index.html").write_text(f'<a href="{name}-cp310-abi3-linux_{machine}.whl">iniconfig</a>')
+
+
+def test_with_an_index_the_first_comes_from_there_and_the_rest_from_the_users_own(tmp_path: Path) -> None:
+    a_wheel(tmp_path / "index", "there")
+    pins = ("iniconfig==2.1.0", "typing_extensions==4.15.0")
+    recipe = ImageRecipe("e", "base", pins, python="3.11", glibc=(2, 35), index=(tmp_path / "index").as_uri())
+    gather(recipe, platform.machine(), tmp_path / "site")
+    assert (tmp_path / "site" / "iniconfig.py").read_text() == "WHERE = 'there'\n"
+    assert (tmp_path / "site" / "typing_extensions.py").is_file()
+
+
+def test_an_index_that_lacks_it_is_not_replaced_by_another(tmp_path: Path) -> None:
+    a_wheel(tmp_path / "index", "there")
+    recipe = ImageRecipe("e", "base", ("iniconfig==2.0.0",), python="3.11", index=(tmp_path / "index").as_uri())
+    with pytest.raises(SourceUnavailable, match=r"iniconfig==2\.0\.0"):
+        gather(recipe, platform.machine(), tmp_path / "site")

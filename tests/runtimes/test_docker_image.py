@@ -49,9 +49,10 @@ def test_the_same_inputs_give_the_same_name_and_any_other_input_another() -> Non
         image_name(msgspec.structs.replace(RECIPE, base="docker.io/library/python:3.12"), "x86_64"),
         image_name(msgspec.structs.replace(RECIPE, requirements=("xllamacpp==2",)), "x86_64"),
         image_name(msgspec.structs.replace(RECIPE, files=(("/opt/engine/entry.py", "2"),)), "x86_64"),
+        image_name(msgspec.structs.replace(RECIPE, index="https://wheels.example/cu128"), "x86_64"),
         image_name(RECIPE, "aarch64"),
     ]
-    assert len({name, *others}) == 5
+    assert len({name, *others}) == 6
 
 
 def test_the_build_context_does_not_depend_on_when_and_where_it_was_written(tmp_path: Path) -> None:

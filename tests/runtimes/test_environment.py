@@ -19,6 +19,8 @@ from pierhead.runtimes import sandbox
 from pierhead.runtimes.environment import Environments, Report
 from pierhead.runtimes.process import ProcessRuntime
 
+from .test_docker_context import a_wheel
+
 ROOT = Path(__file__).resolve().parents[2]
 WANTED = Environment(("iniconfig==2.1.0",))  # small, without dependencies
 
@@ -152,3 +154,14 @@ async def test_an_engine_runs_in_its_own_environment_and_not_in_ours(shared: Env
         said = [line async for line in instance.logs()]
         await instance.stop()
     assert (end.code, said) == (0, [b"own iniconfig None\n"])
+
+
+async def test_with_an_index_the_first_comes_from_there_and_the_rest_from_the_users_own(tmp_path: Path) -> None:
+    a_wheel(tmp_path / "index", "there")
+    pins = ("iniconfig==2.1.0", "typing_extensions==4.15.0")
+    wanted = Environment(pins, dependencies=False, index=(tmp_path / "index").as_uri())
+    python = await Environments(tmp_path / "made").ensure("e", wanted, ignore)
+    site = next((python.parent.parent / "lib").glob("python*/site-packages"))
+    assert (site / "iniconfig.py").read_text() == "WHERE = 'there'\n"
+    assert (site / "typing_extensions.py").is_file()
+    assert Environments(tmp_path).place("e", wanted) != Environments(tmp_path).place("e", Environment(pins))

@@ -43,7 +43,7 @@ class Environment(msgspec.Struct, frozen=True):
     ``requirements`` are pip's, exact pins of what matters; what those need comes with them, unless ``dependencies`` is
     false and they are all. ``python`` is the minor version that the wheels exist for ("": Pierhead's own). ``torch`` is
     the build of PyTorch (``cpu``) where the index of PyPI has another. ``index`` is the address of the package index
-    that has them ("": the user's own).
+    that the first of them comes from; whatever else is needed comes from the user's own.
     """
 
     requirements: tuple[str, ...]
@@ -198,6 +198,7 @@ class PlanRequest:
     beside: tuple[Beside, ...] = ()
     adapters: Path | None = None  # the folder for LoRAs that come and go, for an engine that loads them while it runs
     devices: tuple[Device, ...] = ()  # the accelerators of this machine, with what each has free for this replica
+    settle: bool = False  # for less than the best, fewer layers on a GPU or none, rather than for OutOfMemory
     opening: tuple[Mapping[str, str], ...] = ()  # messages (role, content) that begin every chat without a system one
 
 

@@ -6,7 +6,7 @@ import functools
 import importlib.metadata
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -14,6 +14,7 @@ from pierhead.config import Settings
 from pierhead.engines import serving
 from pierhead.engines.base import EngineFacts, ImageRecipe, LaunchSpec, Limits, Plan, PlanRequest
 from pierhead.engines.llamacpp_beside import Companions, companions
+from pierhead.engines.llamacpp_gpu import CPU, GLIBC, INDEX, SMALLEST, Build, Fit, Wishes, build_for, fit
 from pierhead.engines.llamacpp_params import canonical, usual
 from pierhead.engines.llamacpp_template import Template
 from pierhead.errors import OutOfMemory, UsageError
@@ -21,7 +22,6 @@ from pierhead.formats.estimate import Estimate, estimate, fit_context
 from pierhead.store.model import ModelFile
 
 ENTRY = Path(__file__).with_name("llamacpp_entry.py")
-SMALLEST = 512  # tokens: no default context is chosen below this
 CHECKPOINTS = 4  # states of each prompt that the server may keep to go back to
 MIB = 1 << 20
 # What its server answers beside the work that a model is for.
@@ -50,9 +50,20 @@ FACTS = EngineFacts(
         "generated_tokens": "llamacpp:tokens_predicted_total",
     },
     common=(*_COMMON, "reasoning_parser", "reasoning_budget", "draft", "draft_tokens"),
+    accelerators=("cpu", "cuda", "vulkan", "rocm"),
     lora="start",
     speculative=True,
+    untested="Vulkan and ROCm were never run by this project.",
 )
+
+
+class _Place(NamedTuple):
+    """Where a model is put: tokens, its need of this machine's memory, and the bytes that it may never exceed."""
+
+    context: int
+    needed: Estimate
+    most: int
+    fit: Fit | None = None
 
 
 class LlamaCpp:
@@ -61,9 +72,10 @@ class LlamaCpp:
     name = FACTS.name
     facts = FACTS
 
-    def __init__(self, base_image: str = "", max_context: int = 8192) -> None:
+    def __init__(self, base_image: str = "", max_context: int = 8192, index: str = INDEX) -> None:
         self._base_image = base_image
         self._max_context = max_context
+        self._index = index
 
     def accepts(self, files: tuple[ModelFile, ...]) -> bool:
         """Whether there are GGUF weights."""
@@ -95,57 +107,73 @@ class LlamaCpp:
     def plan(self, request: PlanRequest) -> Plan:
         """The launch plan; see ``Engine.plan``."""
         settings = canonical(request.settings)
+        wishes = Wishes.of(settings)
+        build = build_for(wishes, request.devices)
+        if build.name:
+            chosen = {name: value for name, value in settings.items() if name != "n_gpu_layers"}
+            if made := self._planned(request, chosen, build, wishes):
+                return made
+            build = Build(note="not one layer fits in what is free of the GPU's memory: it runs on the processor")
+        made = self._planned(request, dict(settings), build, None)
+        assert made is not None  # the processor is nobody's second choice
+        return made
+
+    def _planned(
+        self, request: PlanRequest, settings: dict[str, Any], build: Build, wishes: Wishes | None
+    ) -> Plan | None:
+        """With one build of llama.cpp; None where nothing fits on the GPU of the ``wishes``."""
         parallel = int(settings.pop("parallel", 0)) or 1
         asked = int(settings.pop("context", 0))
         mode = self._mode(settings, request)
-        sizing: dict[str, Any] = {
-            "cache_type_k": _cache(settings.get("cache_type_k")),
-            "cache_type_v": _cache(settings.get("cache_type_v")),
-            "parallel": parallel,
-            "batch": int(settings.get("n_batch", 2048)),
-            "ubatch": _ubatch(settings, mode, parallel),
-            "projector": sum(f.size for f in request.files if f.role == "mmproj"),
-            "flash_attention": settings.get("flash_attn_type") != "LLAMA_FLASH_ATTN_TYPE_DISABLED",
-            "checkpoints": max(0, int(settings.get("n_ctx_checkpoints", CHECKPOINTS))),
-            "processor": request.processor if settings.get("n_gpu_layers", 0) in (0, -1) else frozenset[str](),
-        }
+        sizing = _sizing(request, settings, mode, parallel, gpu=wishes is not None)
         most = asked or min(int(request.metadata.get("context_length") or self._max_context), self._max_context)
         beside = companions(request, settings, most, sizing)
         sizing["extra_weights"] = beside.memory
         outputs = _outputs(request, mode, sizing)
         if settings.get("embedding"):  # whoever asks for embeddings uses them; most models that write only write
             sizing["outputs"] = outputs
-        context = self._context(request, asked, sizing)
-        needed = estimate(request.metadata, context=context, **sizing)
-        if request.free_memory and needed.total > request.free_memory:
-            raise _too_large(request.model, needed, context, request.free_memory)
+        if wishes is None:
+            place = self._on_cpu(request, asked, sizing, outputs)
+        else:
+            place = _on_gpu(request, wishes, sizing | _reserved(settings, outputs), asked, most)
+        if place is None:
+            return None
+        if request.free_memory and place.needed.total > request.free_memory:
+            raise _too_large(request.model, place.needed, place.context, request.free_memory)
         engine: dict[str, Any] = {
             "model": _weights(request.files),
             "alias": request.model,
-            "n_ctx": -(-context // 256) * 256 * parallel,  # the engine rounds up itself; so does the estimate
+            "n_ctx": -(-place.context // 256) * 256 * parallel,  # the engine rounds up itself; so does the estimate
             "cache_ram_mib": 0,  # outside the estimate unless asked for
             "n_ctx_checkpoints": CHECKPOINTS,
             "n_parallel": parallel,
             "n_ubatch": sizing["ubatch"],
             "cpuparams.n_threads": max(1, request.cpus),
             **mode,
+            **(place.fit.settings if place.fit else {}),
             **{name: value for name, value in settings.items() if name != "n_ubatch"},
             **beside.settings,
         }
-        widest: dict[str, Any] = {**sizing, "outputs": outputs}
-        most = estimate(request.metadata, context=context, **widest)
         template = Template.of(request, settings)
-        engine |= template.settings
+        spec = self._spec(request, engine | template.settings, place.most, build)
         spec = msgspec.structs.replace(
-            self._spec(request, engine, most.total),
+            spec,
+            argv=(*spec.argv, *beside.argv),
             call_prefix=template.call_prefix,
             serves=(*_work(mode, request), *_TOOLS),
             mounts=beside.mounts,
             adapters=beside.adapters,
             fixed=_fixed(beside),
+            devices=place.fit.names if place.fit else (),
         )
-        spec = msgspec.structs.replace(spec, argv=(*spec.argv, *beside.argv))
-        return Plan(spec=spec, context=context, memory=needed.total, notes=template.notes)
+        said = (place.fit.note if place.fit else "", build.note)
+        return Plan(
+            spec=spec,
+            context=place.context,
+            memory=place.needed.total,
+            devices=place.fit.devices if place.fit else {},
+            notes=(*template.notes, *(note for note in said if note)),
+        )
 
     def _mode(self, settings: dict[str, Any], request: PlanRequest) -> dict[str, Any]:
         """Embeddings are always offered beside chat; rerank is a mode of its own."""
@@ -169,6 +197,12 @@ class LlamaCpp:
                 )
         return mode
 
+    def _on_cpu(self, request: PlanRequest, asked: int, sizing: dict[str, Any], outputs: int) -> _Place:
+        context = self._context(request, asked, sizing)
+        needed = estimate(request.metadata, context=context, **sizing)
+        widest: dict[str, Any] = {**sizing, "outputs": outputs}
+        return _Place(context, needed, estimate(request.metadata, context=context, **widest).total)
+
     def _context(self, request: PlanRequest, asked: int, sizing: dict[str, Any]) -> int:
         trained = int(request.metadata.get("context_length") or 0) or self._max_context
         if asked:
@@ -183,9 +217,13 @@ class LlamaCpp:
             raise _too_large(request.model, needed, smallest, request.free_memory)
         return fits
 
-    def _spec(self, request: PlanRequest, engine: dict[str, Any], most: int) -> LaunchSpec:
+    def _spec(self, request: PlanRequest, engine: dict[str, Any], most: int, build: Build = CPU) -> LaunchSpec:
         """``most``: bytes that no request may exceed."""
-        pins = (f"xllamacpp=={engine_version()}",)
+        pins = build.requirements(engine_version())
+        recipe = ImageRecipe(self.name, self._base_image, pins, serving.files(ENTRY))
+        environment = build.environment(engine_version(), self._index)
+        if environment is not None:
+            recipe = msgspec.structs.replace(recipe, glibc=GLIBC, index=environment.index)
         return LaunchSpec(
             replica=request.replica,
             model=request.model,
@@ -193,10 +231,43 @@ class LlamaCpp:
             argv=serving.command(engine),
             model_dir=str(request.model_dir),
             entry=str(ENTRY),
-            image=ImageRecipe(self.name, self._base_image, pins, serving.files(ENTRY)),
+            environment=environment,
+            image=recipe,
             limits=Limits(memory=most * 5 // 4 + 512 * MIB),
             env=serving.ENV,
         )
+
+
+def _sizing(
+    request: PlanRequest, settings: Mapping[str, Any], mode: Mapping[str, Any], parallel: int, *, gpu: bool
+) -> dict[str, Any]:
+    """What ``estimate`` wants to know."""
+    alone = not gpu and settings.get("n_gpu_layers", 0) in (0, -1)
+    return {
+        "cache_type_k": _cache(settings.get("cache_type_k")),
+        "cache_type_v": _cache(settings.get("cache_type_v")),
+        "parallel": parallel,
+        "batch": int(settings.get("n_batch", 2048)),
+        "ubatch": _ubatch(settings, mode, parallel),
+        "projector": sum(f.size for f in request.files if f.role == "mmproj"),
+        "flash_attention": settings.get("flash_attn_type") != "LLAMA_FLASH_ATTN_TYPE_DISABLED",
+        "checkpoints": max(0, int(settings.get("n_ctx_checkpoints", CHECKPOINTS))),
+        "processor": request.processor if alone else frozenset[str](),
+    }
+
+
+def _reserved(settings: Mapping[str, Any], outputs: int) -> dict[str, Any]:
+    """What ``offload`` wants to know beside that."""
+    return {"reserved": outputs, "cache": not settings.get("no_kv_offload", False)}
+
+
+def _on_gpu(request: PlanRequest, wishes: Wishes, sizing: Mapping[str, Any], asked: int, limit: int) -> _Place | None:
+    found = fit(request, wishes, sizing, asked, limit)
+    if found is None:
+        return None
+    needed = found.parts.host
+    logits = 4 * int(request.metadata.get("vocab_size") or 0) * sizing["reserved"]  # of a whole text to embed
+    return _Place(found.context, needed, needed.total + logits, found)
 
 
 def _outputs(request: PlanRequest, mode: dict[str, Any], sizing: Mapping[str, Any]) -> int:
@@ -253,4 +324,4 @@ def _weights(files: tuple[ModelFile, ...]) -> str:
 
 def make(settings: Settings) -> LlamaCpp:
     """The engine as this installation has it."""
-    return LlamaCpp(settings.runtime.base_image, settings.engine.max_context)
+    return LlamaCpp(settings.runtime.base_image, settings.engine.max_context, settings.engine.llamacpp_index or INDEX)

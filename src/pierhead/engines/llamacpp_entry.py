@@ -6,6 +6,8 @@ Standalone on purpose (standard library and xllamacpp only): the same text runs 
 from __future__ import annotations
 
 import argparse
+import ctypes
+import glob
 import importlib
 import json
 import os
@@ -27,8 +29,8 @@ def main() -> int:
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, end)
     settings: dict[str, Any] = json.loads(args.settings)
-    xllamacpp: Any = importlib.import_module("xllamacpp")
     try:
+        xllamacpp = load()
         params = parameters(xllamacpp, args.model_dir, settings, args.beside)
         listen(params, args.socket)
         server = xllamacpp.Server(params)
@@ -39,6 +41,25 @@ def main() -> int:
     threading.Event().wait()
     del server
     return 0
+
+
+def load() -> Any:
+    """llama.cpp; a build for CUDA needs NVIDIA's libraries, which may lie beside it as wheels."""
+    try:
+        return importlib.import_module("xllamacpp")
+    except ImportError:
+        found = [path for name in ("libcudart", "libcublasLt", "libcublas") for path in libraries(name)]
+        if not found:
+            raise
+    for path in found:  # the loader does not look for them there, but takes what is loaded already
+        ctypes.CDLL(path, ctypes.RTLD_GLOBAL)
+    return importlib.import_module("xllamacpp")
+
+
+def libraries(name: str) -> list[str]:
+    """Where a library of NVIDIA's wheels is."""
+    places = [os.path.join(glob.escape(folder), "nvidia", "*", "lib", f"{name}.so.*") for folder in sys.path]
+    return sorted({path for place in places for path in glob.glob(place)})
 
 
 def listen(params: Any, place: str) -> None:

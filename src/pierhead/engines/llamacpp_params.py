@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, cast
 
+from pierhead.engines.llamacpp_gpu import DEVICES
 from pierhead.engines.setting_table import spelled, switch
 from pierhead.errors import UsageError
 
@@ -60,7 +61,7 @@ BOTH = {"kv_cache_type": ("cache_type_k", "cache_type_v")}  # common words that 
 
 # Own names that the engine's plan turns into several parameters.
 SPECIAL: dict[str, type] = {"context": int, "parallel": int, "rerank": bool, "lora": list, "mmproj": str} | {
-    "draft": str
+    **dict.fromkeys(("draft", "device", "gpus"), str)
 }
 
 _SEAM = "Pierhead sets it itself"
@@ -177,6 +178,8 @@ def _norm(value: Any) -> Any:
 
 def _special(given: str, name: str, value: Any) -> Any:
     kind = SPECIAL[name]
+    if name == "device":
+        return _device(given, value)
     try:
         if name == "lora":
             return [_adapter(entry) for entry in (value if isinstance(value, list) else str(value).split(","))]  # pyright: ignore[reportUnknownVariableType]
@@ -189,6 +192,13 @@ def _special(given: str, name: str, value: Any) -> Any:
     if low is not None and not low <= plain <= 1 << 24:
         raise UsageError(f"bad value {value} for engine parameter '{given}'", hint=f"It must be {low} or more.")
     return plain
+
+
+def _device(given: str, value: Any) -> str:
+    if value not in DEVICES:
+        hint = f"It must be: {' or '.join(DEVICES)}."
+        raise UsageError(f"bad value {value!r:.60} for engine parameter '{given}'", hint=hint)
+    return str(value)
 
 
 def _adapter(entry: Any) -> dict[str, Any]:

@@ -119,7 +119,7 @@ def fit_layers(summary: Mapping[str, Any], *, free: int, least: int = 1, **optio
 
 
 def fit_full(summary: Mapping[str, Any], *, free: int, limit: int, memory: int = 0, **options: Any) -> int:
-    """The largest context with which all fits: in ``free`` bytes of the GPU and ``memory`` of the host (0: any). Else 0."""
+    """The largest context with which all fits: in ``free`` bytes of the GPU and ``memory`` here (0: any). Else 0."""
     layers = Facts(summary).number("layers") + 1
     low, high = 0, -(-max(limit, 0) // CELL_STEP)
     while low < high:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pierhead.engines.base import ImageRecipe
 from pierhead.errors import RuntimeUnavailable, SourceUnavailable
-from pierhead.runtimes.environment import TORCH
+from pierhead.runtimes.environment import TORCH, only_from
 
 SITE = "opt/engine/site"
 GLIBC = (2, 28)  # what installed wheels may ask for to be copied: every base image of the last years has it
@@ -57,7 +57,18 @@ USER 65532:65532
 
 
 def gather(recipe: ImageRecipe, machine: str, target: Path) -> None:
-    """Put a recipe's distributions for ``machine`` into ``target``: this environment's own ones, else fetched."""
+    """Put a recipe's distributions for ``machine`` into ``target``: this environment's own ones, else fetched.
+
+    With an ``index`` the first of them comes from there, and none from this environment.
+    """
+    if recipe.index:
+        first, *others = recipe.requirements
+        _fetch((first,), recipe, machine, target, ("--no-deps",), recipe.index)
+        if recipe.dependencies:
+            _fetch(recipe.requirements, recipe, machine, target, ())
+        elif others:
+            _fetch(tuple(others), recipe, machine, target, ("--no-deps",))
+        return
     if recipe.dependencies:
         _fetch(recipe.requirements, recipe, machine, target, ())
         return
@@ -96,9 +107,13 @@ def _fits(tag: str, machine: str) -> bool:
     return system.startswith("manylinux2014") or bool(wanted and (int(wanted[1]), int(wanted[2])) <= GLIBC)
 
 
-def _fetch(pins: tuple[str, ...], recipe: ImageRecipe, machine: str, target: Path, options: tuple[str, ...]) -> None:
+def _fetch(
+    pins: tuple[str, ...], recipe: ImageRecipe, machine: str, target: Path, options: tuple[str, ...], index: str = ""
+) -> None:
     """From the user's own index; where that lacks the wanted build of PyTorch, from PyTorch's index as well."""
     command = _installer(pins, recipe, machine, target, options)
+    if index:
+        command += only_from(index, "pip" if command[1] == "-m" else "uv")
     failed = _run(command, pins)
     if failed and recipe.torch and "torch" in failed:
         failed = _run([*command, "--extra-index-url", f"{TORCH}/{recipe.torch}"], pins)
@@ -120,7 +135,7 @@ def _installer(
         command += ["--root-user-action=ignore"]
         for minor in range(glibc[1], 16, -1):  # pip does not take the newer ones to mean the older ones, too
             command += ["--platform", f"manylinux_{glibc[0]}_{minor}_{machine}"]
-        command += ["--platform", f"manylinux2014_{machine}"]
+        command += ["--platform", f"manylinux2014_{machine}", "--platform", f"linux_{machine}"]
     elif uv is not None:
         command = [uv, "pip", "install", "--quiet", "--python", sys.executable]
         command += ["--python-platform", f"{machine}-manylinux_{glibc[0]}_{glibc[1]}"]

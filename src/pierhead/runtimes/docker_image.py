@@ -52,7 +52,8 @@ def parse_image(text: str) -> ImageName:
 
 def image_name(recipe: ImageRecipe, machine: str) -> str:
     """The local name of the image that ``recipe`` makes: the same inputs give the same name."""
-    inputs: list[Any] = [RECIPE_VERSION, recipe, machine, DOCKERFILE, LAUNCHER]
+    made_of = {name: value for name, value in msgspec.to_builtins(recipe).items() if name != "index" or value}
+    inputs: list[Any] = [RECIPE_VERSION, made_of, machine, DOCKERFILE, LAUNCHER]
     return f"pierhead/engine-{recipe.engine}:{hashlib.sha256(msgspec.json.encode(inputs)).hexdigest()[:12]}"
 
 

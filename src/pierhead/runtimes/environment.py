@@ -120,6 +120,9 @@ class Environments:
 
     async def _install(self, tool: Tool, python: Path, wanted: Environment, tell: Report) -> None:
         """From the user's own index; where that lacks the wanted build of PyTorch, from PyTorch's index as well."""
+        if wanted.index:
+            first = (*_install(tool, python), "--no-deps", *only_from(wanted.index, tool.kind), wanted.requirements[0])
+            await self._run(first, tell)
         command = (*_install(tool, python), *(() if wanted.dependencies else ("--no-deps",)))
         command += ("--index-url", wanted.index) if wanted.index else ()
         if not wanted.torch:
@@ -207,6 +210,11 @@ def _install(tool: Tool, python: Path) -> tuple[str, ...]:
     if tool.kind == "uv":
         return (*tool.argv, "pip", "install", "--python", str(python))
     return (str(python), "-m", "pip", "install", "--no-input", "--progress-bar", "off")
+
+
+def only_from(index: str, kind: str) -> tuple[str, ...]:
+    """The options by which uv or pip takes packages from this index and from no other."""
+    return ("--index", index, "--default-index", index) if kind == "uv" else ("--index-url", index)
 
 
 def _listing(tool: Tool, python: Path) -> tuple[str, ...]:
