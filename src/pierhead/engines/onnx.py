@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pierhead.config import Settings
-from pierhead.engines import serving
+from pierhead.engines import gpus, serving
 from pierhead.engines.base import EngineFacts, Environment, ImageRecipe, LaunchSpec, Limits, Plan, PlanRequest
 from pierhead.engines.onnx_settings import TABLE
 from pierhead.errors import UsageError
@@ -15,6 +15,10 @@ from pierhead.formats.onnx_estimate import OnnxEstimate, estimate_onnx
 from pierhead.store.model import ModelFile
 
 MIB = 1 << 20
+# What ONNX Runtime takes of a GPU beside its arena, CUDA's context and the workspaces of its libraries, and of the
+# machine's own memory beside what it takes without a GPU. Not measured yet.
+CUDA_GPU, CUDA_HOST = 640 * MIB, 1024 * MIB
+ARENA = 256 * MIB  # for the libraries' scratch memory and the gaps between what the arena holds; not measured either
 BODIES = 16  # times the largest request that requests and answers may take, beside the model
 SEQUENCE = 512  # tokens of a text where the model does not say how many it reads
 _SERVER = (
@@ -30,10 +34,12 @@ _SERVER = (
 # Execution provider → the distribution of ONNX Runtime that has it.
 RUNTIMES = {
     "cpu": "onnxruntime==1.32.0",
-    "cuda": "onnxruntime-gpu[cuda,cudnn]==1.31.1",
+    "cuda": "onnxruntime-gpu[cuda,cudnn]==1.31.1",  # for CUDA 13
     "tensorrt": "onnxruntime-gpu[cuda,cudnn]==1.31.1",
     "openvino": "onnxruntime-openvino==1.24.1",
 }
+NVIDIA = ("cuda", "tensorrt")
+UNTRIED = "the execution provider {} is not tested: that needs an NVIDIA GPU"
 # What a model is for → the operations that it answers.
 SERVES: dict[str, tuple[str, ...]] = {
     "classify": ("classify", "infer", "predict"),
@@ -94,13 +100,16 @@ class Onnx:
     def plan(self, request: PlanRequest) -> Plan:
         """The launch plan; see ``Engine.plan``."""
         given = TABLE.canonical(request.settings)
-        settings = TABLE.defaults | given
+        settings = _placed(TABLE.defaults | given)
         file = _chosen(request, settings["file"])
         task = _task(request.files, request.metadata, file, settings["task"])
         context = _context(request, settings["context"]) if task != "tensors" else 0
         if context and "max_batch_tokens" not in given:
             settings["max_batch_tokens"] = max(settings["max_batch_tokens"], context)
         needed = _estimate(request, settings, file, context or _longest(request, settings, file))
+        taken, visible = _taken(request, settings, needed)
+        if visible:
+            needed = OnnxEstimate(needed.weights, needed.compute, needed.overhead + CUDA_HOST)
         if request.free_memory and needed.total > request.free_memory:
             raise serving.too_large(
                 request.model,
@@ -110,13 +119,18 @@ class Onnx:
                 **needed.to_dict(),
             )
         server = _server(request, settings | {"context": context or _longest(request, settings, file)}, file, task)
-        notes: tuple[str, ...] = ()
-        if settings["provider"] in ("cuda", "tensorrt"):
-            notes = (f"the execution provider {settings['provider']} is not tested: that needs an NVIDIA GPU",)
-        return Plan(spec=self._spec(request, server, needed, task), context=context, memory=needed.total, notes=notes)
+        return Plan(
+            spec=self._spec(request, server, needed, task, visible),
+            context=context,
+            memory=needed.total,
+            devices=taken,
+            notes=(UNTRIED.format(settings["provider"]),) if visible else (),
+        )
 
-    def _spec(self, request: PlanRequest, server: dict[str, Any], needed: OnnxEstimate, task: str) -> LaunchSpec:
-        environment, gpu = self.environment(server["provider"]), server["provider"] in ("cuda", "tensorrt")
+    def _spec(
+        self, request: PlanRequest, server: dict[str, Any], needed: OnnxEstimate, task: str, devices: tuple[str, ...]
+    ) -> LaunchSpec:
+        environment, gpu = self.environment(server["provider"]), server["provider"] in NVIDIA
         return LaunchSpec(
             replica=request.replica,
             model=request.model,
@@ -130,17 +144,56 @@ class Onnx:
                 self.name, self._base_image, environment.requirements, serving.program_files("onnx"), dependencies=gpu
             ),
             limits=Limits(memory=needed.total * 5 // 4 + max(512 * MIB, BODIES * server["max_body"])),
-            devices=(f"nvidia.com/gpu={server['provider_options'].get('device_id', 'all')}",) if gpu else (),
+            devices=devices,
             serves=SERVES[task],
         )
+
+
+def _placed(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings with the execution provider that they mean, as ``device=cuda`` means one; the CPU by itself.
+
+    A model that reads texts is quick on processors, and CUDA's libraries for it are 3 GB: nobody gets them unasked.
+    """
+    device, provider = settings["device"].lower(), settings["provider"]
+    if device.isdecimal():  # a GPU's number
+        settings, device = settings | {"gpus": (device,), "device": "cuda"}, "cuda"
+    if provider == "openvino":
+        return settings
+    meant = {"": "cpu", "auto": "cpu", "cpu": "cpu", "cuda": "cuda"}.get(device, "")
+    if provider in NVIDIA and device != "cpu" and meant:
+        return settings
+    if not meant or provider not in ("auto", meant):
+        raise UsageError(
+            f"the execution provider {provider} has no device '{settings['device']}'",
+            hint="device=cuda is NVIDIA's GPU; provider=openvino has GPU, NPU and AUTO.",
+        )
+    return settings | {"provider": meant}
+
+
+def _taken(
+    request: PlanRequest, settings: dict[str, Any], needed: OnnxEstimate
+) -> tuple[dict[str, int], tuple[str, ...]]:
+    """The GPU's memory that is claimed and what is made visible; writes the arena's bound into the settings."""
+    if settings["provider"] not in NVIDIA:
+        return {}, ()
+    settings["gpu_mem_limit"] = settings["gpu_mem_limit"] or needed.weights + 2 * needed.compute + ARENA
+    among = gpus.numbers(settings["gpus"])
+    arenas = 2 if settings["provider"] == "tensorrt" else 1  # what TensorRT builds has memory of its own
+    claim = arenas * settings["gpu_mem_limit"] + CUDA_GPU
+    taken = gpus.take(request.model, request.devices, claim, among=among)
+    return taken, gpus.visible(taken, gpus.names(among))
 
 
 def _server(request: PlanRequest, settings: Mapping[str, Any], file: str, task: str) -> dict[str, Any]:
     """What the server program is told (``programs.onnx.settings``)."""
     same = ("provider", "inter_threads", "workers", "optimization", "spin", "max_batch", "max_batch_tokens", "queue")
     options: dict[str, Any] = {}
-    if settings["device"]:
-        options = {"device_type" if settings["provider"] == "openvino" else "device_id": settings["device"]}
+    if settings["provider"] in NVIDIA:
+        # The arena grows by what is asked for, not by doubling; each new shape would be tried out at length.
+        options = {"gpu_mem_limit": settings["gpu_mem_limit"], "arena_extend_strategy": "kSameAsRequested"}
+        options |= {"cudnn_conv_algo_search": "HEURISTIC"}
+    elif settings["provider"] == "openvino" and settings["device"]:
+        options = {"device_type": settings["device"]}
     return {
         "name": request.model,
         "file": file,

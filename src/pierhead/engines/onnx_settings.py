@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from pierhead.engines.setting_table import Setting, Table
 
-PROVIDERS = ("cpu", "cuda", "tensorrt", "openvino")
+PROVIDERS = ("auto", "cpu", "cuda", "tensorrt", "openvino")
 TASKS = ("auto", "classify", "tokens", "embeddings", "rerank", "tensors")
 _SETTINGS = {
     "task": Setting(str, "auto", choices=TASKS),
     "file": Setting(str, ""),
-    "provider": Setting(str, "cpu", choices=PROVIDERS),
+    "provider": Setting(str, "auto", choices=PROVIDERS),
     "device": Setting(str, ""),
+    "gpus": Setting(tuple, ("all",), pattern=r"all|[0-9]{1,4}"),
+    "gpu_mem_limit": Setting(int, 0, 1 << 20, 1 << 50, bytes=True),
     "threads": Setting(int, 0, 0, 1024),
     "inter_threads": Setting(int, 1, 1, 256),
     "workers": Setting(int, 1, 1, 64),
@@ -47,7 +49,7 @@ _ALIASES = {
     "queue_size": "queue",
     "graph_optimization": "optimization",
     "normalise": "normalize",
-    "device_id": "device",
+    "device_id": "gpus",
     "model": "file",
 }
 TABLE = Table("the ONNX engine", _SETTINGS, _ALIASES)

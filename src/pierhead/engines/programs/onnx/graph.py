@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from . import cuda
 from .faults import Unusable, bad
 from .settings import Settings
 
@@ -83,14 +84,21 @@ def load(folder: Path, settings: Settings) -> Graph:
     path = folder / settings.file
     if not path.is_file():
         raise Unusable(f"{settings.file} is not in the model's folder")
+    nvidia = settings.provider in ("cuda", "tensorrt")
+    if nvidia:
+        cuda.preload(ort)
     providers = _providers(ort, settings)
     try:
         session = ort.InferenceSession(str(path), sess_options=_options(ort, settings), providers=providers)
     except Exception as exc:  # ONNX Runtime's errors have no type in common; the reason is for a person
         raise Unusable(f"ONNX Runtime cannot load {settings.file}: {reason(str(exc))}") from exc
     wanted = providers[0][0]
-    if session.get_providers()[0] != wanted:
-        raise Unusable(f"the execution provider {settings.provider} ({wanted}) does not work on this machine")
+    if session.get_providers()[0] != wanted:  # it would go on with the processor and say nothing
+        why = cuda.amiss(settings.provider) if nvidia else ""
+        raise Unusable(
+            f"the execution provider {settings.provider} ({wanted}) does not work on this machine"
+            + (f": {why}" if why else "")
+        )
     try:
         return Graph(session)
     except KeyError as exc:
@@ -102,7 +110,8 @@ def _providers(ort: Any, settings: Settings) -> list[tuple[str, dict[str, Any]]]
     there = set(ort.get_available_providers())
     if names[0] not in there:
         raise Unusable(f"this ONNX Runtime has no execution provider {settings.provider}; it has {', '.join(there)}")
-    options = {names[0]: {str(k): str(v) for k, v in settings.provider_options.items()}}
+    own = names[-2] if len(names) > 1 else names[0]  # TensorRT's provider knows none of CUDA's options
+    options = {own: {str(k): str(v) for k, v in settings.provider_options.items()}}
     return [(name, options.get(name, {})) for name in names if name in there]
 
 
