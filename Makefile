@@ -5,7 +5,7 @@ PROMPT ?= Why is the sea salty? Answer in one sentence.
 PYTEST_ARGS ?=
 PIER = .venv/bin/pier
 
-.PHONY: run test test-engines cover check format docs bench setup clean
+.PHONY: run test test-engines test-gpu cover check format docs bench setup clean
 
 run: setup ## set everything up and let a real model answer
 	$(PIER) run $(MODEL) "$(PROMPT)"
@@ -15,6 +15,10 @@ test: setup ## every test; as root also on an own Docker Engine and registry
 
 test-engines: setup ## the engines that have an environment of their own: vLLM, Triton, OpenVINO …
 	scripts/test-engines $(PYTEST_ARGS)
+
+test-gpu: setup ## what needs an NVIDIA GPU; elsewhere skipped, and said
+	PIERHEAD_RUNTIME__ENVIRONMENTS="$${PIERHEAD_RUNTIME__ENVIRONMENTS:-$$PWD/.cache/engines}" \
+	.venv/bin/python -m pytest -m gpu tests/gpu $(PYTEST_ARGS)
 
 cover: setup ## every test, with branch coverage
 	scripts/test --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
