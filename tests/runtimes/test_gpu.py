@@ -60,6 +60,9 @@ class Library:
             raise pynvml.NVMLError(pynvml.NVML_ERROR_GPU_IS_LOST)
         return [SimpleNamespace(pid=7, usedGpuMemory=GIB), SimpleNamespace(pid=8 + handle, usedGpuMemory=None)]
 
+    def nvmlDeviceGetGraphicsRunningProcesses(self, handle: int) -> list[Any]:
+        return [SimpleNamespace(pid=6, usedGpuMemory=GIB)] if not handle else []
+
 
 def test_each_gpu_is_told_with_what_is_free_and_who_uses_it() -> None:
     library = Library()
@@ -75,6 +78,7 @@ def test_each_gpu_is_told_with_what_is_free_and_who_uses_it() -> None:
     )
     assert second.name == "nvidia.com/gpu=1"
     assert nvml.uses() == {
+        6: {"nvidia.com/gpu=0": GIB},
         7: {"nvidia.com/gpu=0": GIB, "nvidia.com/gpu=1": GIB},
         8: {"nvidia.com/gpu=0": 0},
         9: {"nvidia.com/gpu=1": 0},
@@ -89,7 +93,7 @@ def test_a_gpu_that_is_lost_takes_no_other_with_it() -> None:
     library.broken = True
     nvml = Nvml(lambda: library)
     assert [d.name for d in nvml.devices()] == ["nvidia.com/gpu=0"]
-    assert set(nvml.uses()) == {7, 8}
+    assert set(nvml.uses()) == {6, 7, 8}
 
 
 def test_a_machine_without_nvidias_driver_has_none_and_is_told_so() -> None:

@@ -74,11 +74,13 @@ class Nvml:
                 self._note(exc)
 
     def _running(self, handle: Any) -> list[Any]:
-        try:
-            return list(self._library.nvmlDeviceGetComputeRunningProcesses(handle))
-        except self._library.NVMLError as exc:
-            self._note(exc)
-            return []
+        nvml, found = self._library, list[Any]()
+        for ask in (nvml.nvmlDeviceGetComputeRunningProcesses, nvml.nvmlDeviceGetGraphicsRunningProcesses):
+            try:
+                found += ask(handle)
+            except nvml.NVMLError as exc:
+                self._note(exc)
+        return found
 
     def _handles(self) -> Iterator[tuple[str, Any]]:
         if not self._open():
