@@ -10,18 +10,14 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from pierhead.config import Settings
-from pierhead.engines import gpus
-from pierhead.engines.base import Engine, Plan
+from pierhead.engines.base import Engine
 from pierhead.engines.gpus import Device
-from pierhead.errors import DaemonUnavailable, NotFound, PierError, UsageError
+from pierhead.errors import DaemonUnavailable, NotFound, UsageError
 from pierhead.events import Listener, Note, Ready, ignore
 from pierhead.fleet import adoption
 from pierhead.fleet import record as records
 from pierhead.fleet.adapters import Fitter
-from pierhead.fleet.admission import Admission, Ticket
 from pierhead.fleet.ask import Ask
 from pierhead.fleet.choice import RuntimeChooser
 from pierhead.fleet.group import Group
@@ -32,12 +28,12 @@ from pierhead.fleet.life import Build, Life, builds_nothing
 from pierhead.fleet.memory import Memory, limited, parse_size, read_memory
 from pierhead.fleet.meter import Meter
 from pierhead.fleet.peaks import Peaks
+from pierhead.fleet.placing import Placing
 from pierhead.fleet.planning import Planning, release, unpin
 from pierhead.fleet.replica import Replica
 from pierhead.fleet.roster import Roster
-from pierhead.fleet.scheduler import Claim, Machine, Room, overdrawn
+from pierhead.fleet.scheduler import Machine
 from pierhead.fleet.state import COMING, Backoff, State
-from pierhead.fleet.warm import read_ahead
 from pierhead.runtimes.base import Instance, Runtime
 from pierhead.runtimes.gpu import NVML
 from pierhead.store.model import ModelRecord
@@ -79,12 +75,18 @@ class Supervisor:
         self._dir = replicas_dir
         budget = parse_size(settings.fleet.memory_budget)
         self._devices = devices
-        self._machine = lambda: Machine(limited(memory(), budget), devices())
         self._withdrawn = withdrawn or _at_once
         self.chooser = RuntimeChooser(runtimes, settings.runtime.default)
         self._roster = Roster(store, settings.fleet, self._make, changed)
-        self._admission = Admission(self._claims, self._machine, settings.engine.memory_reserve, self._make_room)
-        self._meter = Meter(self._peaks, settings.fleet.measure, self.all, self._restore, uses)
+        self._placing = Placing(
+            settings,
+            self._planning,
+            self._fitter,
+            self.chooser,
+            self._roster,
+            lambda: Machine(limited(memory(), budget), devices()),
+        )
+        self._meter = Meter(self._peaks, settings.fleet.measure, self.all, self._placing.restore, uses)
         self._adopted = asyncio.Event()
         self._closing = False
 
@@ -232,7 +234,7 @@ class Supervisor:
     @property
     def waiting(self) -> int:
         """How many starts wait for memory."""
-        return self._admission.waiting
+        return self._placing.waiting
 
     @property
     def busy(self) -> bool:
@@ -290,112 +292,18 @@ class Supervisor:
             start_timeout=fleet.start_timeout,
             withdrawn=self._withdrawn,
             adapt=self._fitter.fit,
-            readmit=self._readmit,
+            readmit=self._placing.readmit,
             spare=bool(group.live),
             build=self._build,
         )
-        replica = Replica(life, self._admit, self._moved)
+        replica = Replica(life, self._placing.admit, self._moved)
         self._roster.add(group, replica)
         return replica
-
-    async def _admit(self, replica: Replica, refusal: PierError | None) -> tuple[Plan, str, Runtime]:
-        """Find memory for a replica, stopping idle ones for it, and choose where it runs: as others of its model do."""
-        life = replica.life
-        group = self._roster.group(replica)
-        if replica.plan is None:
-            twin = group.twin(replica) if group is not None else None
-            first = twin.life.wish if twin is not None else None
-            planning, asked = self._planning, life.intent.settings
-            life.wish = planning.like(life.model, first) if first else planning.wish(life.model, asked)
-            life.parallel = self._planning.parallel(life.model, life.wish)
-            folder = await asyncio.to_thread(self._planning.hold, replica)
-            twin = group.twin(replica) if group is not None else None
-            plan = await self._admission.admit(self._ticket(replica, folder, twin.plan if twin is not None else None))
-        else:  # the runtime before could not start it: its memory is promised already
-            plan = replica.plan
-        twin = group.twin(replica) if group is not None else None
-        asked = twin.runtime_name if twin is not None else life.intent.runtime
-        name, runtime = await self.chooser.choose(asked, plan.spec, replica.emit, refusal)
-        return plan, name, runtime
-
-    async def _readmit(self, replica: Replica) -> None:
-        """Find room on its accelerators for one that wakes; what it keeps there while it sleeps it has."""
-        plan = replica.plan
-        if plan is None or not plan.devices:
-            return
-        more = {d: max(0, n - replica.on_devices.get(d, 0)) for d, n in replica.needs_on_devices().items()}
-        wanted = msgspec.structs.replace(plan, memory=0, devices=more)
-
-        def fits(room: Room) -> Plan:
-            gpus.check(replica.life.model.name, room.devices, more)
-            return wanted
-
-        def place(plan: Plan) -> None:
-            replica.rising = True
-
-        await self._admission.admit(
-            Ticket(
-                replica=replica.id,
-                plan=fits,
-                smaller=None,
-                evict=True,
-                place=place,
-                tell=lambda text: replica.emit(Note(message=text)),
-                patience=self._settings.fleet.memory_wait,
-            )
-        )
-
-    def _ticket(self, replica: Replica, folder: Path, like: Plan | None) -> Ticket:
-        fleet, planning = self._settings.fleet, self._planning
-        whole = planning.whole(replica, folder, like, self._devices())
-
-        weights = [folder / f.name for f in replica.life.model.laid_out if f.role in ("weights", "mmproj", "draft")]
-
-        def place(plan: Plan) -> None:
-            replica.plan = plan
-            self._fitter.prepare(replica)
-            asyncio.get_running_loop().run_in_executor(None, read_ahead, weights)  # others may still be ending
-
-        def smaller(room: Room) -> Plan:
-            plan = planning.smaller(replica, folder, room)
-            note = Note(message=f"memory is short: it starts with a context of {plan.context:,} tokens")
-            return msgspec.structs.replace(plan, notes=(*plan.notes, note.message))
-
-        return Ticket(
-            replica=replica.id,
-            plan=whole,
-            smaller=smaller if like is None and fleet.shrink != "never" else None,
-            evict=not replica.life.spare,
-            place=place,
-            tell=lambda text: replica.emit(Note(message=text)),
-            patience=fleet.memory_wait,
-        )
-
-    def _claims(self) -> list[Claim]:
-        """The ledger."""
-        return [r.claim() for r in self.all()]
-
-    def _make_room(self, names: Sequence[str], ticket: Ticket) -> None:
-        """Begin to stop idle replicas for one that wants their memory."""
-        asking = self._roster.replicas.get(ticket.replica)
-
-        def tell(victim: Replica) -> None:
-            if asking is not None:
-                asking.emit(Note(message=f"stopping {victim.life.model.name}, idle, to make room"))
-
-        self._roster.evict(names, self._settings.gateway.request_timeout, tell)
-
-    def _restore(self) -> None:
-        """Replicas use more than they had claimed: idle ones leave until all claims fit again."""
-        names = overdrawn(self._claims(), self._machine(), self._settings.engine.memory_reserve)
-        if names:
-            log.warning("replicas use more memory than was estimated: stopping %s, idle", ", ".join(names))
-            self._roster.evict(names, self._settings.gateway.request_timeout, lambda victim: None)
 
     def _moved(self, replica: Replica) -> None:
         self._roster.moved(replica)
         self._meter.moved(replica)
-        self._admission.look()
+        self._placing.look()
 
     def _cool(self, failed: Replica, *, explicit: bool) -> None:
         """A model that crashed again and again is not started by every request, but when a person asks."""
@@ -415,7 +323,7 @@ class Supervisor:
         """End: with ``drain`` every replica is stopped; else what runs goes on, for the next daemon."""
         self._closing = True
         self._roster.close()
-        self._admission.close()
+        self._placing.close()
         await asyncio.gather(*self._meter.close(), return_exceptions=True)
         await self.chooser.close()
         everything = self.all()

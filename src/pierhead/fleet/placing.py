@@ -1,0 +1,155 @@
+"""Finds memory for replicas that start or wake, stopping idle ones for it, and says where they run; starts none."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from pierhead.config import Settings
+from pierhead.engines import gpus
+from pierhead.engines.base import Plan
+from pierhead.errors import PierError
+from pierhead.events import Note
+from pierhead.fleet.adapters import Fitter
+from pierhead.fleet.admission import Admission, Ticket
+from pierhead.fleet.choice import RuntimeChooser
+from pierhead.fleet.planning import Planning
+from pierhead.fleet.replica import Replica
+from pierhead.fleet.roster import Roster
+from pierhead.fleet.scheduler import Claim, Machine, Room, overdrawn
+from pierhead.fleet.warm import read_ahead
+from pierhead.runtimes.base import Runtime
+
+log = logging.getLogger(__name__)
+
+
+class Placing:
+    """The queue for memory, with what its tickets mean for replicas; ``machine`` tells what there is now."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        planning: Planning,
+        fitter: Fitter,
+        chooser: RuntimeChooser,
+        roster: Roster,
+        machine: Callable[[], Machine],
+    ) -> None:
+        self._settings = settings
+        self._planning = planning
+        self._fitter = fitter
+        self._chooser = chooser
+        self._roster = roster
+        self._machine = machine
+        self._admission = Admission(self._claims, machine, settings.engine.memory_reserve, self._make_room)
+
+    @property
+    def waiting(self) -> int:
+        """How many starts wait for memory."""
+        return self._admission.waiting
+
+    def look(self) -> None:
+        """Something has changed: see soon whose turn it is."""
+        self._admission.look()
+
+    def close(self) -> None:
+        """Look no more."""
+        self._admission.close()
+
+    async def admit(self, replica: Replica, refusal: PierError | None) -> tuple[Plan, str, Runtime]:
+        """Find memory for a replica, stopping idle ones for it, and choose where it runs: as others of its model do."""
+        life = replica.life
+        group = self._roster.group(replica)
+        if replica.plan is None:
+            twin = group.twin(replica) if group is not None else None
+            first = twin.life.wish if twin is not None else None
+            planning, asked = self._planning, life.intent.settings
+            life.wish = planning.like(life.model, first) if first else planning.wish(life.model, asked)
+            life.parallel = self._planning.parallel(life.model, life.wish)
+            folder = await asyncio.to_thread(self._planning.hold, replica)
+            twin = group.twin(replica) if group is not None else None
+            plan = await self._admission.admit(self._ticket(replica, folder, twin.plan if twin is not None else None))
+        else:  # the runtime before could not start it: its memory is promised already
+            plan = replica.plan
+        twin = group.twin(replica) if group is not None else None
+        asked = twin.runtime_name if twin is not None else life.intent.runtime
+        name, runtime = await self._chooser.choose(asked, plan.spec, replica.emit, refusal)
+        return plan, name, runtime
+
+    async def readmit(self, replica: Replica) -> None:
+        """Find room on its accelerators for one that wakes; what it keeps there while it sleeps it has."""
+        plan = replica.plan
+        if plan is None or not plan.devices:
+            return
+        more = {d: max(0, n - replica.on_devices.get(d, 0)) for d, n in replica.needs_on_devices().items()}
+        wanted = msgspec.structs.replace(plan, memory=0, devices=more)
+
+        def fits(room: Room) -> Plan:
+            gpus.check(replica.life.model.name, room.devices, more)
+            return wanted
+
+        def place(plan: Plan) -> None:
+            replica.rising = True
+
+        await self._admission.admit(
+            Ticket(
+                replica=replica.id,
+                plan=fits,
+                smaller=None,
+                evict=True,
+                place=place,
+                tell=lambda text: replica.emit(Note(message=text)),
+                patience=self._settings.fleet.memory_wait,
+            )
+        )
+
+    def _ticket(self, replica: Replica, folder: Path, like: Plan | None) -> Ticket:
+        fleet, planning = self._settings.fleet, self._planning
+        whole = planning.whole(replica, folder, like, self._machine().devices)
+
+        weights = [folder / f.name for f in replica.life.model.laid_out if f.role in ("weights", "mmproj", "draft")]
+
+        def place(plan: Plan) -> None:
+            replica.plan = plan
+            self._fitter.prepare(replica)
+            asyncio.get_running_loop().run_in_executor(None, read_ahead, weights)  # others may still be ending
+
+        def smaller(room: Room) -> Plan:
+            plan = planning.smaller(replica, folder, room)
+            note = Note(message=f"memory is short: it starts with a context of {plan.context:,} tokens")
+            return msgspec.structs.replace(plan, notes=(*plan.notes, note.message))
+
+        return Ticket(
+            replica=replica.id,
+            plan=whole,
+            smaller=smaller if like is None and fleet.shrink != "never" else None,
+            evict=not replica.life.spare,
+            place=place,
+            tell=lambda text: replica.emit(Note(message=text)),
+            patience=fleet.memory_wait,
+        )
+
+    def _claims(self) -> list[Claim]:
+        """The ledger."""
+        return [r.claim() for r in self._roster.replicas.values()]
+
+    def _make_room(self, names: Sequence[str], ticket: Ticket) -> None:
+        """Begin to stop idle replicas for one that wants their memory."""
+        asking = self._roster.replicas.get(ticket.replica)
+
+        def tell(victim: Replica) -> None:
+            if asking is not None:
+                asking.emit(Note(message=f"stopping {victim.life.model.name}, idle, to make room"))
+
+        self._roster.evict(names, self._settings.gateway.request_timeout, tell)
+
+    def restore(self) -> None:
+        """Replicas use more than they had claimed: idle ones leave until all claims fit again."""
+        names = overdrawn(self._claims(), self._machine(), self._settings.engine.memory_reserve)
+        if names:
+            log.warning("replicas use more memory than was estimated: stopping %s, idle", ", ".join(names))
+            self._roster.evict(names, self._settings.gateway.request_timeout, lambda victim: None)
