@@ -161,14 +161,14 @@ def test_then_as_many_layers_go_as_fit() -> None:
 def test_a_context_that_nobody_asked_for_is_made_shorter_before_layers_stay_behind() -> None:
     whole = ENGINE.plan(ask(gpu())).devices["nvidia.com/gpu=0"]
     cell = 32 * 2 * 8 * 128 * 2
-    free = (whole - 4096 * cell) / GIB
+    free = (whole - 4096 * cell) / GIB / 0.95
     short = ENGINE.plan(ask(gpu(free=free), settle=True))
     assert "33 of 33" in short.notes[0]
     assert 3840 <= short.context < 8192
     named = ENGINE.plan(ask(gpu(free=free), settle=True, context=8192))
     assert named.context == 8192
     assert "33 of 33" not in named.notes[0]
-    too_short = ENGINE.plan(ask(gpu(free=(whole - 7000 * cell) / GIB), settle=True))
+    too_short = ENGINE.plan(ask(gpu(free=(whole - 7000 * cell) / GIB / 0.95), settle=True))
     assert too_short.context == 8192
     assert "33 of 33" not in too_short.notes[0]
 

@@ -178,7 +178,10 @@ class Planner:
             sleep=tuple(request.metadata.get("sleep", ())),
             **self.said,
         )
-        devices = take(request.model, request.devices, int(request.metadata.get("on_gpu", 0)))
+        on_gpu = int(request.metadata.get("on_gpu", 0))
+        if request.settle and request.metadata.get("divides"):
+            on_gpu = min(on_gpu, max((d.free for d in request.devices), default=0))
+        devices = take(request.model, request.devices, on_gpu)
         return Plan(
             spec=spec,
             context=int(request.settings.get("context", 1024)),

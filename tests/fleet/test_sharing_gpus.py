@@ -77,6 +77,28 @@ async def test_who_would_never_fit_is_refused_with_the_gpus_numbers(shared: Yard
     assert shared.process.starts == 0
 
 
+def divides(yard: Yard, name: str, mib: int) -> None:
+    """A model of which a GPU may have a part."""
+    record = yard.store.records[name]
+    more = {"on_gpu": mib * MIB, "divides": True}
+    yard.store.records[name] = msgspec.structs.replace(record, metadata={**record.metadata, **more})
+
+
+async def test_a_model_that_could_be_divided_has_the_idle_leave_first(shared: Yard) -> None:
+    divides(shared, "b", 700)
+    fleet = await shared.open()
+    first = await fleet.ensure_ready("a")
+    fleet.activity(first.id, 0, time.time() + 1)
+    assert (await fleet.ensure_ready("b")).devices == {GPU: 700 * MIB}
+    assert [r.model for r in fleet.replicas()] == ["b"]
+
+
+async def test_a_model_that_never_would_fit_whole_has_what_there_is(shared: Yard) -> None:
+    divides(shared, "b", 1100)
+    fleet = await shared.open()
+    assert (await fleet.ensure_ready("b")).devices == {GPU: 1000 * MIB}
+
+
 async def test_what_is_truly_used_of_a_gpu_corrects_the_claim_and_is_remembered(shared: Yard) -> None:
     fleet = await shared.open()
     info = await fleet.ensure_ready("a")

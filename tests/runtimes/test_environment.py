@@ -9,12 +9,13 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from pierhead.config import RuntimeSettings
 from pierhead.engines.base import Environment, LaunchSpec
 from pierhead.errors import RuntimeUnavailable, SourceUnavailable
-from pierhead.events import AnyEvent, BuildProgress, ignore
+from pierhead.events import AnyEvent, BuildProgress, Listener, ignore
 from pierhead.runtimes import sandbox
 from pierhead.runtimes.environment import Environments, Report
 from pierhead.runtimes.process import ProcessRuntime
@@ -160,8 +161,26 @@ async def test_with_an_index_the_first_comes_from_there_and_the_rest_from_the_us
     a_wheel(tmp_path / "index", "there")
     pins = ("iniconfig==2.1.0", "typing_extensions==4.15.0")
     wanted = Environment(pins, dependencies=False, index=(tmp_path / "index").as_uri())
-    python = await Environments(tmp_path / "made").ensure("e", wanted, ignore)
+    a_wheel(tmp_path / "other", "elsewhere")
+    extra = {"PIP_EXTRA_INDEX_URL": (tmp_path / "other").as_uri(), "UV_INDEX": (tmp_path / "other").as_uri()}
+    python = await Environments(tmp_path / "made", env={**os.environ, **extra}).ensure("e", wanted, ignore)
     site = next((python.parent.parent / "lib").glob("python*/site-packages"))
     assert (site / "iniconfig.py").read_text() == "WHERE = 'there'\n"
     assert (site / "typing_extensions.py").is_file()
     assert Environments(tmp_path).place("e", wanted) != Environments(tmp_path).place("e", Environment(pins))
+
+
+class Offline(Environments):
+    """Its index cannot be reached."""
+
+    async def ensure(self, engine: str, wanted: Environment, listener: Listener) -> Path:
+        raise SourceUnavailable("no index", hint="Check the network.")
+
+
+async def test_who_cannot_get_packages_for_a_gpu_is_told_how_to_do_without(tmp_path: Path) -> None:
+    spec = LaunchSpec(replica="r1", model="m", engine="e", argv=(), model_dir="/", environment=WANTED)
+    runtime = ProcessRuntime(tmp_path / "replicas", RuntimeSettings(), Offline(tmp_path))
+    for devices, told in (("nvidia.com/gpu=0",), True), ((), False):
+        with pytest.raises(SourceUnavailable) as caught:
+            await runtime.prepare(msgspec.structs.replace(spec, devices=devices), ignore)
+        assert ("--option device=cpu" in (caught.value.hint or "")) is told

@@ -30,7 +30,7 @@ _CODE = {"cu128": (8.6, 8.7, 8.9, 12.0), "cu132": (7.5, 8.6, 8.7, 8.9, 12.0, 12.
 _OLDEST = 7.5  # that CUDA 13 knows
 SMALLEST = 512  # tokens: no default context is chosen below this
 SHORTEST = 2048  # tokens: below this, layers are left to the processor rather than the default context made shorter
-_MARGIN = 0.95  # of what is free, where layers are chosen to fill it
+_MARGIN = 0.95  # of what is free, where layers or a context are chosen to fill it
 _SPLITS = 128  # numbers that llama.cpp's tensor_split has
 
 
@@ -203,7 +203,7 @@ class _Chooser:
 
     def _full(self) -> Fit | None:
         for gpus in self._counts() if not self.asked else ():
-            sizes = {"free": self._free(gpus), "limit": self.limit, "memory": self.request.free_memory, "gpus": gpus}
+            sizes = {"free": self._share(gpus), "limit": self.limit, "memory": self.request.free_memory, "gpus": gpus}
             context = fit_full(self.request.metadata, **sizes, **self.sizing)
             if context >= min(SHORTEST, self.limit):
                 return self._take(self._parts(self.layers, gpus, context), context)
@@ -218,8 +218,7 @@ class _Chooser:
         """The number of GPUs that takes the most layers; the output alone is not worth a GPU."""
         options = {**self.sizing, "context": context}
         found = [
-            fit_layers(self.request.metadata, free=int(self._free(n) * _MARGIN), least=2, gpus=n, **options)
-            for n in self._counts()
+            fit_layers(self.request.metadata, free=self._share(n), least=2, gpus=n, **options) for n in self._counts()
         ]
         best = max((parts for parts in found if parts), key=lambda parts: (parts.layers, -parts.gpus), default=None)
         return self._take(best, context) if best and self._here(best) else None
@@ -240,6 +239,10 @@ class _Chooser:
     def _free(self, gpus: int) -> int:
         """What each of the emptiest ones has."""
         return max(0, self.devices[gpus - 1].free)
+
+    def _share(self, gpus: int) -> int:
+        """What is filled of that, by estimates that may be a little short."""
+        return int(self._free(gpus) * _MARGIN)
 
     def _fits(self, parts: Offload) -> bool:
         return parts.gpu.total <= self._free(parts.gpus)

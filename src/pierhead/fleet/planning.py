@@ -134,12 +134,12 @@ class Planning:
         return Beside("lora", name, self._store.materialize(record), record.laid_out, record.metadata)
 
     def smaller(self, replica: Replica, folder: Path, room: Room) -> Plan:
-        """The plan with as much context and as many slots as ``room`` allows, where the user allowed less.
+        """The plan with as much context, as many slots and as much of a GPU as ``room`` allows, where less is allowed.
 
         OutOfMemory where that is too little. What a replica of the same kind was seen to use counts, if it is more.
         """
         try:
-            return self._planned(replica, folder, room, {})
+            return self._planned(replica, folder, room, {}, settle=True)
         except OutOfMemory:
             whole = self._planned(replica, folder, _roomy(room.devices), {})
             known = self.engine(replica.life.model, _wish(replica).picked).facts.common
@@ -148,8 +148,9 @@ class Planning:
         slots = self.parallel(replica.life.model, _wish(replica)) if "parallel" in known else 1
         for less in _fewer(whole.context, slots):
             with contextlib.suppress(OutOfMemory):
-                return self._planned(replica, folder, room, {k: v for k, v in less.items() if k in known})
-        return self._planned(replica, folder, room, _context(whole))  # refuses in the engine's words
+                fewer = {k: v for k, v in less.items() if k in known}
+                return self._planned(replica, folder, room, fewer, settle=True)
+        return self._planned(replica, folder, room, _context(whole), settle=True)  # refuses in the engine's words
 
     def whole(
         self, replica: Replica, folder: Path, like: Plan | None, devices: Sequence[Device]
@@ -167,7 +168,9 @@ class Planning:
 
         return plan
 
-    def _planned(self, replica: Replica, folder: Path, room: Room, more: Mapping[str, Any]) -> Plan:
+    def _planned(
+        self, replica: Replica, folder: Path, room: Room, more: Mapping[str, Any], *, settle: bool = False
+    ) -> Plan:
         model, wish = replica.life.model, _wish(replica)
         engine = self.engine(model, wish.picked)
         request = PlanRequest(
@@ -183,6 +186,7 @@ class Planning:
             beside=self._besides.get(replica.id, ()),
             adapters=self._adapters / replica.id,
             devices=room.devices,
+            settle=settle,
             opening=opening(model.packaged),
         )
         plan = engine.plan(request)

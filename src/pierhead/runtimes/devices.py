@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import contextlib
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pierhead.engines.gpus import NVIDIA
+from pierhead.errors import SourceUnavailable
 
 _SHARED = ("nvidiactl", "nvidia-uvm", "nvidia-uvm-tools", "nvidia-modeset", "nvidia-caps")
 _RENDERERS = {"intel.com/gpu": ("dri",), "amd.com/gpu": ("dri", "kfd")}
@@ -35,3 +37,14 @@ def visible(names: Sequence[str]) -> dict[str, str]:
     if not numbers or "all" in numbers:
         return {}
     return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(numbers)}
+
+
+@contextlib.contextmanager
+def wanting(names: Sequence[str]) -> Generator[None]:
+    """Whoever cannot get an engine's packages for a GPU is told how to do without one."""
+    try:
+        yield
+    except SourceUnavailable as exc:
+        if names:
+            exc.hint = f"{exc.hint or ''} Without the GPU: `--option device=cpu`.".strip()
+        raise

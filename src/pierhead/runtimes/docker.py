@@ -14,6 +14,7 @@ from pierhead.config import RuntimeSettings
 from pierhead.engines.base import LaunchSpec
 from pierhead.errors import PierError, RuntimeUnavailable
 from pierhead.events import BuildProgress, Listener, Note
+from pierhead.runtimes import devices
 from pierhead.runtimes import docker_config as config
 from pierhead.runtimes import docker_folder as folders
 from pierhead.runtimes import docker_network as network
@@ -108,7 +109,8 @@ class DockerRuntime:
 
             found = await images.base(spec.image_name, report)
         elif spec.image is not None:
-            found = await images.ensure(spec.image, listener)
+            with devices.wanting(spec.devices):
+                found = await images.ensure(spec.image, listener)
         else:
             raise RuntimeUnavailable(
                 f"the engine '{spec.engine}' has no container image", hint="Use `--runtime process` for it."

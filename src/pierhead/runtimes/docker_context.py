@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pierhead.engines.base import ImageRecipe
 from pierhead.errors import RuntimeUnavailable, SourceUnavailable
-from pierhead.runtimes.environment import TORCH, only_from
+from pierhead.runtimes.environment import ONE_INDEX, TORCH, only_from
 
 SITE = "opt/engine/site"
 GLIBC = (2, 28)  # what installed wheels may ask for to be copied: every base image of the last years has it
@@ -114,7 +114,7 @@ def _fetch(
     command = _installer(pins, recipe, machine, target, options)
     if index:
         command += only_from(index, "pip" if command[1] == "-m" else "uv")
-    failed = _run(command, pins)
+    failed = _run(command, pins, {**os.environ, **ONE_INDEX} if index else None)
     if failed and recipe.torch and "torch" in failed:
         failed = _run([*command, "--extra-index-url", f"{TORCH}/{recipe.torch}"], pins)
     if failed:
@@ -146,7 +146,7 @@ def _installer(
     return [*command, *options, "--only-binary", ":all:", "--python-version", recipe.python, "--target", str(target)]
 
 
-def _run(command: list[str], pins: tuple[str, ...]) -> str:
+def _run(command: list[str], pins: tuple[str, ...], env: dict[str, str] | None = None) -> str:
     """The complaint of an installer, "" where it has none."""
     try:
         done = subprocess.run(
@@ -156,6 +156,7 @@ def _run(command: list[str], pins: tuple[str, ...]) -> str:
             timeout=FETCH_LIMIT,
             check=False,
             stdin=subprocess.DEVNULL,
+            env=env,
         )
     except subprocess.TimeoutExpired as exc:
         raise SourceUnavailable(

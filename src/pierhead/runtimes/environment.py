@@ -25,6 +25,9 @@ from pierhead.sources.installer import INSTALL, Tool, tools
 
 DEADLINE = 3600.0
 TORCH = "https://download.pytorch.org/whl"  # has the builds of PyTorch that PyPI lacks
+# What a user has set beside the index: pip would take a wheel of the same version from there.
+ONE_INDEX: Mapping[str, str] = {"PIP_EXTRA_INDEX_URL": ""}
+_NOTHING: Mapping[str, str] = {}
 _MARK = "ready.json"
 _USERINFO = re.compile(r"(?<=://)[^/\s@'\"]+@")
 
@@ -122,9 +125,8 @@ class Environments:
         """From the user's own index; where that lacks the wanted build of PyTorch, from PyTorch's index as well."""
         if wanted.index:
             first = (*_install(tool, python), "--no-deps", *only_from(wanted.index, tool.kind), wanted.requirements[0])
-            await self._run(first, tell)
+            await self._run(first, tell, ONE_INDEX)
         command = (*_install(tool, python), *(() if wanted.dependencies else ("--no-deps",)))
-        command += ("--index-url", wanted.index) if wanted.index else ()
         if not wanted.torch:
             await self._run((*command, *wanted.requirements), tell)
         elif tool.kind == "uv":
@@ -146,9 +148,9 @@ class Environments:
             return sys.executable
         return shutil.which(f"python{wanted.python}", path=self._env.get("PATH")) or ""
 
-    async def _run(self, argv: tuple[str, ...], tell: Report) -> list[str]:
-        """Run an installer, telling each line; its lines."""
-        env = {**self._env, "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1", "NO_COLOR": "1"}
+    async def _run(self, argv: tuple[str, ...], tell: Report, more: Mapping[str, str] = _NOTHING) -> list[str]:
+        """Run an installer, telling each line; its lines. ``more`` is for its environment."""
+        env = {**self._env, **more, "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1", "NO_COLOR": "1"}
         env.pop("PYTHONPATH", None)
         env.pop("VIRTUAL_ENV", None)
         try:

@@ -228,7 +228,8 @@ class ProcessRuntime:
         if not await self._sandboxed():
             listener(Note(message=sandbox.INSTALL, level="warning"))
         if spec.environment is not None:
-            await self._environments.ensure(spec.engine, spec.environment, listener)
+            with devices.wanting(spec.devices):
+                await self._environments.ensure(spec.engine, spec.environment, listener)
         return spec
 
     def _python(self, spec: LaunchSpec) -> str | None:
