@@ -187,6 +187,7 @@ class Planner:
             context=int(request.settings.get("context", 1024)),
             memory=needed,
             devices={name: size for name, size in devices.items() if size},
+            parallel=int(request.metadata.get("at_once", 0)),
         )
 
 

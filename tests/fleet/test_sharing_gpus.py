@@ -143,6 +143,17 @@ async def test_the_next_daemon_knows_what_is_on_the_gpu(shared: Yard) -> None:
     assert [r.devices for r in later.replicas()] == [{GPU: 600 * MIB}]
 
 
+async def test_how_many_requests_it_takes_there_is_what_its_plan_says_and_is_kept(shared: Yard) -> None:
+    record = shared.store.records["a"]
+    shared.store.records["a"] = msgspec.structs.replace(record, metadata={**record.metadata, "at_once": 64})
+    fleet = await shared.open()
+    assert (await fleet.ensure_ready("a")).parallel == 64
+    for replica in fleet.all():
+        await replica.detach()
+    shared.supervisors.clear()
+    assert [r.parallel for r in (await shared.open()).replicas()] == [64]
+
+
 def test_a_replicas_share_is_that_of_all_its_processes() -> None:
     nobody = 1 << 22
     assert shares({"r": nobody}, {nobody: {GPU: 5}, nobody + 1: {GPU: 7}}) == {"r": {GPU: 5}}

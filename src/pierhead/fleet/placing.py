@@ -73,6 +73,7 @@ class Placing:
             folder = await asyncio.to_thread(self._planning.hold, replica)
             twin = group.twin(replica) if group is not None else None
             plan = await self._admission.admit(self._ticket(replica, folder, twin.plan if twin is not None else None))
+            life.parallel = plan.parallel or life.parallel
         else:  # the runtime before could not start it: its memory is promised already
             plan = replica.plan
         twin = group.twin(replica) if group is not None else None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from pierhead.engines.base import LaunchSpec
+from pierhead.engines.base import LaunchSpec, Plan
 from pierhead.fleet.intent import Intent
 from pierhead.fleet.wish import Wish
 
@@ -34,6 +34,7 @@ class ReplicaRecord(msgspec.Struct, frozen=True, kw_only=True):
     context: int
     memory: int
     devices: dict[str, int] = {}
+    parallel: int = 0
     settings: dict[str, Any]
     keep_alive: float
     pinned: bool
@@ -49,6 +50,13 @@ class ReplicaRecord(msgspec.Struct, frozen=True, kw_only=True):
         return Intent(self.settings, None, self.keep_alive, self.pinned, self.replicas, self.asked)
 
 
+def plan(saved: ReplicaRecord) -> Plan:
+    """What it was started by."""
+    return Plan(
+        spec=saved.spec, context=saved.context, memory=saved.memory, devices=saved.devices, parallel=saved.parallel
+    )
+
+
 def new_id() -> str:
     """A fresh replica id: a letter and eleven more of ``[a-z0-9]``."""
     alphabet = "abcdefghijklmnopqrstuvwxyz0123456789"
@@ -57,17 +65,18 @@ def new_id() -> str:
 
 def of(replica: Replica) -> ReplicaRecord | None:
     """What is to be written down about a replica; None while it has no plan."""
-    plan, intent = replica.plan, replica.life.intent
-    if plan is None:
+    made, intent = replica.plan, replica.life.intent
+    if made is None:
         return None
     return ReplicaRecord(
-        spec=plan.spec,
+        spec=made.spec,
         digest=replica.life.model.digest,
-        engine=plan.spec.engine,
+        engine=made.spec.engine,
         runtime=replica.runtime_name,
-        context=plan.context,
-        memory=plan.memory,
-        devices=plan.devices,
+        context=made.context,
+        memory=made.memory,
+        devices=made.devices,
+        parallel=made.parallel,
         settings=intent.settings,
         keep_alive=intent.keep_alive,
         pinned=intent.pinned,

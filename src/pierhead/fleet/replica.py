@@ -177,7 +177,7 @@ class Replica:
     def adopt(self, instance: Instance, runtime: Runtime, saved: records.ReplicaRecord) -> None:
         """Go on with what an earlier daemon started."""
         self.instance, self._runtime, self.runtime_name = instance, runtime, saved.runtime
-        self.plan = Plan(spec=saved.spec, context=saved.context, memory=saved.memory, devices=saved.devices)
+        self.plan = records.plan(saved)
         self.started, self.ready_s, self.restarts = saved.started, saved.ready_s, saved.restarts
         if self.sleeps:  # the daemon before may have put it to sleep
             self._move(State.LOADING)

@@ -365,7 +365,7 @@ class Supervisor:
         kept = self._make(group, found.id)
         kept.life.wish = saved.wish
         if saved.wish is not None:
-            kept.life.parallel = self._planning.parallel(model, saved.wish)
+            kept.life.parallel = saved.parallel or self._planning.parallel(model, saved.wish)
         kept.life.lease.callback(unpin, self._store, found.id)
         kept.adopt(found.instance, found.runtime, saved)
         self._fitter.prepare(kept)
