@@ -10,6 +10,7 @@ import pytest
 
 from pierhead.engines.gpus import Device
 from pierhead.errors import OutOfMemory
+from pierhead.fleet.memory import Memory
 from pierhead.fleet.meter import shares
 from pierhead.fleet.scheduler import DEVICE_RESERVE
 from pierhead.fleet.supervisor import Supervisor
@@ -60,6 +61,7 @@ async def use(yard: Yard, fleet: Supervisor, model: str, mib: int) -> None:
 
 
 async def test_the_idle_leave_the_gpu_for_who_is_asked_for(shared: Yard) -> None:
+    shared.fleet_settings = msgspec.structs.replace(shared.fleet_settings, sleep=False)
     fleet = await shared.open()
     first = await fleet.ensure_ready("a")
     assert first.devices == {GPU: 600 * MIB}
@@ -115,13 +117,48 @@ async def test_what_is_truly_used_of_a_gpu_corrects_the_claim_and_is_remembered(
 async def test_a_sleeper_lends_its_gpu_and_gets_it_back_when_it_wakes(shared: Yard) -> None:
     fleet = await shared.open()
     await asleep(shared, fleet, "a")
-    other = await fleet.ensure_ready("b")
+    await fleet.ensure_ready("b")
     assert [(r.model, r.state) for r in fleet.replicas()] == [("a", "sleeping"), ("b", "ready")]
-    fleet.activity(other.id, 0, time.time() + 1)
-    woken = await asyncio.wait_for(fleet.ensure_ready("a", by_request=True), 10)
-    assert (woken.state, woken.devices) == ("ready", {GPU: 600 * MIB})
-    assert [r.model for r in fleet.replicas()] == ["a"]
+    await swap(shared, fleet, "a", "b", 50)
+    assert [r.devices for r in fleet.replicas() if r.model == "a"] == [{GPU: 600 * MIB}]
     assert shared.process.starts == 2
+
+
+async def swap(yard: Yard, fleet: Supervisor, model: str, other: str, kept: int) -> None:
+    """Have ``model`` answer while ``other`` is idle on the GPU, and keeps so many MiB when it sleeps."""
+    (info,) = (r for r in fleet.replicas() if r.model == other)
+    await use(yard, fleet, other, 600)
+    fleet.activity(info.id, 0, time.time() + 1)
+    start = asyncio.create_task(fleet.ensure_ready(model, by_request=True))
+    await reach(fleet, other, "dozing")
+    await use(yard, fleet, other, kept)
+    assert (await asyncio.wait_for(start, 20)).state == "ready"
+
+
+async def test_two_that_can_sleep_change_places_without_a_start(shared: Yard) -> None:
+    fleet = await shared.open()
+    await fleet.ensure_ready("a")
+    await swap(shared, fleet, "b", "a", 50)
+    assert [(r.model, r.state) for r in fleet.replicas()] == [("a", "sleeping"), ("b", "ready")]
+    await swap(shared, fleet, "a", "b", 50)
+    assert [(r.model, r.state) for r in fleet.replicas()] == [("a", "ready"), ("b", "sleeping")]
+    assert shared.process.starts == 2
+
+
+async def test_a_sleeper_that_keeps_too_much_ends_after_all(shared: Yard) -> None:
+    fleet = await shared.open()
+    await fleet.ensure_ready("a")
+    await swap(shared, fleet, "b", "a", 500)
+    assert [(r.model, r.state) for r in fleet.replicas()] == [("b", "ready")]
+
+
+async def test_nobody_sleeps_where_the_machines_own_memory_is_what_lacks(shared: Yard) -> None:
+    shared.memory = Memory(662 * MIB, 662 * MIB)  # one fits
+    fleet = await shared.open()
+    first = await fleet.ensure_ready("a")
+    fleet.activity(first.id, 0, time.time() + 1)
+    await asyncio.wait_for(fleet.ensure_ready("b"), 10)
+    assert [r.model for r in fleet.replicas()] == ["b"]
 
 
 async def test_a_sleeper_whose_gpu_stays_taken_is_refused_and_ended(shared: Yard) -> None:

@@ -9,8 +9,13 @@ from dataclasses import dataclass, field
 from pierhead.engines.base import Plan
 from pierhead.errors import OutOfMemory
 from pierhead.fleet.scheduler import Claim, Decision, Machine, Room, decide, free_room
+from pierhead.fleet.state import State
 
 _TICK = 0.5  # seconds between looks at the machine's memory, while somebody waits
+_LAG = 3.0  # seconds in which memory that was given back may not be told as free yet
+
+
+_GOING = frozenset({State.DOZING, State.DRAINING, State.STOPPING})
 
 
 @dataclass(eq=False)
@@ -29,6 +34,7 @@ class Ticket:
     patience: float
     placed: Plan | None = None
     why: OutOfMemory | None = None  # what it last waited for
+    short: float = 0.0  # since when what was promised is not there, though nobody leaves any more
     granted: asyncio.Future[Plan] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
@@ -98,6 +104,8 @@ class Admission:
             elif ticket.placed is not None and self._room(ticket, ticket.placed):
                 self._queue.remove(ticket)
                 ticket.granted.set_result(ticket.placed)
+            elif ticket.placed is not None and self._taken(ticket):
+                self._decide(ticket)
         if self._queue:
             self._arm(_TICK)
 
@@ -112,6 +120,8 @@ class Admission:
             self._queue.remove(ticket)
             ticket.granted.set_exception(exc)
             return True
+        if ticket.placed is not None and not isinstance(outcome, Decision):
+            return True  # it keeps its place, and waits on
         if isinstance(outcome, Decision):
             ticket.placed = outcome.plan
             ticket.place(outcome.plan)
@@ -127,6 +137,18 @@ class Admission:
             ticket.tell(f"waiting for memory, which {names} will give back when idle")
         ticket.why = outcome.why
         return False
+
+    def _taken(self, ticket: Ticket) -> bool:
+        """Whether others have what it was promised: those who were to leave have, and it is not free for some time."""
+        if any(c.state in _GOING for c in self._claims()):
+            ticket.short = 0.0
+            return False
+        now = asyncio.get_running_loop().time()
+        ticket.short = ticket.short or now
+        if now - ticket.short < _LAG:
+            return False
+        ticket.short = 0.0
+        return True
 
     def _room(self, ticket: Ticket, plan: Plan) -> bool:
         """Whether what was promised is free by now; those who are promised memory after it do not count."""

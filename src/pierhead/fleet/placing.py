@@ -20,7 +20,8 @@ from pierhead.fleet.choice import RuntimeChooser
 from pierhead.fleet.planning import Planning
 from pierhead.fleet.replica import Replica
 from pierhead.fleet.roster import Roster
-from pierhead.fleet.scheduler import Claim, Machine, Room, overdrawn
+from pierhead.fleet.scheduler import Claim, Machine, Room, free_room, overdrawn
+from pierhead.fleet.state import State
 from pierhead.fleet.warm import read_ahead
 from pierhead.runtimes.base import Runtime
 
@@ -139,14 +140,30 @@ class Placing:
         return [r.claim() for r in self._roster.replicas.values()]
 
     def _make_room(self, names: Sequence[str], ticket: Ticket) -> None:
-        """Begin to stop idle replicas for one that wants their memory."""
-        asking = self._roster.replicas.get(ticket.replica)
+        """Begin to end idle replicas for one that wants their memory; those that can and may instead fall asleep."""
+        asking, replicas = self._roster.replicas.get(ticket.replica), self._roster.replicas
+        drain = self._settings.gateway.request_timeout
+        resting = [r for name in names if (r := replicas.get(name)) is not None and self._may_rest(r, ticket)]
 
         def tell(victim: Replica) -> None:
             if asking is not None:
-                asking.emit(Note(message=f"stopping {victim.life.model.name}, idle, to make room"))
+                what = "putting {} to sleep" if victim in resting else "stopping {}"
+                asking.emit(Note(message=f"{what.format(victim.life.model.name)}, idle, to make room"))
 
-        self._roster.evict(names, self._settings.gateway.request_timeout, tell)
+        for victim in resting:
+            tell(victim)
+            victim.rest(drain)
+        self._roster.evict([name for name in names if replicas.get(name) not in resting], drain, tell)
+
+    def _may_rest(self, victim: Replica, ticket: Ticket) -> bool:
+        """Whether sleep is enough: it is an accelerator that is full, and the machine's own memory has room."""
+        if not self._settings.fleet.sleep or not victim.sleeps or victim.state is not State.READY:
+            return False
+        if ticket.placed is None or not ticket.placed.devices or not victim.claim().devices:
+            return False
+        claims = [c for c in self._claims() if c.replica != ticket.replica]
+        room = free_room(self._machine(), claims, self._settings.engine.memory_reserve)
+        return room.memory >= ticket.placed.memory
 
     def restore(self) -> None:
         """Replicas use more than they had claimed: idle ones leave until all claims fit again."""
