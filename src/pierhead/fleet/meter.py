@@ -94,8 +94,8 @@ class Meter:
                     grown |= replica.measure(stats.anonymous, stats.anonymous + weights, devices.get(replica.id, {}))
                     digest, spec = replica.life.model.digest, replica.plan.spec
                     key, context = kind(digest, spec), replica.plan.context
-                    most = max(replica.device_peaks.values(), default=0)
-                    news |= self.peaks.learn(key, replica.peak, digest, spec.engine, context, most)
+                    most = max(replica.uses.device_peaks.values(), default=0)
+                    news |= self.peaks.learn(key, replica.uses.peak, digest, spec.engine, context, most)
         if news:
             await asyncio.to_thread(self.peaks.save)
         if grown:

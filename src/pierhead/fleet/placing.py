@@ -87,7 +87,8 @@ class Placing:
         plan = replica.plan
         if plan is None or not plan.devices:
             return
-        more = {d: max(0, n - replica.on_devices.get(d, 0)) for d, n in replica.needs_on_devices().items()}
+        uses = replica.uses
+        more = {d: max(0, n - uses.devices.get(d, 0)) for d, n in uses.on_devices(plan, sleeping=False).items()}
         wanted = msgspec.structs.replace(plan, memory=0, devices=more)
 
         def fits(room: Room) -> Plan:

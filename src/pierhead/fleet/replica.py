@@ -19,6 +19,7 @@ from pierhead.fleet.ending import drained, finish
 from pierhead.fleet.life import Admit, Life
 from pierhead.fleet.scheduler import Claim
 from pierhead.fleet.state import COMING, LEAVING, IllegalTransition, State, Status
+from pierhead.fleet.uses import Uses
 from pierhead.runtimes.base import Instance, Runtime
 from pierhead.runtimes.readiness import failure, healthy, wait_ready
 
@@ -47,11 +48,7 @@ class Replica:
         self.open = 0
         self.last_used = 0.0
         self.gone = False  # its program has ended and nothing of it is left in memory
-        self.measured = 0  # anonymous bytes, as last read while it was awake
-        self._asleep = 0  # and while it slept: what it had elsewhere may be in the machine's memory then
-        self.peak = 0  # the most bytes that it was seen to use, with its mapped weights
-        self.on_devices: dict[str, int] = {}  # bytes of accelerators' memory, as last read
-        self.device_peaks: dict[str, int] = {}
+        self.uses = Uses()
         self._runtime: Runtime | None = None
         self._admit = admit
         self._changed = changed
@@ -108,13 +105,7 @@ class Replica:
     def measure(self, anonymous: int, used: int, devices: Mapping[str, int] = NOTHING) -> bool:
         """Note what it was seen to use; True when that is more than it had claimed."""
         before = self.claim()
-        self.on_devices = dict(devices)
-        self.device_peaks |= {d: n for d, n in devices.items() if n > self.device_peaks.get(d, 0)}
-        if self.state is State.SLEEPING:
-            self._asleep = anonymous
-        else:
-            self.measured = anonymous
-        self.peak = max(self.peak, used)
+        self.uses.note(anonymous, used, devices, sleeping=self.state is State.SLEEPING)
         now = self.claim()
         return now.memory > before.memory or any(n > before.devices.get(d, 0) for d, n in now.devices.items())
 
@@ -130,35 +121,22 @@ class Replica:
 
     def claim(self) -> Claim:
         """Its line in the ledger of memory."""
-        measured = (self.state is State.SLEEPING and self._asleep) or self.measured
+        plan, asleep = None if self.gone else self.plan, self.state is State.SLEEPING
         return Claim(
             replica=self.id,
             model=self.life.model.name,
-            memory=0 if self.plan is None or self.gone else max(self.plan.memory, self.peak),
+            memory=0 if plan is None else max(plan.memory, self.uses.peak),
             state=self.state,
             open=self.open,
             pinned=self.life.intent.pinned,
             last_used=max(self.last_used, self.ready_at),
             ready_at=self.ready_at,
-            measured=0 if self.gone else measured,
+            measured=0 if self.gone else self.uses.anonymous(sleeping=asleep),
             weights=self.life.model.size,
             settled=self.last_used > self.ready_at or time.time() - self.ready_at > SETTLED,
-            devices=self._on_devices(),
-            read={} if self.gone else self.on_devices,
+            devices={} if plan is None else self.uses.on_devices(plan, sleeping=asleep and not self.rising),
+            read={} if self.gone else self.uses.devices,
         )
-
-    def _on_devices(self) -> dict[str, int]:
-        """The bytes of each accelerator that it claims: who sleeps, what it was seen to keep."""
-        if self.plan is None or self.gone:
-            return {}
-        if self.state is State.SLEEPING and self.on_devices and not self.rising:
-            return self.on_devices
-        return self.needs_on_devices()
-
-    def needs_on_devices(self) -> dict[str, int]:
-        """The bytes of each accelerator that it needs when it is awake."""
-        assert self.plan is not None
-        return {d: max(need, self.device_peaks.get(d, 0)) for d, need in self.plan.devices.items()}
 
     def differences(self, runtime: str | None, settings: Mapping[str, Any]) -> list[str]:
         """The names of what is asked for and is not what runs."""
