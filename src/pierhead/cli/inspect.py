@@ -12,10 +12,11 @@ from pierhead.cli.completion import complete_model
 from pierhead.cli.help import Verb, json_option, option
 from pierhead.cli.models import nearest, open_store
 from pierhead.cli.output import age, here, number, pairs, print_json, settings, several, size
-from pierhead.engines.llamacpp import CHECKPOINTS
+from pierhead.engines.llamacpp import CHECKPOINTS, UBATCH
 from pierhead.errors import NotFound, PierError
 from pierhead.fleet.memory import processor_features
 from pierhead.formats.estimate import estimate
+from pierhead.formats.offload import offload
 from pierhead.formats.pictures_estimate import estimate as estimate_picture
 from pierhead.formats.pictures_estimate import usual_pixels
 from pierhead.paths import Paths
@@ -97,6 +98,7 @@ def inspect(
             processor=processor_features(),
         )
         need = {"context": tokens, "parallel": parallel, "cache_type": cache_type, **sizing.to_dict()}
+        need |= _on_gpu(found, summary, context=tokens, parallel=parallel, cache_type=cache_type)
     elif all(isinstance(told.get(key), int) for key in (*_PARTS, "context", "total")):  # as it was packaged
         need = {key: told[key] for key in (*_PARTS, "context", "total")} | {"parallel": 1, "cache_type": "f16"}
     said = _attached(model, remote) if attestations else {}
@@ -105,6 +107,27 @@ def inspect(
         print_json({**found, "estimate": need, **freshness, **said})
         return
     _show({**found, **freshness, **said}, summary, need)
+
+
+def _on_gpu(
+    found: dict[str, Any], summary: dict[str, Any], *, context: int, parallel: int, cache_type: str
+) -> dict[str, Any]:
+    """With every layer of a GGUF model on a GPU: what is needed there, and of the machine's own memory."""
+    if summary.get("format") != "gguf" or not summary.get("layers"):
+        return {}
+    parts = offload(
+        summary,
+        layers=int(summary["layers"]) + 1,
+        context=context,
+        parallel=parallel,
+        cache_type_k=cache_type,
+        cache_type_v=cache_type,
+        extra_weights=_total(found, "lora", "draft"),
+        projector=_total(found, "mmproj"),
+        checkpoints=CHECKPOINTS,
+        reserved=0 if summary.get("pooling") else UBATCH,
+    )
+    return {"gpu": {"layers": parts.layers, **parts.gpu.to_dict(), "host": parts.host.total}}
 
 
 def _peaks(paths: Paths, digest: str) -> list[dict[str, Any]]:
@@ -261,5 +284,7 @@ def _show(found: dict[str, Any], summary: dict[str, Any], need: dict[str, Any]) 
         told = {k: v for k, v in _PARTS.items() if k in need} | {k: v for k, v in _BESIDE.items() if need.get(k)}
         parts = ", ".join(f"{name} {size(need[key])}" for key, name in told.items())
         seen = [f"seen to use {size(p['memory'])} at {p['context']:,} tokens" for p in found.get("peaks", ())]
-        rows.append(("Memory", "\n".join((head, parts, *seen))))
+        gpu = need.get("gpu")
+        also = [f"on a GPU {size(gpu['total'])}, and {size(gpu['host'])} of the machine's own"] if gpu else []
+        rows.append(("Memory", "\n".join((head, parts, *also, *seen))))
     pairs([(name, value) for name, value in rows if value])

@@ -23,6 +23,7 @@ from pierhead.store.model import ModelFile
 
 ENTRY = Path(__file__).with_name("llamacpp_entry.py")
 CHECKPOINTS = 4  # states of each prompt that the server may keep to go back to
+UBATCH = 512  # tokens that are worked through at a time
 MIB = 1 << 20
 # What its server answers beside the work that a model is for.
 _RANK = 4  # llama.cpp's number for pooling that ranks
@@ -304,7 +305,7 @@ def _ubatch(settings: Mapping[str, Any], mode: Mapping[str, Any], parallel: int)
     """Tokens that are worked through at a time. Where means are taken over them, llama.cpp ends if slots do not part
     them evenly.
     """
-    wanted = min(int(settings.get("n_ubatch", 512)), int(settings.get("n_batch", 2048)))
+    wanted = min(int(settings.get("n_ubatch", UBATCH)), int(settings.get("n_batch", 2048)))
     return max(1, wanted // parallel) * parallel if mode.get("embedding") else wanted
 
 
