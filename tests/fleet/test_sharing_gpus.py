@@ -101,6 +101,16 @@ async def test_a_model_that_never_would_fit_whole_has_what_there_is(shared: Yard
     assert (await fleet.ensure_ready("b")).devices == {GPU: 1000 * MIB}
 
 
+async def test_a_replica_beside_another_has_what_is_left(shared: Yard) -> None:
+    divides(shared, "b", 700)
+    fleet = await shared.open()
+    await fleet.ensure_ready("b", replicas=2)
+    async with asyncio.timeout(10):
+        while [r.state for r in fleet.replicas()] != ["ready", "ready"]:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+    assert sorted(r.devices[GPU] // MIB for r in fleet.replicas()) == [300, 700]
+
+
 async def test_what_is_truly_used_of_a_gpu_corrects_the_claim_and_is_remembered(shared: Yard) -> None:
     fleet = await shared.open()
     info = await fleet.ensure_ready("a")

@@ -122,14 +122,14 @@ class Placing:
             asyncio.get_running_loop().run_in_executor(None, read_ahead, weights)  # others may still be ending
 
         def smaller(room: Room) -> Plan:
-            plan = planning.smaller(replica, folder, room)
-            note = Note(message=f"memory is short: it starts with a context of {plan.context:,} tokens")
-            return msgspec.structs.replace(plan, notes=(*plan.notes, note.message))
+            plan = planning.smaller(replica, folder, room, like)
+            told = f"memory is short: it starts with a context of {plan.context:,} tokens"
+            return plan if like else msgspec.structs.replace(plan, notes=(*plan.notes, told))
 
         return Ticket(
             replica=replica.id,
             plan=whole,
-            smaller=smaller if like is None and fleet.shrink != "never" else None,
+            smaller=smaller if fleet.shrink != "never" else None,
             evict=not replica.life.spare,
             place=place,
             tell=lambda text: replica.emit(Note(message=text)),

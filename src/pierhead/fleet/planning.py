@@ -133,14 +133,17 @@ class Planning:
         self._store.recheck(record)
         return Beside("lora", name, self._store.materialize(record), record.laid_out, record.metadata)
 
-    def smaller(self, replica: Replica, folder: Path, room: Room) -> Plan:
+    def smaller(self, replica: Replica, folder: Path, room: Room, like: Plan | None = None) -> Plan:
         """The plan with as much context, as many slots and as much of a GPU as ``room`` allows, where less is allowed.
 
-        OutOfMemory where that is too little. What a replica of the same kind was seen to use counts, if it is more.
+        OutOfMemory where that is too little. What a replica of the same kind was seen to use counts, if it is more. The
+        context of a plan that it is to be ``like`` stays, whoever works on it.
         """
         try:
-            return self._planned(replica, folder, room, {}, settle=True)
+            return self._planned(replica, folder, room, _context(like), settle=True)
         except OutOfMemory:
+            if like is not None:
+                raise
             whole = self._planned(replica, folder, _roomy(room.devices), {})
             known = self.engine(replica.life.model, _wish(replica).picked).facts.common
             if self._fleet.shrink != "always" or not whole.context or "context" not in known:
