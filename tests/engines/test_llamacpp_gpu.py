@@ -316,6 +316,16 @@ def test_a_build_that_lacks_nvidias_libraries_finds_them_beside_itself(tmp_path:
     assert "libcudart.so.12: cannot open" in done.stderr
 
 
+def test_an_engine_that_cannot_use_the_gpu_ends_instead_of_using_the_processor(tmp_path: Path) -> None:
+    told = json.dumps({"gpus": 1, "n_gpu_layers": 33, "model": "m.gguf"})
+    places = ["--socket", str(tmp_path / "s"), "--model-dir", str(tmp_path), "--settings", told]
+    done = subprocess.run(
+        [sys.executable, "-I", str(ENTRY), *places], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 1
+    assert "can use 0 of 1 GPUs" in done.stderr
+
+
 def test_the_processors_build_has_no_environment_of_its_own() -> None:
     assert CPU.environment("1", "https://x") is None
     assert CPU.requirements("1") == ("xllamacpp==1",)

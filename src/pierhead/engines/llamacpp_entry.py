@@ -92,6 +92,8 @@ def parameters(xllamacpp: Any, folder: str, settings: dict[str, Any], beside: Se
         elif name == "chat_template_file":
             with open(os.path.join(folder, value), encoding="utf-8") as file:
                 params.chat_template = file.read()
+        elif name == "gpus":
+            require(xllamacpp, int(value))
         elif name == "alias":
             params.model_alias = {value}
         elif name == "lora":
@@ -103,6 +105,15 @@ def parameters(xllamacpp: Any, folder: str, settings: dict[str, Any], beside: Se
             owner, leaf = reach(params, name)
             setattr(owner, leaf, typed(xllamacpp, getattr(owner, leaf), value))
     return params
+
+
+def require(xllamacpp: Any, gpus: int) -> None:
+    """Refuse to start without the GPUs that were planned for; llama.cpp would silently do with the processor."""
+    seen = xllamacpp.get_device_info()
+    found = [device for device in seen if device["type"].name.endswith("GPU")]
+    if len(found) < gpus:
+        names = ", ".join(device["description"] for device in seen)
+        raise RuntimeError(f"llama.cpp can use {len(found)} of {gpus} GPUs; it sees: {names}. Does the driver answer?")
 
 
 def place(folder: str, beside: Sequence[str], entry: dict[str, Any]) -> str:

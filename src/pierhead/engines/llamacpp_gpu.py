@@ -83,7 +83,8 @@ class Fit:
     def settings(self) -> dict[str, Any]:
         """For llama.cpp; several GPUs have equal shares, and see themselves as the first ones."""
         split = [1.0] * self.parts.gpus + [0.0] * (_SPLITS - self.parts.gpus)
-        return {"n_gpu_layers": self.parts.layers} | ({"tensor_split": split} if self.parts.gpus > 1 else {})
+        told = {"gpus": self.parts.gpus, "n_gpu_layers": self.parts.layers}
+        return told | ({"tensor_split": split} if self.parts.gpus > 1 else {})
 
     @property
     def note(self) -> str:

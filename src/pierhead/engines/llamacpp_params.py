@@ -113,7 +113,7 @@ def table() -> dict[str, Any]:
 
 def usual() -> dict[str, Any]:
     """The defaults of all of them, as ``canonical`` would have them."""
-    return {name: _shown(value) for name, value in table().items()}
+    return {"device": "auto", "gpus": "all"} | {name: _shown(value) for name, value in table().items()}
 
 
 def _shown(value: Any) -> Any:
