@@ -77,7 +77,7 @@ FACTS = EngineFacts(
         "prompt_tokens": "openvino_prompt_tokens_total",
         "generated_tokens": "openvino_generated_tokens_total",
     },
-    untested="Intel's GPUs: device=gpu, which needs Docker and a CDI specification, was never run by this project.",
+    untested="Intel's GPUs: device=gpu was never run by this project.",
 )
 
 

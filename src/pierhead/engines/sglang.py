@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pierhead.config import Settings
-from pierhead.engines import bridge, serving
+from pierhead.engines import bridge, gpu_share, gpus, serving
 from pierhead.engines.base import (
     EngineFacts,
     Environment,
@@ -19,8 +19,11 @@ from pierhead.engines.base import (
     Readiness,
 )
 from pierhead.engines.flags import Flag, Flags
+from pierhead.engines.gpu_share import Wanted
 from pierhead.engines.huggingface import adapters, is_model, kind, say
 from pierhead.errors import UsageError
+from pierhead.formats.safetensors_estimate import weights
+from pierhead.formats.safetensors_gpu import Split
 from pierhead.store.model import ModelFile
 
 VERSION = "0.5.23"
@@ -33,7 +36,8 @@ _TOKENS = ("tokenize", "detokenize")
 OWN = {
     "context": Flag("count"),
     "parallel": Flag("count"),
-    "gpus": Flag("text"),  # as the container toolkit names them: all, 0, 0,1
+    "device": Flag("text", ("auto", "cuda")),
+    "gpus": Flag("text"),  # those it may use: all, 0, 0,1
     "lora": Flag("text", many=True),  # NAME=FOLDER inside the model
 }
 ALIASES = {
@@ -41,6 +45,7 @@ ALIASES = {
     **dict.fromkeys(("max_running_requests", "max_num_seqs", "slots", "np"), "parallel"),
     **dict.fromkeys(("cache_type", "cache_type_k", "kv_cache"), "kv_cache_dtype"),
     "lora_paths": "lora",
+    "cache_tokens": "max_total_tokens",
     "gpu_memory_utilization": "mem_fraction_static",
     "tensor_parallel_size": "tp_size",
 }
@@ -113,8 +118,11 @@ class SgLang:
             )
         settings = FLAGS.canonical(request.settings)
         trained = int(request.metadata.get("context_length") or 0) or self._max_context
-        context = settings.pop("context", 0) or min(trained, self._max_context)
-        gpus = [gpu.strip() for gpu in str(settings.pop("gpus", "all")).split(",")]
+        limit = min(trained, self._max_context)
+        settings.pop("device", None)
+        among = gpus.numbers(settings.pop("gpus", "all"))
+        taken = _take(request, settings, among, limit)
+        context = settings.pop("context", 0) or taken.context
         lora = _lora(request, settings.pop("lora", ()))
         flags: dict[str, Any] = {
             "served_model_name": request.model,
@@ -123,6 +131,7 @@ class SgLang:
             "enable_metrics": True,
             "is_embedding": kind(request.metadata) not in ("chat", "write"),
             **({"enable_lora": True} if lora else {}),
+            **taken.flags,
             **settings,
         }
         place = ("--model-path=$(MODEL_DIR)", "--host=127.0.0.1", "--port=$(PORT)")
@@ -139,12 +148,55 @@ class SgLang:
             image=ImageRecipe(self.name, IMAGE, (), (bridge.recipe_file(),)),
             limits=Limits(memory=HOST * 2, pids=8192),
             readiness=Readiness(timeout=1800.0),
-            devices=tuple(f"nvidia.com/gpu={gpu}" for gpu in gpus if gpu),
+            devices=gpus.visible(taken.devices, gpus.names(among)),
             shm_size=4096 * MIB,
             tmp_size=2048 * MIB,
             serves=_work(request.metadata),
         )
-        return Plan(spec=spec, context=context, memory=HOST)
+        return Plan(spec=spec, context=context, memory=HOST, devices=taken.devices)
+
+
+class _Taken(NamedTuple):
+    devices: dict[str, int]
+    context: int
+    flags: dict[str, Any]
+
+
+def _take(request: PlanRequest, settings: Mapping[str, Any], among: tuple[str, ...], limit: int) -> _Taken:
+    """The GPUs' memory that is claimed, and the size of the cache that keeps it to that.
+
+    SGLang's own share (``mem_fraction_static``) is of what is free, for weights and cache; the rest it works with.
+    """
+    dtype = str(settings.get("kv_cache_dtype", "auto"))
+    wanted = Wanted(
+        models=[request.metadata],
+        parallel=settings.get("parallel", 0) or FACTS.parallel,
+        limit=limit,
+        batch=int(settings.get("chunked_prefill_size", 0)) or gpu_share.batch(request.devices, among),
+        context=settings.get("context", 0),
+        cached=_count(str(settings.get("max_total_tokens", "0"))),
+        cache_bytes=0.6 if "4" in dtype else 1.0 if "8" in dtype else 2.0,
+        full=settings.get("dtype") in ("float32", "float"),
+        extra_weights=sum(f.size for f in request.files if f.role in ("lora", "draft")),
+        sees="vision" in say(request.metadata),
+        split=Split(int(settings.get("tp_size", 1)), int(settings.get("pp_size", 1))),
+        copies=1 if settings.get("enable_dp_attention") else max(1, int(settings.get("dp_size", 1))),
+        gpus=among,
+    )
+    total = gpus.largest(request.devices, among)
+    if not total:
+        return _Taken(gpu_share.claim(request.model, request.devices, 0, wanted), limit, {})
+    found, fraction = gpu_share.share(wanted, request.devices), settings.get("mem_fraction_static")
+    need, flags = found.need, {"max_total_tokens": str(found.cached)}
+    if fraction is not None:
+        work = wanted.fixed - weights(request.metadata, wanted.full) // wanted.split.gpus
+        need, flags = min(total, int(total * float(fraction)) + max(work, 0)), {}
+    return _Taken(gpu_share.claim(request.model, request.devices, need, wanted), found.context, flags)
+
+
+def _count(text: str) -> int:
+    """A number of tokens; 0 where SGLang chooses."""
+    return int(text) if text.isdecimal() else 0
 
 
 def _lora(request: PlanRequest, asked: Any) -> tuple[str, ...]:

@@ -7,17 +7,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from pierhead.config import Settings
-from pierhead.engines import serving
+from pierhead.engines import gpu_share, gpus, serving
 from pierhead.engines.base import EngineFacts, ImageRecipe, LaunchSpec, Limits, Plan, PlanRequest, Readiness
 from pierhead.engines.bridge import ENTRY, bridged, recipe_file
 from pierhead.engines.builds import Build
+from pierhead.engines.gpu_share import Wanted
 from pierhead.engines.setting_table import Setting, Table
+from pierhead.formats.safetensors_gpu import Split
 from pierhead.store.model import ModelFile
 
 MIB = 1 << 20
 IMAGE = "nvcr.io/nvidia/tensorrt-llm/release"
 RELEASE = "1.0.0"
 HOST = 4096 * MIB  # of this machine's own memory: CUDA, Python and what is on its way to the GPU
+PARALLEL = 64  # requests at a time where nobody says
 _RANK = re.compile(r"rank\d+\.(engine|safetensors)$")
 
 FACTS = EngineFacts(
@@ -41,6 +44,9 @@ class TensorRtLlm:
     name = FACTS.name
     facts = FACTS
 
+    def __init__(self, max_context: int = 8192) -> None:
+        self._max_context = max_context
+
     def accepts(self, files: tuple[ModelFile, ...]) -> bool:
         """Whether there is a config.json beside safetensors, or beside engines of TensorRT-LLM's naming."""
         return bool(_kind(files)) and any(f.name == "config.json" for f in files)
@@ -62,6 +68,7 @@ class TensorRtLlm:
             parts = {"of this machine's memory beside the GPU's": needed}
             raise serving.too_large(request.model, parts, request.free_memory, hint="Stop another model.")
         release = str(settings.get("release", RELEASE))
+        devices, settings = _take(request, settings, kind, self._max_context)
         build = _build(settings, release) if kind == "checkpoint" else None
         place = "$(BUILT)" if build is not None else "$(MODEL_DIR)"
         notes = ("TensorRT-LLM needs an NVIDIA GPU; no machine of the project could try it",)
@@ -75,7 +82,7 @@ class TensorRtLlm:
             image=ImageRecipe(self.name, f"{IMAGE}:{release}", (), (recipe_file(),)),
             limits=Limits(memory=needed * 5 // 4 + 512 * MIB, pids=8192),
             readiness=Readiness("/health", 3600.0),
-            devices=tuple(f"nvidia.com/gpu={gpu}" for gpu in settings.get("gpus", ("all",))),
+            devices=gpus.visible(devices, gpus.names(settings.get("gpus", ("all",)))),
             shm_size=int(settings.get("shm_mib", 4096)) * MIB,
             tmp_size=4096 * MIB,
             ulimits={"memlock": -1, "stack": 64 * MIB},
@@ -83,7 +90,37 @@ class TensorRtLlm:
             build=build,
             serves=FACTS.serves,
         )
-        return Plan(spec=spec, context=int(settings.get("context", 0)), memory=needed, notes=notes)
+        return Plan(spec=spec, context=int(settings.get("context", 0)), memory=needed, devices=devices, notes=notes)
+
+
+def _take(
+    request: PlanRequest, settings: dict[str, Any], kind: str, longest: int
+) -> tuple[dict[str, int], dict[str, Any]]:
+    """The GPUs' memory that is claimed, and the settings with those that keep it to that.
+
+    Its cache is a share of what is free once the weights are there. Of engines and checkpoints nobody knows the shape:
+    with them it has most of each GPU.
+    """
+    among = settings.get("gpus", ("all",))
+    total, fraction = gpus.largest(request.devices, among), settings.get("kv_cache_free_gpu_memory_fraction")
+    wanted = Wanted(
+        models=[request.metadata],
+        parallel=settings.get("parallel", PARALLEL),
+        limit=min(int(request.metadata.get("context_length") or 0) or longest, longest),
+        batch=settings.get("max_num_tokens", 8192),
+        context=settings.get("context", 0),
+        split=Split(settings.get("tp_size", 1), settings.get("pp_size", 1)),
+        gpus=among,
+    )
+    if not total or fraction is not None or kind != "hf":
+        share = fraction if fraction is not None else gpu_share.MOST
+        return gpu_share.claim(request.model, request.devices, int(total * share), wanted), settings
+    found = gpu_share.share(wanted, request.devices)
+    devices = gpu_share.claim(request.model, request.devices, found.need, wanted)
+    left = min(total, gpus.emptiest(request.devices, among, wanted.split.gpus)) - wanted.fixed
+    usual = {"parallel": wanted.parallel, "max_num_tokens": wanted.batch, "context": found.context}
+    part = round(min(gpu_share.MOST, max(found.cache / max(left, 1), 0.001)), 4)
+    return devices, {**usual, **settings, "kv_cache_free_gpu_memory_fraction": part}
 
 
 def _kind(files: tuple[ModelFile, ...]) -> str:
@@ -131,6 +168,7 @@ _SETTINGS = {
     "kv_cache_free_gpu_memory_fraction": Setting(float, 0.9, 0.01, 1),
     "reasoning_parser": Setting(str, "", pattern=_WORD),
     "gemm_plugin": Setting(str, "", pattern=_WORD),
+    "device": Setting(str, "auto", choices=("auto", "cuda")),
     "gpus": Setting(tuple, ("all",), pattern=_WORD),
     "release": Setting(str, RELEASE, pattern=_WORD),
     "shm_mib": Setting(int, 4096, 1, _MOST),
@@ -163,4 +201,4 @@ _BUILD_FLAGS = {
 
 def make(settings: Settings) -> TensorRtLlm:
     """The engine as this installation has it."""
-    return TensorRtLlm()
+    return TensorRtLlm(settings.engine.max_context)

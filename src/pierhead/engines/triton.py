@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pierhead.config import Settings
-from pierhead.engines import serving
+from pierhead.engines import gpus, serving
 from pierhead.engines import triton_repository as repository
 from pierhead.engines.base import (
     EngineFacts,
@@ -36,6 +36,8 @@ IMAGE = "nvcr.io/nvidia/tritonserver"
 RELEASE = "25.08"
 SERVER, PROCESS = 160 * MIB, 120 * MIB  # tritonserver itself, and each process of its Python backend with ONNX Runtime
 CUDA = 1200 * MIB  # what a CUDA context takes of the host's memory
+# Of a GPU's: the context, and what each instance works with. Nobody knows the models' shapes, and none was measured.
+ON_GPU, INSTANCE = 640 * MIB, 256 * MIB
 
 FACTS = EngineFacts(
     name="triton",
@@ -81,7 +83,7 @@ class Triton:
         """The launch plan; see ``Engine.plan``."""
         settings = self.validate(request.settings)
         made = repository.plan(request.model, request.files, settings)
-        image = settings.get("server") or ("image" if _needs_image(request.files) else "wheel")
+        image = _server(request, settings)
         needed = _memory(request.files, len(made.models) * int(settings.get("instances", 1)), image == "image")
         if request.free_memory and needed > request.free_memory:
             hint = "Stop another model, or load fewer of the repository's models with --option load=NAME."
@@ -94,20 +96,28 @@ class Triton:
             "load": list(settings.get("load", ())) or ["*"],
             "flags": _flags(settings),
         }
+        devices = _take(request, settings, len(made.models)) if image == "image" else {}
         notes = made.notes
         if image == "wheel" and any(f.format == "onnx" for f in request.files):
             notes += ("this tritonserver has no ONNX backend: its Python backend runs the model in ONNX Runtime",)
-        return Plan(
-            spec=self._spec(request, told, needed, made.main, image, settings), context=0, memory=needed, notes=notes
-        )
+        spec = self._spec(request, told, needed, made.main, image, settings, devices)
+        return Plan(spec=spec, context=0, memory=needed, devices=devices, notes=notes)
 
     def _spec(
-        self, request: PlanRequest, told: dict[str, Any], needed: int, main: str, image: str, settings: dict[str, Any]
+        self,
+        request: PlanRequest,
+        told: dict[str, Any],
+        needed: int,
+        main: str,
+        image: str,
+        settings: dict[str, Any],
+        devices: Mapping[str, int],
     ) -> LaunchSpec:
         text = json.dumps(told, separators=(",", ":")).replace("$(", "$$(")
         ports = ("--port", "$(PORT)", "--metrics-port", "$(METRICS_PORT)")
         program = ("$(PYTHON)", "-I", "$(ENTRY)", "--model-dir", "$(MODEL_DIR)", "--settings", text, *ports)
         own = image == "wheel"
+        among = settings.get("gpus", ("all",) if not own else ())
         return LaunchSpec(
             replica=request.replica,
             model=request.model,
@@ -127,7 +137,7 @@ class Triton:
             ),
             limits=Limits(memory=needed * 5 // 4 + 512 * MIB, pids=4096),
             readiness=Readiness("/v2/health/ready", 600.0),
-            devices=tuple(f"nvidia.com/gpu={gpu}" for gpu in settings.get("gpus", ("all",) if not own else ())),
+            devices=() if settings.get("device") == "cpu" else gpus.visible(devices, gpus.names(among)),
             shm_size=int(settings.get("shm_mib", 256)) * MIB,
             tmp_size=256 * MIB,
             serves=FACTS.serves,
@@ -155,6 +165,23 @@ def _needs_image(files: tuple[ModelFile, ...]) -> bool:
     return any(f.role == "weights" and f.format not in ("onnx", "data", "", "numpy") for f in files)
 
 
+def _server(request: PlanRequest, settings: Mapping[str, Any]) -> str:
+    """Which tritonserver: ``image``, where something asks for it that the wheel cannot do."""
+    asked = settings.get("server")
+    return asked or ("image" if settings.get("device") == "cuda" or _needs_image(request.files) else "wheel")
+
+
+def _take(request: PlanRequest, settings: Mapping[str, Any], models: int) -> dict[str, int]:
+    """What is claimed of each GPU that is named, or of one."""
+    if settings.get("device") == "cpu" or settings.get("kind") == "cpu":
+        return {}
+    among = tuple(settings.get("gpus", ("all",)))
+    weights = sum(f.size for f in request.files if f.role == "weights")
+    instances = models * max(1, int(settings.get("instances", 1)))
+    need = ON_GPU + instances * INSTANCE + weights * 3 // 2
+    return gpus.take(request.model, request.devices, need, count=len(set(among) - {"all"}) or 1, among=among)
+
+
 def _memory(files: tuple[ModelFile, ...], processes: int, gpu: bool) -> int:
     """An estimate in bytes: the server, a process for each instance, and the weights with what runs beside them."""
     weights = sum(f.size for f in files if f.role == "weights")
@@ -177,6 +204,7 @@ _SETTINGS = {
     "threads": Setting(int, 0, 0, 1024),
     "parallel": Setting(int, 0, 0, _MOST),
     "http_threads": Setting(int, 0, 0, 1024),
+    "device": Setting(str, "auto", choices=("auto", "cpu", "cuda")),
     "server": Setting(str, "", choices=("wheel", "image")),
     "release": Setting(str, RELEASE, pattern=r"\d\d\.\d\d"),
     "gpus": Setting(tuple, ("all",), pattern=r"[A-Za-z0-9][A-Za-z0-9._:-]*"),

@@ -9,10 +9,10 @@ from typing import Any
 
 from pierhead.engines import gpus
 from pierhead.engines.flags import Flag, Flags
+from pierhead.engines.gpu_share import HELD
 
 PARALLEL = 4  # requests at a time on the CPU where nobody says: it works on all of them in one step
 MANY = 64  # the same on a GPU
-HELD = 8  # whole contexts that the cache of a GPU holds: few requests are as long as they may be
 DRIVER, CAPABILITY = 580, 7.5  # of CUDA 13, which the wheels of PyTorch and vLLM are made for
 OWN = {
     "context": Flag("count"),
