@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import json
 import platform
 import subprocess
 import sys
+import tempfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +18,21 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from pierhead.config import RuntimeSettings
 from pierhead.engines.base import PlanRequest
 from pierhead.engines.gpus import Device
 from pierhead.engines.llamacpp import ENTRY, LlamaCpp
-from pierhead.engines.llamacpp_gpu import CPU, Wishes, build_for
+from pierhead.engines.llamacpp_gpu import CPU, LIBRARIES, Wishes, build_for
 from pierhead.errors import OutOfMemory, UsageError
+from pierhead.events import ignore
+from pierhead.formats.gguf import read_file, summary
 from pierhead.formats.offload import offload
 from pierhead.runtimes.base import Places, expand
+from pierhead.runtimes.process import ProcessRuntime
+from pierhead.runtimes.readiness import wait_ready
 from pierhead.store.model import ModelFile
+
+from .test_llamacpp import post
 
 GIB = 1 << 30
 PLACES = Places("/python", "/entry.py", "/model", "/s/engine.sock")
@@ -324,6 +334,64 @@ def test_an_engine_that_cannot_use_the_gpu_ends_instead_of_using_the_processor(t
     )
     assert done.returncode == 1
     assert "can use 0 of 1 GPUs" in done.stderr
+
+
+TOY = """
+import sys
+import types
+print("a toy build", file=sys.stderr, flush=True)
+_own = get_device_info
+def get_device_info():
+    kind = types.SimpleNamespace(name="GGML_BACKEND_DEVICE_TYPE_GPU")
+    return [*_own(), {"description": "a toy", "type": kind}]
+"""
+
+
+def an_index(folder: Path) -> str:
+    """With a build for CUDA that is Pierhead's own and believes in a GPU."""
+    own = importlib.metadata.distribution("xllamacpp")
+    place = folder / "cu128" / "xllamacpp"
+    place.mkdir(parents=True)
+    name = f"xllamacpp-{own.version}-cp310-abi3-linux_{platform.machine()}.whl"
+    with zipfile.ZipFile(place / name, "w") as wheel:
+        for file in own.files or ():
+            path = Path(str(own.locate_file(file)))
+            if file.name == "__init__.py":
+                wheel.writestr(str(file), path.read_text() + TOY)
+            elif file.suffix != ".pyc" and file.name != "RECORD":
+                wheel.write(path, str(file))
+        wheel.writestr(f"xllamacpp-{own.version}.dist-info/RECORD", "xllamacpp/__init__.py,,\n")
+    (place / "index.html").write_text(f'<a href="{name}">xllamacpp</a>')
+    return folder.as_uri()
+
+
+def small(smollm2: Path) -> PlanRequest:
+    """A real model and a GPU that is not there."""
+    weights = (ModelFile(smollm2.name, smollm2.stat().st_size),)
+    metadata = summary(read_file(smollm2))
+    asked = PlanRequest("rgpu", "smollm2", smollm2.parent, weights, metadata, {"context": 512}, 4 * GIB, 2)
+    return dataclasses.replace(asked, devices=(gpu(),))
+
+
+async def test_the_build_of_an_index_is_installed_and_answers_in_the_sandbox(
+    smollm2: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All but the GPU: its driver's part is played by the processor."""
+    monkeypatch.setitem(LIBRARIES, "cu128", ("iniconfig==2.1.0",))
+    with tempfile.TemporaryDirectory(prefix="gpu-", dir="/tmp") as folder:
+        engine = LlamaCpp(index=an_index(Path(folder) / "index"))
+        plan = engine.plan(small(smollm2))
+        assert plan.notes == ("31 of 31 layers on NVIDIA H100",)
+        runtime = ProcessRuntime(Path(folder) / "replicas", RuntimeSettings())
+        spec = await runtime.prepare(plan.spec, ignore)
+        instance = await runtime.start(spec)
+        try:
+            await wait_ready(instance, timeout=60)
+            answer = await post(instance.socket, "/v1/completions", {"prompt": "One, two,", "max_tokens": 4})
+            assert answer["choices"][0]["text"]
+            assert "a toy build" in b"".join([part async for part in instance.logs()]).decode()
+        finally:
+            await instance.stop()
 
 
 def test_the_processors_build_has_no_environment_of_its_own() -> None:
