@@ -146,18 +146,20 @@ class FleetSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     that differs, by its name: ``[fleet.models.NAME]`` with ``replicas``.
 
     ``memory_budget`` is what all models together may use, in bytes or as ``"3GiB"``, with ``engine.memory_reserve`` of
-    it kept free (0: what the machine or the control group has). A start that finds no memory, because models that hold
-    it are busy, waits for them for ``memory_wait`` (0: it is refused). Where a model would never fit, ``shrink`` says
-    whether it is tried with less: ``unasked`` with a smaller context where nobody asked for one, ``always`` also with a
-    smaller one than was asked for and with fewer slots, ``never``. What replicas truly use is read after their requests
-    and every ``measure`` seconds. With ``sleep`` an idle model whose engine can let go of its GPU's memory does that
-    instead of ending, and stays until another one needs its place.
+    it kept free (0: what the machine or the control group has), ``gpu_budget`` the same for each GPU's own memory. A
+    start that finds no memory, because models that hold it are busy, waits for them for ``memory_wait`` (0: it is
+    refused). Where a model would never fit, ``shrink`` says whether it is tried with less: ``unasked`` with a smaller
+    context where nobody asked for one, ``always`` also with a smaller one than was asked for and with fewer slots,
+    ``never``. What replicas truly use is read after their requests and every ``measure`` seconds. With ``sleep`` an
+    idle model whose engine can let go of its GPU's memory does that instead of ending, also where another model needs
+    that memory, and stays until another one needs the machine's own.
     """
 
     keep_alive: float = 300.0
     replicas: Replicas = 1
     models: dict[str, ModelFleet] = {}
     memory_budget: int | str = 0
+    gpu_budget: int | str = 0
     memory_wait: float = 300.0
     shrink: Literal["never", "unasked", "always"] = "unasked"
     measure: float = 15.0

@@ -111,6 +111,13 @@ async def test_a_replica_beside_another_has_what_is_left(shared: Yard) -> None:
     assert sorted(r.devices[GPU] // MIB for r in fleet.replicas()) == [300, 700]
 
 
+async def test_a_budget_bounds_each_gpu(shared: Yard) -> None:
+    shared.fleet_settings = msgspec.structs.replace(shared.fleet_settings, gpu_budget="500M")
+    fleet = await shared.open()
+    with pytest.raises(OutOfMemory, match="needs 600 MiB of a GPU's memory, and 244 MiB are free"):
+        await fleet.ensure_ready("a")
+
+
 async def test_what_is_truly_used_of_a_gpu_corrects_the_claim_and_is_remembered(shared: Yard) -> None:
     fleet = await shared.open()
     info = await fleet.ensure_ready("a")

@@ -94,6 +94,11 @@ class Wait:
     why: OutOfMemory
 
 
+def limited_devices(devices: Sequence[Device], budget: int) -> tuple[Device, ...]:
+    """The same with a budget of bytes for each (0: none)."""
+    return tuple(msgspec.structs.replace(d, total=min(d.total, budget or d.total)) for d in devices)
+
+
 def free_memory(memory: Memory, claims: Sequence[Claim], reserve: int, leaving: Sequence[Claim] = ()) -> int:
     """Bytes a new replica may use beside ``claims``, once those that are ``leaving`` are gone.
 

@@ -32,7 +32,7 @@ from pierhead.fleet.placing import Placing
 from pierhead.fleet.planning import Planning, release, unpin
 from pierhead.fleet.replica import Replica
 from pierhead.fleet.roster import Roster
-from pierhead.fleet.scheduler import Machine
+from pierhead.fleet.scheduler import Machine, limited_devices
 from pierhead.fleet.state import COMING, Backoff, State
 from pierhead.runtimes.base import Instance, Runtime
 from pierhead.runtimes.gpu import NVML
@@ -73,7 +73,7 @@ class Supervisor:
         self._settings = settings
         self._build = build
         self._dir = replicas_dir
-        budget = parse_size(settings.fleet.memory_budget)
+        budget, on_gpu = parse_size(settings.fleet.memory_budget), parse_size(settings.fleet.gpu_budget)
         self._devices = devices
         self._withdrawn = withdrawn or _at_once
         self.chooser = RuntimeChooser(runtimes, settings.runtime.default)
@@ -84,7 +84,7 @@ class Supervisor:
             self._fitter,
             self.chooser,
             self._roster,
-            lambda: Machine(limited(memory(), budget), devices()),
+            lambda: Machine(limited(memory(), budget), limited_devices(devices(), on_gpu)),
         )
         self._meter = Meter(self._peaks, settings.fleet.measure, self.all, self._placing.restore, uses)
         self._adopted = asyncio.Event()
