@@ -124,6 +124,13 @@ def test_what_comes_beside_and_the_logits_of_embeddings_are_on_the_gpu() -> None
     assert offload(MODEL, layers=5, context=1024, cache=False).gpu.kv_cache == 0
 
 
+def test_a_small_cache_is_made_large_for_one_layer_at_a_time() -> None:
+    full = offload(MODEL, layers=5, context=8192, parallel=2).gpu
+    small = offload(MODEL, layers=5, context=8192, parallel=2, cache_type_k="q8_0", cache_type_v="q8_0").gpu
+    assert small.overhead - full.overhead == 8192 * 2 * 2 * (64 + 64) * 2
+    assert small.total < full.total
+
+
 def test_a_summary_without_tensors_parts_evenly() -> None:
     bare = {name: value for name, value in MODEL.items() if name not in ("per_layer", "other")}
     found = offload(bare, layers=3, context=512)

@@ -93,7 +93,7 @@ def offload(
         weights=sum(held[fullest]) + extra_weights + projector,
         kv_cache=sum(stored[fullest]),
         compute=graph(shape, wide) + inputs(shape, plan) * (PIPELINE if gpus > 1 else 1) + copied + seeing,
-        overhead=CONTEXT + _scratch(shape, plan),
+        overhead=CONTEXT + _scratch(shape, plan) + (logits(shape, wide) // 2 if _half(summary) else 0),
     )
     whole = estimate(summary, context=context, **_without(options))
     host = Estimate(
@@ -160,8 +160,24 @@ def _cached(summary: Mapping[str, Any], shape: Shape, plan: Start) -> list[int]:
 
 
 def _scratch(shape: Shape, plan: Start) -> int:
-    """What kernels take for numbers in another type than they are given, for the widest of a layer's steps."""
-    return 8 * plan.ubatch * max(shape.ffn, shape.expert * shape.experts_used, shape.embedding, shape.inner)
+    """What kernels take for numbers in another type than they are given.
+
+    For the widest of a layer's steps, and for the cache of one layer, which attention over a prompt wants as f16.
+    """
+    widest = max(shape.ffn, shape.expert * shape.experts_used, shape.embedding, shape.inner)
+    converted = [
+        (plan.window(shape) if layer.windowed else plan.cells)
+        * ((layer.k if plan.type_k.name != "F16" else 0) + (layer.v if plan.type_v.name != "F16" else 0))
+        for layer in shape.layers
+    ]
+    return 8 * plan.ubatch * widest + (2 * plan.parallel * max(converted, default=0) if plan.flash else 0)
+
+
+def _half(summary: Mapping[str, Any]) -> bool:
+    """Whether the output's weights are in half precision: then logits are worked out in that first."""
+    other = cast("Mapping[str, Sequence[Any]]", summary.get("other") or {})
+    output = other.get("output.weight") or other.get("token_embd.weight") or ("",)
+    return output[0] in ("F16", "BF16")
 
 
 def _host_compute(shape: Shape, plan: Start, *, full: bool) -> int:
