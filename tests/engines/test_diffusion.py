@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 from tests.engines import tiny_pictures
 
@@ -13,6 +16,7 @@ from pierhead.config import Settings
 from pierhead.engines.base import PlanRequest
 from pierhead.engines.diffusion import Diffusion
 from pierhead.engines.diffusion_settings import PARTS, SAMPLERS, SCHEDULERS, TYPES
+from pierhead.engines.gpus import Device
 from pierhead.engines.programs.diffusion import asks, painter
 from pierhead.engines.programs.diffusion.faults import Refused
 from pierhead.engines.programs.diffusion.settings import Settings as Told
@@ -209,3 +213,30 @@ def test_a_processor_that_would_break_off_is_told_before_anything_starts() -> No
     old = PlanRequest("r", "m", Path("/m"), ONE, SD15, {}, processor=frozenset({"sse4_2", "avx"}))
     with pytest.raises(RuntimeUnavailable, match="AVX2"):
         ENGINE.plan(old)
+
+
+GPU = Device(name="nvidia.com/gpu=0", title="NVIDIA L4", total=24 << 30, free=24 << 30)
+
+
+def test_a_gpu_is_used_by_vulkan_where_it_is_asked_for() -> None:
+    plain, seen = ENGINE.plan(request()), ENGINE.plan(replace(request(), devices=(GPU,)))
+    assert seen == plain, "nobody gets it unasked"
+    made = ENGINE.plan(replace(request(device="vulkan"), devices=(GPU,)))
+    assert made.spec.devices == ("nvidia.com/gpu=0",)
+    assert 4 << 30 < made.devices["nvidia.com/gpu=0"] < 12 << 30
+    assert made.spec.environment is not None
+    assert made.spec.image is not None
+    assert made.spec.environment.requirements == made.spec.image.requirements
+    assert any("cyllama-vulkan" in pin for pin in made.spec.image.requirements)
+    assert '"device":"vulkan"' in made.spec.argv[-1]
+    other = ENGINE.plan(request(device="vulkan"))
+    assert other.spec.devices == ("intel.com/gpu=all",)
+    assert not other.devices
+    with pytest.raises(OutOfMemory):
+        ENGINE.plan(replace(request(device="vulkan"), devices=(msgspec.structs.replace(GPU, free=1 << 30),)))
+
+
+def test_a_painter_without_the_gpu_that_was_asked_for_is_refused(tmp_path: Path) -> None:
+    library = SimpleNamespace(__file__=str(tmp_path / "cyllama" / "sd" / "__init__.py"))
+    with pytest.raises(ValueError, match="Vulkan finds no GPU here"):
+        painter.check(library)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pierhead.config import Settings
-from pierhead.engines import serving
+from pierhead.engines import gpus, serving
 from pierhead.engines.base import EngineFacts, Environment, ImageRecipe, LaunchSpec, Limits, Plan, PlanRequest
 from pierhead.engines.diffusion_settings import FAMILIES, PARTS, SCHNELL, TABLE, Family
 from pierhead.errors import RuntimeUnavailable, UsageError
@@ -22,17 +22,21 @@ PINS = (
     *("uvicorn==0.54.0", "anyio==4.16.0", "click==8.5.1", "h11==0.16.0", "idna==3.20", "typing-extensions==4.16.0"),
 )
 WHEELS = Environment(PINS, dependencies=False)
+# The same library with the code for Vulkan, which finds the loader and the driver on the machine.
+VULKAN = Environment(("cyllama-vulkan==0.2.18", *PINS[1:]), dependencies=False)
+ON_GPU = 512 * MIB  # of a GPU's memory beside weights and work; not measured
 FACTS = EngineFacts(
     name="stable-diffusion",
     title="stable-diffusion.cpp",
     formats=("safetensors", "gguf"),
     serves=SERVES,
+    accelerators=("cpu", "vulkan"),
     platforms=("linux/amd64",),
     common=("threads",),
     metrics={"running": "sd_requests_running", "waiting": "sd_requests_waiting"},
     pictures="only",
     untested="published weights: no model hub is reached by the project's tests, which make small random ones "
-    "of FLUX's shape",
+    "of FLUX's shape; and Vulkan on a GPU",
 )
 
 
@@ -93,6 +97,8 @@ class Diffusion:
                 "--option type=q4_0, or stop another model.",
                 **needed.to_dict(),
             )
+        taken, visible = _taken(request, settings, needed.weights + needed.compute + ON_GPU)
+        environment = VULKAN if visible else WHEELS
         spec = LaunchSpec(
             replica=request.replica,
             model=request.model,
@@ -101,12 +107,15 @@ class Diffusion:
             env=serving.ENV,
             model_dir=str(request.model_dir),
             entry=str(serving.PROGRAMS),
-            environment=WHEELS,
-            image=ImageRecipe(self.name, self._base_image, PINS, serving.program_files("diffusion")),
+            environment=environment,
+            image=ImageRecipe(
+                self.name, self._base_image, environment.requirements, serving.program_files("diffusion")
+            ),
+            devices=visible,
             limits=Limits(memory=needed.total * 5 // 4 + 512 * MIB),
             serves=SERVES,
         )
-        return Plan(spec=spec, context=0, memory=needed.total)
+        return Plan(spec=spec, context=0, memory=needed.total, devices=taken)
 
     def _told(self, request: PlanRequest, settings: Mapping[str, Any], family: Family) -> dict[str, Any]:
         """What the server program is told (``programs.diffusion.settings``)."""
@@ -126,7 +135,16 @@ class Diffusion:
             "max_pixels": most,
             "max_body": settings["max_body_mb"] * MIB,
             "threads": settings["threads"] or max(1, request.cpus),
+            **({"device": "vulkan"} if settings["device"] == "vulkan" else {}),
         }
+
+
+def _taken(request: PlanRequest, settings: Mapping[str, Any], need: int) -> tuple[dict[str, int], tuple[str, ...]]:
+    """What is claimed of NVIDIA's GPU, and what is made visible; of others' memory nobody knows."""
+    if settings["device"] != "vulkan":
+        return {}, ()
+    taken = gpus.take(request.model, request.devices, need, among=settings["gpus"])
+    return taken, gpus.visible(taken, ("intel.com/gpu=all",))
 
 
 def _sizes(request: PlanRequest, settings: Mapping[str, Any], family: Family) -> tuple[int, int, int]:

@@ -60,6 +60,8 @@ _SETTINGS = {
     "queue": Setting(int, 16, 1, 4096),
     "max_body_mb": Setting(int, 64, 1, 1024),
     "threads": Setting(int, 0, 0, 1024),
+    "device": Setting(str, "auto", choices=("auto", "cpu", "vulkan")),
+    "gpus": Setting(tuple, ("all",), pattern=r"all|[0-9]{1,4}"),
     "type": Setting(str, "", choices=("", *TYPES)),
     "mmap": Setting(bool, True),
     "flash_attention": Setting(bool, False),

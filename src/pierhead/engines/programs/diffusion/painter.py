@@ -21,6 +21,7 @@ from .settings import Settings, read
 
 _DIE_WITH_PARENT = 1  # prctl's PR_SET_PDEATHSIG
 _WARN = 2
+_GPUS = (1, 2)  # ggml's numbers of GPUs with memory of their own and without
 _PATHS = {
     "model": "model_path",
     "diffusion": "diffusion_model_path",
@@ -161,14 +162,42 @@ class Painter:
         return " ".join(told.split())[:400]
 
 
+def gpus(libraries: Path) -> list[str]:
+    """The names of the GPUs that the library's own parts have found; those parts are loaded already."""
+    found: list[str] = []
+    for place in sorted(libraries.glob("libggml-*.so*")):
+        ggml = ctypes.CDLL(str(place))
+        if not hasattr(ggml, "ggml_backend_dev_count"):
+            continue
+        ggml.ggml_backend_dev_count.restype = ctypes.c_size_t
+        ggml.ggml_backend_dev_get.restype = ggml.ggml_backend_dev_description.restype = ctypes.c_void_p
+        for number in range(ggml.ggml_backend_dev_count()):
+            device = ctypes.c_void_p(ggml.ggml_backend_dev_get(ctypes.c_size_t(number)))
+            if ggml.ggml_backend_dev_type(device) in _GPUS:
+                told = ctypes.c_char_p(ggml.ggml_backend_dev_description(device)).value or b""
+                found.append(told.decode("utf-8", "replace"))
+    return found
+
+
+def check(library: Any) -> None:
+    """ValueError where Vulkan has no GPU: the library would go on with the processor and say nothing."""
+    found = gpus(Path(library.__file__).parent.parent.with_name("cyllama_vulkan.libs"))
+    if not found:
+        raise ValueError("Vulkan finds no GPU here: its loader or the GPU's driver for it is missing")
+    print(f"painting on {', '.join(found)}", file=sys.stderr, flush=True)  # noqa: T201
+
+
 def main(folder: str, settings: str) -> int:
     """Read jobs from the pipe until it closes."""
     ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     try:
-        painter = Painter(importlib.import_module("cyllama.sd"), out)
-        painter.load(Path(folder), read(settings))
+        library, told = importlib.import_module("cyllama.sd"), read(settings)
+        if told.device == "vulkan":
+            check(library)
+        painter = Painter(library, out)
+        painter.load(Path(folder), told)
     except (ValueError, ImportError) as exc:
         out.write(wire.packed({"failed": str(exc)}))
         out.flush()

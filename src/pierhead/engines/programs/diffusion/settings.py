@@ -14,6 +14,7 @@ class Settings:
     name: str = "model"
     files: dict[str, str] = field(default_factory=dict[str, str])
     threads: int = 1
+    device: str = "cpu"
     type: str = ""
     mmap: bool = True
     flash_attention: bool = False
