@@ -48,11 +48,12 @@ class Bench:
         ready = self.installation.start(model, engine="llamacpp", verbosity=5, **settings)
         return ready, time.monotonic() - begun
 
-    def work(self, model: str, tokens: int) -> str:
+    def work(self, model: str, tokens: int, *, vectors: bool = True) -> str:
         """A long prompt, an answer, and the logits of a whole text: what makes a replica as large as it gets."""
         client = self.installation.openai
         client.completions.create(model=model, prompt=LONG * (tokens // 10), max_tokens=8)
-        client.embeddings.create(model=model, input=LONG * 45)
+        if vectors:
+            client.embeddings.create(model=model, input=LONG * 45)
         answer = client.chat.completions.create(model=model, messages=COUNT, max_tokens=16, temperature=0)
         return answer.choices[0].message.content or ""
 
@@ -75,7 +76,7 @@ class Bench:
         before = self.gpu.settled()
         ready, took = self.start(model, **settings)
         try:
-            self.work(model, min(ready.context, 2048))
+            self.work(model, min(ready.context, 2048) * 3 // 4, vectors=settings.get("embeddings", True))
             used, need = self.gpu.used - before, sum(plan.devices.values())
             log, found = self.log(model), replica(self.installation, model)
             told = re.findall(r"(\S+) +(model|KV|RS|compute|output) buffer size = +([\d.]+) MiB", log)
