@@ -34,7 +34,7 @@ def packaged(installation: Installation, writer: Path) -> Installation:
     return installation
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def first(packaged: Installation, gpu: Gpu) -> Iterator[tuple[int, str]]:
     """vLLM with nothing said but that it may sleep: what others use of the GPU, and its socket."""
     others, began = gpu.settled(), time.monotonic()
