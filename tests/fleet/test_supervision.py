@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+import time
+from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 
 from pierhead.config import FleetSettings
-from pierhead.engines.base import Readiness
+from pierhead.engines.base import Environment, Readiness
 from pierhead.errors import EngineFailed, NotFound, OutOfMemory, PierError, RuntimeUnavailable, Timeout, UsageError
 from pierhead.events import Note
 from pierhead.fleet.memory import Memory
@@ -115,6 +117,37 @@ async def test_an_engine_that_is_to_use_a_gpu_never_runs_as_a_process_without_it
         with pytest.raises(RuntimeUnavailable, match=r"nvidia\.com/gpu=all"):
             await fleet.ensure_ready("a", runtime=runtime)
     assert yard.process.starts == 0
+
+
+async def test_a_machine_without_a_gpu_is_told_so_before_anything_is_installed(yard: Yard) -> None:
+    fleet = await yard.open()
+    yard.planner.said = {"devices": ("nvidia.com/gpu=all",), "environment": Environment(("wheels==1",))}
+    for runtime in (None, "process"):
+        with pytest.raises(RuntimeUnavailable, match="this machine has no NVIDIA GPU"):
+            await fleet.ensure_ready("a", runtime=runtime)
+    assert yard.process.prepares == 0
+
+
+@pytest.mark.parametrize("why", ["memory", "settings", "gpu", "beside"])
+async def test_what_runs_stays_when_other_settings_cannot_work(yard: Yard, why: str) -> None:
+    fleet = await yard.open()
+    before = await fleet.ensure_ready("a")
+    fleet.activity(before.id, 1, time.time())
+    settings: dict[str, Any] = {"context": 2048}
+    if why == "memory":
+        yard.memory = Memory(600 << 20, 600 << 20)  # 88 MiB above the reserve
+    elif why == "gpu":
+        yard.planner.said = {"devices": ("nvidia.com/gpu=all",)}
+    elif why == "beside":
+        yard.planner.facts = msgspec.structs.replace(yard.planner.facts, speculative=True)
+        settings["draft"] = "nobody"
+    else:
+        settings["engine"] = "moon"
+    with pytest.raises((OutOfMemory, RuntimeUnavailable, UsageError, NotFound)):
+        await asyncio.wait_for(fleet.ensure_ready("a", settings=settings), 10)
+    assert [(r.id, r.state) for r in fleet.replicas()] == [(before.id, "ready")]
+    assert set(yard.store.pins) == {before.id}
+    fleet.activity(before.id, 0, time.time())
 
 
 async def test_unknown_models_and_runtimes_are_refused(yard: Yard) -> None:

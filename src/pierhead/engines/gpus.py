@@ -27,11 +27,6 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
     driver: str = ""
 
 
-def has_cuda(devices: Sequence[Device]) -> bool:
-    """Whether one of them is NVIDIA's."""
-    return any(device.name.startswith(f"{NVIDIA}=") for device in devices)
-
-
 def capable(devices: Sequence[Device], *, driver: int = 0, capability: float = 0.0) -> bool:
     """Whether one of them is NVIDIA's with a driver of this major version and this computing, at least.
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 import msgspec
 
 from pierhead.engines.base import LaunchSpec
+from pierhead.engines.gpus import NVIDIA
 from pierhead.errors import PierError, RuntimeUnavailable, UsageError
 from pierhead.events import Listener, Note, ignore
 from pierhead.runtimes.base import Runtime
@@ -20,10 +21,15 @@ class RuntimeChooser:
     """Knows the runtimes of this machine; ``auto`` means docker when it and the image are there, else process."""
 
     def __init__(
-        self, runtimes: Mapping[str, Runtime], default: str, clock: Callable[[], float] = time.monotonic
+        self,
+        runtimes: Mapping[str, Runtime],
+        default: str,
+        clock: Callable[[], float] = time.monotonic,
+        gpus: Callable[[], bool] = lambda: False,
     ) -> None:
         self.runtimes = runtimes
         self._default = default
+        self._gpus = gpus
         self._builds: dict[str, asyncio.Task[None]] = {}
         self._clock = clock
         self._broken: dict[str, tuple[float, str]] = {}  # when it is tried again, and why it failed
@@ -37,6 +43,15 @@ class RuntimeChooser:
             )
         return wanted
 
+    def check_gpus(self, name: str | None, spec: LaunchSpec) -> None:
+        """RuntimeUnavailable where it is to use NVIDIA's GPUs and this machine has none; Docker may be elsewhere."""
+        nvidia = any(device.startswith(f"{NVIDIA}=") for device in spec.devices)
+        if nvidia and self.check(name) != "docker" and not self._gpus():
+            raise RuntimeUnavailable(
+                f"the engine '{spec.engine}' is to use {', '.join(spec.devices)}, and this machine has no NVIDIA GPU",
+                hint="`pier doctor` says what it has; another engine or `--option device=cpu` may do without.",
+            )
+
     async def choose(
         self, name: str | None, spec: LaunchSpec, listener: Listener, refusal: PierError | None = None
     ) -> tuple[str, Runtime]:
@@ -45,6 +60,7 @@ class RuntimeChooser:
         ``refusal`` is why the choice before this one could not even start: ``auto`` then takes a process.
         """
         wanted = self.check(name)
+        self.check_gpus(name, spec)
         if refusal is not None and (wanted != "auto" or _only_an_image(spec)):
             raise refusal
         if wanted == "auto":

@@ -17,10 +17,11 @@ from pierhead.events import Note
 from pierhead.fleet.adapters import Fitter
 from pierhead.fleet.admission import Admission, Ticket
 from pierhead.fleet.choice import RuntimeChooser
+from pierhead.fleet.group import Group
 from pierhead.fleet.planning import Planning
 from pierhead.fleet.replica import Replica
 from pierhead.fleet.roster import Roster
-from pierhead.fleet.scheduler import Claim, Machine, Room, free_room, overdrawn
+from pierhead.fleet.scheduler import Claim, Decision, Machine, Room, decide, free_room, overdrawn
 from pierhead.fleet.state import State
 from pierhead.fleet.warm import read_ahead
 from pierhead.runtimes.base import Runtime
@@ -81,6 +82,23 @@ class Placing:
         asked = twin.runtime_name if twin is not None else life.intent.runtime
         name, runtime = await self._chooser.choose(asked, plan.spec, replica.emit, refusal)
         return plan, name, runtime
+
+    async def try_out(self, trial: Replica, instead_of: Group) -> None:
+        """Raise what would keep a replica from starting ``instead_of`` those that run; it is not started."""
+        life = trial.life
+        life.wish = self._planning.wish(life.model, life.intent.settings)
+        try:
+            folder = await asyncio.to_thread(self._planning.hold, trial)
+            ticket = self._ticket(trial, folder, None)
+            gone = {member.id for member in instead_of.members}
+            others = [c for c in self._claims() if c.replica not in gone]
+            outcome = decide(
+                others, self._machine(), self._settings.engine.memory_reserve, ticket.plan, smaller=ticket.smaller
+            )
+            if isinstance(outcome, Decision):
+                self._chooser.check_gpus(life.intent.runtime, outcome.plan.spec)
+        finally:
+            life.lease.close()
 
     async def readmit(self, replica: Replica) -> None:
         """Find room on its accelerators for one that wakes; what it keeps there while it sleeps it has."""

@@ -23,6 +23,7 @@ from pierhead.fleet.choice import RuntimeChooser
 from pierhead.fleet.group import Group
 from pierhead.fleet.holdings import Models
 from pierhead.fleet.info import ReplicaInfo, describe_replica
+from pierhead.fleet.intent import Intent
 from pierhead.fleet.layers import Layers, plain
 from pierhead.fleet.life import Build, Life, builds_nothing
 from pierhead.fleet.memory import Memory, limited, parse_size, read_memory
@@ -76,7 +77,7 @@ class Supervisor:
         budget, on_gpu = parse_size(settings.fleet.memory_budget), parse_size(settings.fleet.gpu_budget)
         self._devices = devices
         self._withdrawn = withdrawn or _at_once
-        self.chooser = RuntimeChooser(runtimes, settings.runtime.default)
+        self.chooser = RuntimeChooser(runtimes, settings.runtime.default, gpus=lambda: bool(devices()))
         self._roster = Roster(store, settings.fleet, self._make, changed)
         self._placing = Placing(
             settings,
@@ -267,6 +268,9 @@ class Supervisor:
                 for replica in group.staying:
                     replica.wake()
                 return group
+            await self._placing.try_out(self._replica(group, ask.intent(self.layers.keeping(model), 0, 0.0)), group)
+            if self._roster.groups.get(model.digest) is not group or not group.live:
+                continue  # it has ended meanwhile
             ask.listener(Note(message=f"{model.name} runs with other settings ({', '.join(differs)}): restarting it"))
             replicas = group.intent.replicas
             await self._roster.end(group)
@@ -281,11 +285,17 @@ class Supervisor:
 
     def _make(self, group: Group, name: str = "") -> Replica:
         """A new replica of the group's model that has not begun."""
+        replica = self._replica(group, group.intent, name)
+        self._roster.add(group, replica)
+        return replica
+
+    def _replica(self, group: Group, intent: Intent, name: str = "") -> Replica:
+        """One that nobody knows of yet."""
         fleet, name = self._settings.fleet, name or records.new_id()
         life = Life(
             id=name,
             model=group.model,
-            intent=group.intent,
+            intent=intent,
             listeners=group.listeners,
             backoff=Backoff(fleet.backoff_initial, fleet.backoff_max, fleet.max_restarts),
             folder=self._dir / name,
@@ -296,9 +306,7 @@ class Supervisor:
             spare=bool(group.live),
             build=self._build,
         )
-        replica = Replica(life, self._placing.admit, self._moved)
-        self._roster.add(group, replica)
-        return replica
+        return Replica(life, self._placing.admit, self._moved)
 
     def _moved(self, replica: Replica) -> None:
         self._roster.moved(replica)
