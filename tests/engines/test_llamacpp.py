@@ -85,6 +85,12 @@ def test_slots_part_what_is_worked_through_at_a_time_evenly(ask: Any, settings: 
     assert inner(ENGINE.plan(ask(settings)).spec)["n_ubatch"] == size  # else llama.cpp aborts where it takes means
 
 
+def test_a_context_beyond_what_the_model_knows_is_capped_unless_its_positions_are_scaled(ask: Any) -> None:
+    capped, known = ENGINE.plan(ask({"context": 100_000})), ENGINE.plan(ask({"context": 8192}))
+    assert (capped.context, capped.memory) == (8192, known.memory)
+    assert ENGINE.plan(ask({"context": 16_384, "rope_freq_scale": 0.5})).context == 16_384
+
+
 def test_an_unknown_parameter_names_its_closest_match() -> None:
     with pytest.raises(UsageError, match="n_btach") as caught:
         ENGINE.validate({"n_btach": 5})

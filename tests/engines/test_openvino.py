@@ -24,10 +24,11 @@ GIB = 1 << 30
 ASK: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}]}
 
 
-def plan(free: int = 8 * GIB, **settings: Any) -> Plan:
+def plan(free: int = 8 * GIB, trained: int | None = None, **settings: Any) -> Plan:
     text = (HERE.parent / "conformance" / "engines" / "openvino.json").read_bytes()
     given = msgspec.json.decode(text, type=Sample)
-    return OpenVino().plan(PlanRequest("r1", "m", Path("/m"), given.files, given.metadata, settings, free, 2))
+    metadata = given.metadata | {"context_length": trained}
+    return OpenVino().plan(PlanRequest("r1", "m", Path("/m"), given.files, metadata, settings, free, 2))
 
 
 def told(made: Plan) -> dict[str, Any]:
@@ -47,6 +48,11 @@ def test_where_nobody_names_a_context_the_largest_that_fits_is_taken() -> None:
     assert 512 <= plan(550 << 20).context < 8192
     with pytest.raises(OutOfMemory):
         plan(300 << 20)
+
+
+def test_a_context_beyond_what_the_model_knows_is_capped() -> None:
+    made, known = plan(context=200_000, trained=4096), plan(context=4096)
+    assert (made.context, made.memory) == (4096, known.memory)
 
 
 def test_a_gpu_is_asked_for_by_its_cdi_name_and_a_wrong_device_is_refused() -> None:

@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pierhead.engines.base import EngineFacts, LaunchSpec, Plan, PlanRequest
+from pierhead.engines.gpus import Device
 from pierhead.errors import OutOfMemory, UsageError
 from pierhead.events import Note
 from pierhead.fleet.admission import Admission, Ticket
@@ -29,6 +30,7 @@ from pierhead.fleet.warm import read_ahead
 
 from .conftest import MIB, Planner, Yard
 
+GIB = 1024 * MIB
 SPEC = LaunchSpec(replica="r", model="m", engine="toy", argv=("run", "--context", "512"), model_dir="/m")
 
 
@@ -70,6 +72,28 @@ async def test_an_engine_without_slots_is_tried_with_a_smaller_context_only(yard
     with pytest.raises(OutOfMemory) as caught:
         await fleet.ensure_ready("a")
     assert caught.value.data["needed"] == 2048 * MIB
+
+
+class Short(Planner):
+    """An engine that gives no model more context than it knows."""
+
+    def plan(self, request: PlanRequest) -> Plan:
+        known = min(int(request.settings["context"]), int(request.metadata["context_length"]))
+        return super().plan(replace(request, settings={"context": known}))
+
+
+@pytest.mark.parametrize("on_gpu", [0, 10 * MIB])
+async def test_a_context_that_the_model_does_not_know_is_told(yard: Yard, on_gpu: int) -> None:
+    yard.planner, yard.gpus = (
+        Short(),
+        (Device(name="nvidia.com/gpu=0", title="G", total=GIB, free=GIB),) if on_gpu else (),
+    )
+    metadata = {"needs": MIB, "context_length": 512, "on_gpu": on_gpu}
+    yard.store.records["a"] = msgspec.structs.replace(yard.store.records["a"], metadata=metadata)
+    fleet = await yard.open()
+    replica = await fleet.ensure_ready("a", settings={"context": 4096}, listener=yard.listener)
+    told = [e.message for e in yard.events if isinstance(e, Note)]
+    assert (replica.context, told) == (512, ["the model knows 512 tokens, not 4,096: it starts with a context of 512"])
 
 
 async def test_a_claim_tells_how_much_of_it_may_be_mapped(yard: Yard) -> None:

@@ -28,6 +28,7 @@ MIB = 1 << 20
 # What its server answers beside the work that a model is for.
 _RANK = 4  # llama.cpp's number for pooling that ranks
 _THINKS = ("enable_thinking", "<think>", "reasoning_content", "reasoning_effort")
+_EXTENDS = frozenset({"rope_freq_base", "rope_freq_scale", "rope_scaling_type", "yarn_orig_ctx", "yarn_ext_factor"})
 _TOOLS = ("llamacpp-tokenize", "llamacpp-detokenize", "llamacpp-template", "llamacpp-props", "llamacpp-infill")
 
 _COMMON = ("context", "parallel", "threads", "kv_cache_type", "pooling", "normalize")
@@ -125,6 +126,8 @@ class LlamaCpp:
         """With one build of llama.cpp; None where nothing fits on the GPU of the ``wishes``."""
         parallel = int(settings.pop("parallel", 0)) or 1
         asked = int(settings.pop("context", 0))
+        if _EXTENDS.isdisjoint(settings):
+            asked = serving.within(asked, request.metadata)  # its server would do so, too, after it has filled memory
         mode = self._mode(settings, request)
         sizing = _sizing(request, settings, mode, parallel, gpu=wishes is not None)
         most = asked or min(int(request.metadata.get("context_length") or self._max_context), self._max_context)

@@ -133,7 +133,8 @@ class OpenVino:
             "precision": settings.get("kv_cache_precision", "u8"),
             "batch": settings.get("max_num_batched_tokens") or openvino_estimate.BATCH,
         }
-        context = self._context(request, settings.get("context", 0), sizing)
+        asked = serving.within(settings.get("context", 0), request.metadata)
+        context = self._context(request, asked, sizing)
         needed = openvino_estimate.estimate(request.metadata, context=context, **sizing)
         scheduler = {
             "max_num_seqs": parallel,

@@ -47,6 +47,12 @@ def python_of(image: str) -> str:
     return found[1] if found else "3.11"
 
 
+def within(asked: int, metadata: Mapping[str, Any]) -> int:
+    """The context that is asked for (0: none is), of at most the tokens that a model knows, where that is known."""
+    known = int(metadata.get("context_length") or 0)
+    return min(asked, known) if known else asked
+
+
 def too_large(
     model: str, parts: Mapping[str, int], free: int, *, hint: str, context: int = 0, **data: int
 ) -> OutOfMemory:

@@ -194,6 +194,7 @@ class Planning:
         )
         plan = engine.plan(request)
         _check_adapters(plan, request)
+        plan = msgspec.structs.replace(plan, notes=(*plan.notes, *_capped(plan, wish, model.metadata)))
         return self._as_seen(model.name, plan, kind(model.digest, plan.spec), room)
 
     def _as_seen(self, name: str, plan: Plan, key: str, room: Room) -> Plan:
@@ -222,6 +223,13 @@ def _wish(replica: Replica) -> Wish:
     wish = replica.life.wish
     assert wish is not None, "a replica is planned with the settings of its model's first start"
     return wish
+
+
+def _capped(plan: Plan, wish: Wish, metadata: Mapping[str, Any]) -> Iterator[str]:
+    """What is to be said where more context is asked for than the model knows."""
+    asked, known = wish.settings.get("context"), metadata.get("context_length")
+    if isinstance(asked, int) and isinstance(known, int) and asked > known == plan.context:
+        yield f"the model knows {known:,} tokens, not {asked:,}: it starts with a context of {known:,}"
 
 
 def _check_adapters(plan: Plan, request: PlanRequest) -> None:
