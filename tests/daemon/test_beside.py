@@ -88,6 +88,11 @@ def test_a_request_chooses_an_adapter_by_the_models_name(running: House, smollm2
     assert running.chat("smollm2+noise")[0] == 404
     assert running.client.get("/replicas")[0]["id"] == replica
 
+    held = pier(running, "rm", "noise")
+    assert "`pier stop smollm2` first" in held.stderr, held.stderr
+    assert pier(running, "rm", "--force", "noise").returncode == 0
+    assert running.client.get("/replicas") == []
+
 
 def test_a_client_that_asks_for_the_cache_gets_no_answer_of_another_adapter(
     running: House, smollm2: Path, tmp_path: Path

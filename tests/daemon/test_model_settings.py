@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -61,7 +62,9 @@ def test_settings_persist_are_shown_with_their_origin_and_hold_at_the_next_start
     assert found["cpuparams.n_threads"] == (2, "models.toml")
     assert found["cache_type_k"] == ("GGML_TYPE_Q8_0", "models.toml")
     assert before["context"] == 1024
-    assert running.client.get("/replicas")[0]["id"] == before["id"]
+    (now,) = running.client.get("/replicas")
+    assert now["id"] == before["id"]
+    assert datetime.fromisoformat(now["expires_at"]) - datetime.now(UTC) > timedelta(minutes=50), "it holds at once"
 
     running.client.request("DELETE", "/replicas/smollm2")
     after = started(running)

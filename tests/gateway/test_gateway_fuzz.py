@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -154,6 +155,29 @@ def test_the_reduced_document_names_the_same_model(document, step, ascii_only):
 @given(st.binary(max_size=300), st.integers(100, 599))
 def test_any_engine_error_fits_the_envelope(raw, status):
     assert json.loads(from_engine(status, raw).body())["error"]["source"] == "engine"
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        ({"type": "BadRequestError", "code": 400, "message": "no"}, "invalid_request_error", "no"),
+        ({"type": "Internal Server Error", "code": 500, "message": "no"}, "server_error", "no"),
+        ({"type": "rate_limit_error", "message": "slow"}, "rate_limit_error", "slow"),
+        (
+            {
+                "type": "Bad Request",
+                "code": 400,
+                "message": "1 validation error:\n  {'type': 'missing', 'loc': ('body', 'messages', 0, 'role'), "
+                "'msg': 'Field required', 'input': {'model': 'm'}}",
+            },
+            "invalid_request_error",
+            "messages.0.role: Field required",
+        ),
+    ],
+)
+def test_an_engines_error_has_a_type_of_openais_and_says_what_is_wrong_in_plain_words(error, kind, message):
+    fault = from_engine(int(error.get("code", 429)), json.dumps({"error": error}).encode())
+    assert (fault.type, fault.message) == (kind, message)
 
 
 @given(st.lists(st.sampled_from([b"data: x\n\n", b"data: ", b"y", b"\n", b"\r\n", b"data: [DONE]\n\n"]), max_size=20))

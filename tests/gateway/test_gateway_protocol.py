@@ -28,6 +28,14 @@ async def served(gate, new_engine):
     return gate
 
 
+@pytest.mark.parametrize("kind", ["", "Content-Type: application/x-www-form-urlencoded\r\n"])
+async def test_an_engine_is_told_that_it_gets_json_whatever_the_client_says(served, kind):
+    wire = await served.wire()
+    await wire.send(post(f"{kind}Content-Length: 13\r\n", GOOD))
+    head = (await wire.answer()).json()["head"].lower()
+    assert [line for line in head.split("\r\n") if "content-type" in line] == ["content-type: application/json"]
+
+
 def post(extra: str, body: bytes = b"", path: str = "/v1/completions", host: str = "Host: localhost\r\n") -> bytes:
     return f"POST {path} HTTP/1.1\r\n{host}{extra}\r\n".encode() + body
 

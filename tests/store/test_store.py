@@ -222,6 +222,16 @@ def test_a_pinned_model_is_not_removed(store: Store) -> None:
     store.remove("a")
 
 
+def test_who_has_a_model_beside_its_own_is_named_by_its_model(store: Store) -> None:
+    model, adapter = add(store, "m"), add(store, "pirate", file="other.gguf")
+    store.pin(model.digest, "r1")
+    store.pin(adapter.digest, "r1-0")
+    with pytest.raises(Conflict, match=r"'pirate' is in use by r1 \(m\)") as refused:
+        store.remove("pirate")
+    assert "`pier stop m` first, after `pier lora rm m pirate`" in (refused.value.hint or "")
+    assert refused.value.data["owners"] == ["r1"]
+
+
 def test_what_a_live_pull_has_fetched_is_not_garbage(store: Store) -> None:
     with store.lease():
         with store.ingest("k") as ingest:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 
 import click
@@ -175,7 +176,8 @@ def _remove(paths: Paths, store: Store, name: str, force: bool) -> Removed:
             raise
     client = Client(paths, timeout=600)
     for owner in owners:
-        client.request("DELETE", f"/replicas/{owner}")
+        with contextlib.suppress(NotFound):  # it ended meanwhile
+            client.request("DELETE", f"/replicas/{owner}")
     return store.remove(name)
 
 

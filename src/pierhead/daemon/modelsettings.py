@@ -66,11 +66,20 @@ class ModelDesk:
             _takes_adapters(layers.engine(record, _engine(wanted)).facts, record)
         for adapter in adapters if isinstance(adapters, dict) else ():
             await asyncio.to_thread(self._check_adapter, record, adapter)
+        before = self._keep_alive()
         await self._book.edit(names, ready, wanted.unset, lambda file: layers.reading(file).check(record))
+        for running, seconds in self._keep_alive().items():
+            if seconds != before.get(running):
+                self._fleet.keep_loaded(running, seconds)  # which holds at once, unlike what an engine is started with
         if record is not None:
             await self._fleet.refit(record.digest)
         self._changed()
         return await self.show(name)
+
+    def _keep_alive(self) -> dict[str, float]:
+        """What the settings say of each model that runs, in seconds."""
+        layers = self._fleet.layers
+        return {r.life.model.name: layers.keeping(r.life.model)["keep_alive"].value for r in self._fleet.all()}
 
     def _check_adapter(self, record: ModelRecord | None, name: str) -> None:
         """NotFound or UsageError unless this is a LoRA of the store that fits the model."""

@@ -231,7 +231,8 @@ class Doorkeeper:
             return request._replace(control=True, own=own, forward=forward)
         if found is not None:
             operation, named = found
-            forward = self._forward(head, operation.path.encode() if not named else head.target)
+            target = operation.path.encode() if not named else head.target
+            forward = self._forward(head, target, json=operation.where == "body")
             return _only(request, ("POST",), forward=forward, operation=operation, named=named)
         known = _local(path)
         if known:
@@ -253,12 +254,17 @@ class Doorkeeper:
             raise peer.refused()
         return own
 
-    def _forward(self, head: Head, target: bytes) -> bytes:
-        """The head as the engine sees it: no keys, no cookies, no hop-by-hop headers; framing and id come later."""
+    def _forward(self, head: Head, target: bytes, *, json: bool = False) -> bytes:
+        """The head as the engine sees it: no keys, no cookies, no hop-by-hop headers; framing and id come later.
+
+        A body that can only be ``json`` is called so, whatever the client calls it: some engines mind.
+        """
         lines = [b"%b %b HTTP/1.1\r\nhost: localhost\r\n" % (head.method.encode(), target)]
+        if json:
+            lines.append(b"content-type: application/json\r\n")
         for name, value in head.headers:
             # Some servers take Content_Length for Content-Length: what is kept back is kept back in this spelling too.
-            if name.replace(b"_", b"-") in _PRIVATE or name in head.dropped:
+            if name.replace(b"_", b"-") in _PRIVATE or name in head.dropped or (json and name == b"content-type"):
                 continue
             if not (self.tracing and name == b"traceparent"):
                 lines.append(name + b": " + value + b"\r\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from http import HTTPStatus
 from typing import Any, Literal, cast
 
@@ -23,6 +24,10 @@ _ANTHROPIC = {
     504: "timeout_error",
 }
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+
+
+# What is wrong with a request, as Pydantic tells it and servers hand it on.
+_WRONG = re.compile(r"""'loc': \('body',? ?([^)]{0,300})\), 'msg': (['"])(.{1,500}?)\2""")
 
 
 class Fault(Exception):
@@ -121,7 +126,12 @@ def _normalized(status: int, error: dict[str, Any]) -> Fault:
         kind, code = "invalid_request_error", "context_length_exceeded"
     elif kind == "not_supported_error":
         kind, code = "invalid_request_error", "not_supported"
+    elif not kind.islower():  # a name of the engine's own, as BadRequestError
+        kind = ""
     message = str(error.get("message") or f"the engine answered {status}")
+    if (wrong := _WRONG.search(message)) is not None:
+        place = ".".join(wrong[1].replace("'", "").split(", "))
+        message = f"{place}: {wrong[3]}" if place else wrong[3]
     if status == 500 and "input is not supported" in message:  # llama.cpp says so of images and sound
         message = message.partition(" - hint")[0]
         status, kind, code = 400, "invalid_request_error", "not_supported"

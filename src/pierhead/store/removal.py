@@ -13,7 +13,7 @@ def drop(index: Index, word: str, digest: str, pinned: Mapping[str, tuple[str, .
 
     A name goes with its earlier versions, a digest with all its names, ``NAME@digest`` is one earlier version of NAME.
     """
-    before = index.live(())
+    before, known = index.live(()), {e.digest: e.name for e in reversed(index.named)}
     owner, at, _ = word.rpartition("@")
     names = [e.name for e in index.named if e.digest == digest]
     exact = next((n for n in (word, f"{word}:latest", word.removesuffix(":latest")) if n in names), "")
@@ -33,15 +33,20 @@ def drop(index: Index, word: str, digest: str, pinned: Mapping[str, tuple[str, .
     else:
         raise NotFound(f"'{word}' was moved or removed meanwhile", hint="`pier list` shows the models in the store.")
     index.drop(gone)
-    _refuse_used(word, before - index.live(()), pinned, gone)
+    _refuse_used(word, before - index.live(()), pinned, known)
     return gone
 
 
-def _refuse_used(word: str, lost: set[str], pinned: Mapping[str, tuple[str, ...]], gone: tuple[str, ...]) -> None:
-    owners = sorted({owner for digest in lost for owner in pinned.get(digest, ())})
+def _refuse_used(word: str, lost: set[str], pinned: Mapping[str, tuple[str, ...]], known: Mapping[str, str]) -> None:
+    """Conflict where a replica runs from what is lost, or has it beside its own model (an owner ``REPLICA-NUMBER``)."""
+    using = {owner for digest in lost for owner in pinned.get(digest, ())}
+    owners = sorted({owner.partition("-")[0] for owner in using})
     if owners:
+        models = {owner: known[d] for d, all_of in pinned.items() if d in known for owner in all_of}
+        model = models.get(owners[0], owners[0])
+        beside = f", after `pier lora rm {model} {word}` if it is an adapter" if not using & set(owners) else ""
         raise Conflict(
-            f"'{word}' is in use by {', '.join(owners)}",
-            hint=f"Type `pier stop {gone[0] if gone else owners[0]}` first, or `pier rm --force {word}`.",
+            f"'{word}' is in use by {', '.join(f'{o} ({models[o]})' if o in models else o for o in owners)}",
+            hint=f"Type `pier stop {model}` first{beside}, or `pier rm --force {word}`.",
             data={"owners": owners},
         )
