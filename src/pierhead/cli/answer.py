@@ -35,7 +35,6 @@ class Answer:
 
 def receive(stream: Stream, answer: Answer, *, quiet: bool = False, show_thinking: bool = True) -> None:
     """Fill ``answer`` from ``stream`` until it ends, and print it unless ``quiet``."""
-    began = time.monotonic()
     show = _Show(quiet, show_thinking and sys.stderr.isatty())
     try:
         for event in stream:
@@ -43,13 +42,13 @@ def receive(stream: Stream, answer: Answer, *, quiet: bool = False, show_thinkin
                 delta: dict[str, Any] = choice.get("delta") or {}
                 thought, text = delta.get("reasoning_content") or "", delta.get("content") or ""
                 if (thought or text) and "first_token_s" not in answer.timings:
-                    answer.timings["first_token_s"] = time.monotonic() - began
+                    answer.timings["first_token_s"] = time.monotonic() - stream.asked
                 answer.thinking += thought
                 answer.text += text
                 answer.finish = choice.get("finish_reason") or answer.finish
                 show.piece(thought, text)
             _figures(event, answer.timings)
-        answer.timings["total_s"] = time.monotonic() - began
+        answer.timings["total_s"] = time.monotonic() - stream.asked
     finally:
         stream.close()
         show.end()

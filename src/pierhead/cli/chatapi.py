@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import json
 import socket
+import time
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -17,9 +18,10 @@ MAX_LINE = 4 << 20
 
 
 class Stream:
-    """One answer on its way; iterate for its events, ``close`` stops the engine's work."""
+    """One answer on its way since ``asked`` (monotonic seconds); iterate for its events, ``close`` stops the work."""
 
     def __init__(self, paths: Paths, body: dict[str, Any]) -> None:
+        self.asked = time.monotonic()  # the gateway's headers come with the first token
         self._connection = http.client.HTTPConnection("localhost")
         self._response: http.client.HTTPResponse | None = None
         headers = {"Content-Type": "application/json"}
@@ -69,7 +71,6 @@ def _broken() -> EngineFailed:
 
 
 def refusal(response: http.client.HTTPResponse) -> PierError:
-    """The error of an answer that is none."""
     """What an answer other than 200 means."""
     data = response.read(1 << 20)
     try:
