@@ -80,6 +80,14 @@ def test_a_request_chooses_an_adapter_by_the_models_name(running: House, smollm2
     models = {m["id"]: m for m in get(running, "/v1/models")["data"]}
     assert models["smollm2+noise"]["parent"] == "smollm2"
 
+    assert "noise" not in models, "an adapter alone answers nothing"
+    own = pier(running, "run", "smollm2+noise", "Count from one to one hundred.", "--temperature", "0", "--json")
+    assert json.loads(own.stdout)["content"].startswith(changed[:12]), own.stderr
+    for name, words in (("smollm2+none", "'smollm2' has no adapter 'none'"), ("noise", "`pier run MODEL+noise`")):
+        refused_run = pier(running, "run", name, "Hi")
+        assert words in refused_run.stderr
+        assert refused_run.returncode in (2, 3)
+
     replica = running.client.get("/replicas")[0]["id"]
     assert pier(running, "lora", "add", "smollm2", "noise=0").returncode == 0
     assert said(running, "smollm2+noise") == plain, "a scale of 0 must change nothing, at once"

@@ -32,17 +32,27 @@ def sounds(files: tuple[str, ...]) -> bool:
     return any(Path(name).suffix.lower() in _ENDINGS for name in files)
 
 
+def hears(record: ModelRecord) -> bool:
+    """Whether its weights are of a model that hears."""
+    return any(f.role == "weights" and f.format == "ggml" for f in record.files)
+
+
+def no_sound(record: ModelRecord) -> UsageError:
+    """What a model that hears says where it is given nothing to hear."""
+    return UsageError(
+        f"'{record.name}' turns sound into text: it needs a file",
+        hint=f"Type `pier run {record.name} --file speech.wav`.",
+    )
+
+
 def check_sound(record: ModelRecord, files: tuple[str, ...]) -> None:
     """UsageError where a model that hears is given no file, or one that does not hear is given sound."""
-    hears = any(f.role == "weights" and f.format == "ggml" for f in record.files)
-    if hears and not files:
-        raise UsageError(
-            f"'{record.name}' turns sound into text: it needs a file",
-            hint=f"Type `pier run {record.name} --file speech.wav`.",
-        )
-    if sounds(files) and not hears and not any(f.format == PYTHON for f in record.files):
+    able = hears(record)
+    if able and not files:
+        raise no_sound(record)
+    if sounds(files) and not able and not any(f.format == PYTHON for f in record.files):
         raise UsageError(f"'{record.name}' cannot hear", hint="Use a Whisper model (ggml-….bin).")
-    for name in files if hears or sounds(files) else ():
+    for name in files if able or sounds(files) else ():
         path = Path(name).expanduser()
         if not path.is_file():
             raise UsageError(f"{name} is not a file", hint="Check the path.")

@@ -15,6 +15,11 @@ from pierhead.errors import UsageError
 
 MAX_FILE = 8 << 20
 _SAMPLING = ("temperature", "top_p", "max_tokens", "seed")
+_FLAGS = {
+    **{"system": "--system", "files": "--file", "images": "--image", "temperature": "--temperature"},
+    **{"top_p": "--top-p", "max_tokens": "--max-tokens", "seed": "--seed", "think": "--think", "shape": "--format"},
+    "output": "--output",
+}
 
 
 class Request:
@@ -30,6 +35,13 @@ class Request:
         if given.get("draft"):
             self.engine["draft"] = given["draft"]
         self.keep_alive = seconds(given["keep_alive"]) if given["keep_alive"] else None
+
+    def only(self, model: str, does: str, *kept: str) -> None:
+        """UsageError where a flag was given that means nothing to a model that does this."""
+        vain = [flag for name, flag in _FLAGS.items() if name not in kept and self.given[name] not in (None, ())]
+        if vain:
+            them = "it" if len(vain) == 1 else "them"
+            raise UsageError(f"'{model}' {does}: {', '.join(vain)} would change nothing", hint=f"Leave {them} out.")
 
     def system(self) -> list[dict[str, Any]]:
         """The first messages of a conversation."""

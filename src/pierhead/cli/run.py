@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import click
+from msgspec import structs
 
 from pierhead import events
 from pierhead.cli.answer import Answer, receive, show_timings
 from pierhead.cli.chatapi import Stream
 from pierhead.cli.completion import complete_model
-from pierhead.cli.hear import check_sound, hear, sounds
+from pierhead.cli.hear import check_sound, hear, hears, no_sound, sounds
 from pierhead.cli.help import Verb, json_option, option
 from pierhead.cli.models import fetch_missing, open_store
 from pierhead.cli.output import here, print_json, say, warn
@@ -25,11 +26,13 @@ from pierhead.cli.work import abilities, chats, work
 from pierhead.daemon.client import Client
 from pierhead.errors import NotFound, UsageError
 from pierhead.paths import Paths
+from pierhead.store.layout import Store
 from pierhead.store.model import ModelRecord
 
 _SAMPLING, _INPUT, _ENGINE, _OUTPUT = "Sampling", "Prompt", "Engine", "Output"
 _EXAMPLES = (
     ('pier run smollm2 "Name three colours."', "One answer; the model is pulled and started if need be."),
+    ('pier run smollm2+pirate "Hi"', "With one of its LoRA adapters; `pier lora` gives it some."),
     ("pier run smollm2", "A chat, with history and /help."),
     ('pier run smollm2 "Sum this up:" < letter.txt', "The prompt, then what comes through the pipe."),
     ('pier run smollm2 "Invent a ship." --format ship.schema.json', "An answer that keeps to a JSON schema."),
@@ -90,9 +93,10 @@ def run(model: str, prompt: str | None, as_json: bool, **given: Any) -> None:
     asked = bool(text or given["files"] or given["images"])
     content = "" if sounds(given["files"]) else request.first(text)
     if not asked and (as_json or not sys.stdin.isatty()):
-        raise UsageError("there is no prompt", hint=f'Type `pier run {model} "…"`, or pipe text into it.')
+        raise _no_prompt(model)
     paths = here()
     record = present(paths, model)
+    check_flags(record, request)
     if paints(record):
         start(paths, record.name, request, quiet=as_json)
         paint(paths, record, text, given, as_json=as_json)
@@ -107,9 +111,11 @@ def run(model: str, prompt: str | None, as_json: bool, **given: Any) -> None:
         return
     able = abilities(paths, record)
     if sounds(given["files"]) or "transcriptions" in able:
+        request.only(record.name, "turns sound into text", "files")
         hear(paths, record, given["files"], prompt or "", as_json)
         return
     if not chats(able):
+        request.only(record.name, "does not chat", "files")
         work(paths, record, able, prompt or "", through, request.content("", list(map(quote, given["files"]))), as_json)
         return
     if not asked:
@@ -121,6 +127,14 @@ def run(model: str, prompt: str | None, as_json: bool, **given: Any) -> None:
     body = request.body(record.name, [*request.system(), {"role": "user", "content": content}])
     receive(Stream(paths, body), answer, quiet=as_json, show_thinking=given["think"] is not False)
     _finish(record, answer, given, as_json)
+
+
+def _no_prompt(model: str) -> UsageError:
+    """What is missing: of a model that hears, a file."""
+    record = _stored(open_store(here()), model)
+    if record is not None and hears(record):
+        return no_sound(record)
+    return UsageError("there is no prompt", hint=f'Type `pier run {model} "…"`, or pipe text into it.')
 
 
 def _finish(record: ModelRecord, answer: Answer, given: dict[str, Any], as_json: bool) -> None:
@@ -145,11 +159,43 @@ def present(paths: Paths, model: str) -> ModelRecord:
         if path.exists() and is_program(path):
             return packaged(paths, path)
     store = open_store(paths)
+    base, plus, adapter = model.rpartition("+")
+    if plus and (found := _stored(store, base)):
+        return structs.replace(found, name=f"{found.name}+{adapter}")
     try:
-        return store.get(model)
+        return _whole(store.get(model))
     except NotFound as missing:
         with bars() as listener:
             return fetch_missing(paths, model, missing, listener)
+
+
+def _stored(store: Store, name: str) -> ModelRecord | None:
+    try:
+        return store.get(name)
+    except (NotFound, UsageError):
+        return None
+
+
+def _whole(record: ModelRecord) -> ModelRecord:
+    """UsageError for what only adds to a model."""
+    if record.adapter:
+        raise UsageError(
+            f"'{record.name}' is a LoRA adapter, which adds to a model",
+            hint=f"Type `pier lora add MODEL {record.name}`, then `pier run MODEL+{record.name}`.",
+        )
+    return record
+
+
+def check_flags(record: ModelRecord, request: Request) -> None:
+    """UsageError for a flag that means nothing to the model, as far as its files tell before it is loaded."""
+    if paints(record):
+        request.only(record.name, "makes pictures", "images", "seed", "output")
+    elif predicts(record):
+        request.only(record.name, "takes a JSON object")
+    elif hears(record):
+        request.only(record.name, "turns sound into text", "files")
+    elif request.given["output"]:
+        raise UsageError(f"'{record.name}' makes no pictures: --output would stay empty", hint="Leave it out.")
 
 
 def check_sight(record: ModelRecord) -> None:

@@ -90,10 +90,11 @@ class Control:
 
     async def start(self, request: Request) -> Response:
         body = await _body(request, wire.StartRequest)
+        model = await asyncio.to_thread(self.parts.models.base, body.model)
 
         async def work(listener: Listener) -> None:
             await self.parts.fleet.ensure_ready(
-                body.model,
+                model,
                 runtime=body.runtime,
                 settings=body.settings,
                 keep_alive=body.keep_alive,

@@ -15,7 +15,7 @@ from pierhead.daemon.wire import AdapterInfo, ModelSettings, SettingsChange
 from pierhead.engines.base import Describes, Engine, EngineFacts
 from pierhead.engines.common_settings import COMMON, checked
 from pierhead.engines.setting_table import spelled
-from pierhead.errors import Conflict, PierError, UsageError
+from pierhead.errors import Conflict, NotFound, PierError, UsageError
 from pierhead.fleet.info import ReplicaInfo
 from pierhead.fleet.layers import ENGINE, Layers
 from pierhead.fleet.merge import Layer, Setting, merge
@@ -109,6 +109,17 @@ class ModelDesk:
                 if adapter in self._fleet.layers.adapters(self._store.get(base)):
                     return base, adapter
         return name, ""
+
+    def base(self, name: str) -> str:
+        """The model to start for a name that may end with one of its LoRAs; NotFound where it has none. Blocking."""
+        base, adapter = self.parted(name)
+        if adapter or PLUS not in name:
+            return base
+        model, _, adapter = name.rpartition(PLUS)
+        raise NotFound(
+            f"'{self._store.get(model).name}' has no adapter '{adapter}'",
+            hint=f"`pier lora list {model}` shows those it has; `pier lora add {model} {adapter}` gives it one.",
+        )
 
     def adapted(self, replica: ReplicaInfo, adapter: str) -> Endpoint:
         """Where a replica answers with a LoRA; Conflict when it was started before that was added."""

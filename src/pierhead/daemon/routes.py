@@ -46,7 +46,7 @@ def routes(
             ready.setdefault(replica.digest, []).append(replica)
     made: dict[str, Route] = {}
     for model in models:
-        if model.digest not in made:
+        if model.digest not in made and not model.adapter:
             made[model.digest] = Route(
                 name=model.name,
                 aliases=tuple(sorted(_spellings(model) - {model.name})),

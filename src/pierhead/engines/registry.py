@@ -112,4 +112,6 @@ def _formats(files: tuple[ModelFile, ...]) -> list[str]:
 
 def _what(files: tuple[ModelFile, ...]) -> str:
     formats = _formats(files)
+    if not formats and any(f.role == "lora" for f in files):
+        return "it is a LoRA adapter, which adds to a model (`pier lora add MODEL NAME`)"
     return f"its weights are in {', '.join(formats)}" if formats else "it has no weights of a known format"

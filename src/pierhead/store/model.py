@@ -91,6 +91,12 @@ class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
         return self.name.partition("@sha256:")[0] or self.name
 
     @property
+    def adapter(self) -> bool:
+        """Whether it is a LoRA of its own, which only adds to a model."""
+        roles = {f.role for f in self.files}
+        return "lora" in roles and "weights" not in roles
+
+    @property
     def laid_out(self) -> tuple[ModelFile, ...]:
         """The files as they are in the model's folder."""
         return (*(f for f in self.files if f.packing == "raw"), *self.unpacked)
