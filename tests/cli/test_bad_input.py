@@ -41,6 +41,9 @@ CASES: list[tuple[list[str], int, str]] = [
     (["run", "x", "hi", "--format", "{nope"], 2, "JSON schema"),
     (["run", "x", "hi", "--file", "/does/not/exist"], 2, "cannot read"),
     (["serve", "--listen", "nonsense"], 2, "nonsense"),
+    (["lora", "add", "smollm2", "./nope.gguf"], 3, "there is no file ./nope.gguf"),
+    (["package", "README.txt", "x"], 3, "there is no file and no model 'README.txt'"),
+    (["bench", "--compare", "OLD", "nofile.json"], 3, "cannot read nofile.json"),
 ]
 
 
@@ -53,8 +56,11 @@ def one_message(done: subprocess.CompletedProcess[str]) -> str:
 
 
 @pytest.mark.parametrize(("args", "code", "words"), CASES, ids=lambda v: " ".join(v) if isinstance(v, list) else None)
-def test_a_wrong_command_is_answered_with_what_to_type(bare: Pier, args: list[str], code: int, words: str) -> None:
-    done = bare(*args)
+def test_a_wrong_command_is_answered_with_what_to_type(
+    bare: Pier, tmp_path: Path, args: list[str], code: int, words: str
+) -> None:
+    (tmp_path / "old.json").write_text("{}")
+    done = bare(*(word if word != "OLD" else str(tmp_path / "old.json") for word in args))
     assert words in one_message(done)
     assert done.returncode == code
 

@@ -172,7 +172,7 @@ def bench(
 
     _placed(save, svg)
     before = reports.load(old) if old else None
-    if before and model and model.endswith(".json") and Path(model).is_file():
+    if before and model and model.endswith(".json"):
         now = reports.load(Path(model))
     elif before and not model:
         raise UsageError("compare with what?", hint="Name a model to measure, or a second file.")

@@ -13,7 +13,8 @@ from pierhead.cli.help import Verbs, json_option, option
 from pierhead.cli.models import open_store
 from pierhead.cli.output import here, print_json, say, table, warn
 from pierhead.daemon.client import Client
-from pierhead.errors import UsageError
+from pierhead.errors import NotFound, UsageError
+from pierhead.refs import parse
 
 _EXAMPLES = (
     ("pier lora add smollm2 ./pirate.gguf", "Put it into the store; requests name the model smollm2+pirate."),
@@ -46,6 +47,8 @@ def add(model: str, adapter: str, name: str | None, as_json: bool) -> None:
         given = _brought(Path(given), name or Path(given).resolve().name)
     elif name:
         raise UsageError(f"there is no file {given}", hint="--name is for a file's adapter.")
+    elif parse(given).kind == "file":
+        raise NotFound(f"there is no file {given}", hint="Check the path.")
     _change(model, {"set": {"adapters": {given: scale}}}, as_json)
 
 

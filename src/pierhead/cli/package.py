@@ -257,7 +257,12 @@ def _found(paths: Paths, text: str, folder: Path, listener: events.Listener) -> 
     path = folder / Path(text).expanduser()
     if path.exists() or text.startswith(("./", "../", "/", "~")):
         return inputs.detect(path)
-    return model_of(paths, text, listener)
+    try:
+        return model_of(paths, text, listener)
+    except NotFound as exc:
+        if path.suffix[1:].isalpha():
+            raise NotFound(f"there is no file and no model '{text}'", hint="Check the path.", data=exc.data) from exc
+        raise
 
 
 def model_of(paths: Paths, name: str, listener: events.Listener) -> ModelRecord:
