@@ -139,6 +139,11 @@ def test_requests_that_come_together_are_one_batch_and_a_bad_one_fails_alone(ser
     assert max(sizes) > 1
 
 
+def test_batches_for_a_method_that_takes_no_list_are_refused(serve: Any) -> None:
+    log = serve("class Model:\n    def predict(self, x: int): return x", max_batch_size=2, fails=True)
+    assert "gets a list; it takes int: take list[int]" in log
+
+
 def test_what_is_wrong_with_a_request_is_said_in_one_sentence_and_no_traceback_leaves(serve: Any) -> None:
     server = serve(TYPED, max_batch_size=8)
     status, error = server.refused("/v1/predict", {"model": "mine", "stars": "many"})

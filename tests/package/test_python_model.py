@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from pierhead.engines.python_settings import TABLE
 from pierhead.errors import CorruptData, UnsafeContent, UsageError
 from pierhead.formats.python_model import NAME, decode
 from pierhead.package.build import package
@@ -96,6 +97,24 @@ def test_requirements_come_from_the_script_its_list_or_its_project(tmp_path: Pat
 )
 def test_what_cannot_be_packaged_is_refused_with_the_place(tmp_path: Path, files: dict[str, str], said: str) -> None:
     assert said in refused(written(tmp_path, **files)).message
+
+
+@pytest.mark.parametrize("kind", ["int", "dict[str, int]", "Item"])
+def test_batches_for_a_method_that_takes_no_list_are_refused(tmp_path: Path, kind: str) -> None:
+    text = f"""
+        class Item: ...
+        class Mine:
+            max_batch_size = 2
+            def predict(self, x: {kind}): ...
+    """
+    with pytest.raises(UsageError, match="gets a list") as told:
+        inputs(written(tmp_path / "m", mine_py=text), tmp_path)
+    assert f"list[{kind}]" in (told.value.hint or "")
+
+
+def test_a_setting_of_another_engine_changes_nothing_of_a_python_model() -> None:
+    with pytest.raises(UsageError, match="max-batch"):
+        TABLE.canonical({"max-batch": 3})
 
 
 def test_a_folder_of_weights_with_somebodys_code_is_not_taken_for_a_python_model(tmp_path: Path) -> None:

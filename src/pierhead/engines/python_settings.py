@@ -13,9 +13,6 @@ _SETTINGS = {
     "memory": Setting(int, 0, 0, 1 << 50, bytes=True),
 }
 _ALIASES = {
-    "max_batch": "max_batch_size",
-    "batch_size": "max_batch_size",
-    "batch": "max_batch_size",
     "batch_delay": "batch_delay_ms",
     "max_delay_ms": "batch_delay_ms",
     "max_concurrency": "concurrency",

@@ -74,6 +74,11 @@ def prepare(
     pin: the author's requirements together with the ``server``'s. ``pins`` remembers what it said from one to the next.
     """
     served, needs = program.served, program.needs
+    if served.single and settings.get("max_batch_size", 1) > 1:
+        raise UsageError(
+            f"with max_batch_size above 1, predict of {served.cls} gets a list; it takes {served.single}",
+            hint=f"Let it take list[{served.single}] and give a list, or leave max_batch_size out.",
+        )
     locked: tuple[str, ...] = ()
     if needs.requirements and lock:
         known = pins if pins is not None else {}

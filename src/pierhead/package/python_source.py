@@ -29,6 +29,7 @@ class Served:
     methods: tuple[str, ...]
     loads: bool
     tensors: bool = False
+    single: str = ""  # what ``predict`` takes, where that can be no list
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
@@ -67,7 +68,8 @@ def _served(node: ast.ClassDef, there: Mapping[str, ast.ClassDef], module: str) 
             settings |= _constant(item)
     names = tuple(name for name in OPERATIONS if name in methods)
     tensors = "predict" in names and _takes_arrays(methods["predict"])
-    return Served(module, node.name, names, "load" in methods, tensors, settings)
+    single = _single(methods["predict"], there) if "predict" in names else ""
+    return Served(module, node.name, names, "load" in methods, tensors, single, settings)
 
 
 def _family(node: ast.ClassDef, there: Mapping[str, ast.ClassDef], seen: set[str]) -> Iterator[ast.ClassDef]:
@@ -84,6 +86,13 @@ def _constant(item: ast.stmt) -> dict[str, Any]:
     value = getattr(item, "value", None)
     names = [t.id for t in targets if isinstance(t, ast.Name) and t.id in _CONSTANTS]
     return dict.fromkeys(names, value.value) if isinstance(value, ast.Constant) else {}
+
+
+def _single(method: ast.FunctionDef | ast.AsyncFunctionDef, there: Mapping[str, ast.ClassDef]) -> str:
+    """The type of a method's first argument where that is one thing and no list; "" where it may be one."""
+    given = [*method.args.posonlyargs, *method.args.args][1:2]
+    kind = ast.unparse(given[0].annotation) if given and given[0].annotation else ""
+    return kind if kind.partition("[")[0] in ("bool", "int", "float", "str", "bytes", "dict", *there) else ""
 
 
 def _takes_arrays(method: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:

@@ -28,6 +28,9 @@ class Shape(typing.NamedTuple):
     taken: frozenset[str] = OURS  # members that are not passed on
 
 
+_SINGLE = (bool, int, float, str, bytes, dict)  # none of them can be a batch
+
+
 def shape(method: Method, *, batches: bool) -> Shape:
     """The shape of a method's requests; Unusable says what of its signature cannot be served."""
     parameters = [p for p in method.arguments.values() if p.kind in _FIXED]
@@ -46,7 +49,11 @@ def _batched(method: Method, parameters: list[inspect.Parameter]) -> Shape:
     if len(parameters) != 1 or method.streams:
         raise Unusable(f"{method.name} gets batches, so it must take one list and give one, not a stream")
     only = parameters[0]
-    item = _item(method.types.get(only.name, Any))
+    kind = method.types.get(only.name, Any)
+    if (typing.get_origin(kind) or kind) in _SINGLE or _is_model(kind):
+        name = getattr(kind, "__name__", kind)
+        raise Unusable(f"with max_batch_size above 1, {method.name} gets a list; it takes {name}: take list[{name}]")
+    item = _item(kind)
     result = described(_item(method.types.get("return", Any)))
     if _is_model(item):
         return Shape(item, _same, result, _taken(item))
