@@ -29,6 +29,7 @@ from pierhead.fleet.scheduler import (
 from pierhead.fleet.state import State
 
 GIB = 1 << 30
+MIB = 1 << 20
 
 
 def needs(size: int):
@@ -247,6 +248,18 @@ def test_the_refusal_names_the_numbers_and_who_holds_memory() -> None:
         decide(held, Machine(Memory(4 * GIB, GIB)), 0, needs(4 * GIB))
     assert "gemma (busy), qwen (pinned)" in (caught.value.hint or "")
     assert [h["replica"] for h in caught.value.data["holders"]] == ["a", "b"]
+
+
+def test_a_refusal_within_a_budget_names_it_and_its_reserve_and_sends_nobody_to_stop_what_would_not_help() -> None:
+    held = [Claim("a", "gemma", 100 * MIB, State.READY, open=1)]
+    machine = Machine(limited(Memory(8 * GIB, 8 * GIB), 700 * MIB))
+    with pytest.raises(OutOfMemory) as never:
+        decide(held, machine, 512 * MIB, needs(500 * MIB))
+    assert "of the budget of 700 MiB, of which 512 MiB stay in reserve" in never.value.message
+    assert never.value.hint == "Raise [fleet] memory_budget, lower [engine] memory_reserve, or use a smaller model."
+    found = decide(held, machine, 512 * MIB, needs(150 * MIB))
+    assert isinstance(found, Wait)
+    assert "gemma (busy)" in (found.why.hint or "")
 
 
 def test_memory_that_a_loading_model_has_not_touched_yet_is_not_free() -> None:

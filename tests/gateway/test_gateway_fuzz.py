@@ -180,6 +180,11 @@ def test_an_engines_error_has_a_type_of_openais_and_says_what_is_wrong_in_plain_
     assert (fault.type, fault.message) == (kind, message)
 
 
+def test_a_message_and_its_hint_are_sentences():
+    told = json.loads(Fault(507, "out_of_memory", "188 MiB are free", hint="Try less.").body("kserve"))
+    assert told["error"] == "188 MiB are free. Try less."
+
+
 @given(st.lists(st.sampled_from([b"data: x\n\n", b"data: ", b"y", b"\n", b"\r\n", b"data: [DONE]\n\n"]), max_size=20))
 def test_the_event_splitter_loses_nothing_and_delivers_whole_events(parts):
     splitter = EventSplitter()

@@ -111,7 +111,7 @@ def _created(model: ModelRecord) -> int:
 
 
 def _card(model: ModelRecord, found: tuple[str, ...]) -> dict[str, Any]:
-    """The entry of ``/v1/models``; ``context_length`` is the model's own, in tokens."""
+    """The entry of ``/v1/models``; ``context_length`` is the model's own, in tokens, ``embedding_length`` numbers."""
     card: dict[str, Any] = {"id": model.name, "object": "model", "created": _created(model), "owned_by": "pierhead"}
     if found:
         card["capabilities"] = list(found)
@@ -119,6 +119,8 @@ def _card(model: ModelRecord, found: tuple[str, ...]) -> dict[str, Any]:
         card["openapi"] = f"/v1/models/{quote(model.name, safe='/:')}/openapi.json"
     if "infer" in found and (tensors := _tensors(model.metadata)):
         card["tensors"] = tensors
+    length = model.metadata.get("embedding_length") if "embeddings" in found else None
+    card |= {"embedding_length": length} if isinstance(length, int) and length > 0 else {}
     context = model.packaged.context or model.metadata.get("context_length")
     return card | ({"context_length": context} if isinstance(context, int) and context > 0 else {})
 

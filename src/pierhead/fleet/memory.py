@@ -10,6 +10,7 @@ from pierhead.engines.setting_table import byte_count
 from pierhead.errors import UsageError
 
 UNLIMITED = 1 << 62
+BUDGET = "[fleet] memory_budget"
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def limited(memory: Memory, budget: int) -> Memory:
     """The same within a budget (0: none)."""
     if budget <= 0 or budget >= memory.total:
         return memory
-    return Memory(budget, memory.available, "[fleet] memory_budget")
+    return Memory(budget, memory.available, BUDGET)
 
 
 def parse_size(text: int | str) -> int:

@@ -11,7 +11,7 @@ import msgspec
 
 from pierhead.engines.gpus import Device
 from pierhead.errors import OutOfMemory
-from pierhead.fleet.memory import Memory
+from pierhead.fleet.memory import BUDGET, Memory
 from pierhead.fleet.state import State
 
 T = TypeVar("T")
@@ -247,9 +247,15 @@ def _explained(exc: OutOfMemory, claims: Sequence[Claim], memory: Memory, reserv
     ]
     held = ", ".join(f"{c.model} ({_holds(c)})" for c in holders)
     hint = exc.hint or "Use a smaller model or context."
-    if held:
+    message = exc.message
+    ever = on_device or int(data.get("needed", 0)) <= memory.total - reserve
+    if not on_device and memory.bound == BUDGET:
+        message += f" of the budget of {memory.total >> 20:,} MiB, of which {reserve >> 20:,} MiB stay in reserve"
+        if not ever:
+            hint = f"Raise {BUDGET}, lower [engine] memory_reserve, or use a smaller model."
+    if held and ever:
         hint = f"Stop what holds memory: {held}: `pier stop {holders[0].model}`. {hint}"
-    return OutOfMemory(exc.message, hint=hint, data=data)
+    return OutOfMemory(message, hint=hint, data=data)
 
 
 def _holds(claim: Claim) -> str:

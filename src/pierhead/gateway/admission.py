@@ -79,6 +79,11 @@ class Admitted(NamedTuple):
         return self.holder.id if self.holder is not None else ""
 
     @property
+    def asks(self) -> str:
+        """The name of its operation; "" for none."""
+        return self.operation.name if self.operation is not None else ""
+
+    @property
     def reads_json(self) -> bool:
         """Whether the gateway reads members of its JSON body."""
         return self.operation is not None and self.operation.where == "body" and self.fault is None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -48,6 +48,26 @@ class Ask(msgspec.Struct):
         return None
 
 
+class TextAsk(Ask):
+    """Of a request for text also what engines would silently take for something else."""
+
+    temperature: Annotated[float, msgspec.Meta(ge=0)] | None = None
+    top_p: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
+    stop: str | list[str] | None = None
+
+
+class ChatAsk(TextAsk):
+    """Of a chat its messages, unread."""
+
+    messages: Annotated[list[msgspec.Raw], msgspec.Meta(min_length=1)] | None = None
+
+
+class VectorAsk(Ask):
+    """Of a request for embeddings how long they are to be."""
+
+    dimensions: Annotated[int, msgspec.Meta(ge=1)] | None = None
+
+
 class Options(msgspec.Struct):
     """What counts of Ollama's options."""
 
@@ -55,15 +75,27 @@ class Options(msgspec.Struct):
 
 
 read_options = msgspec.json.Decoder(Options).decode
+_KINDS: dict[str, type[Ask]] = {"chat": ChatAsk, "completions": TextAsk, "embeddings": VectorAsk}
 _decode = msgspec.json.Decoder(Ask).decode
+_decoders = {operation: msgspec.json.Decoder(kind).decode for operation, kind in _KINDS.items()}
+_MUST = {
+    "temperature": "a number of 0 or more",
+    "top_p": "a number from 0 to 1",
+    "stop": "a text or a list of texts",
+    "messages": "a list of at least one message",
+    "dimensions": "a whole number of 1 or more",
+}
 
 
-def read_ask(body: bytes) -> Ask:
+def read_ask(body: bytes, operation: str = "") -> Ask:
     """The facts of a JSON body, where the last of members given twice counts, as for engines; Fault 400 if unusable."""
     try:
-        ask = _decode(body)
+        ask = _decoders.get(operation, _decode)(body)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as exc:
         param = str(exc).rpartition("`$.")[2].rstrip("`") if "`$." in str(exc) else None
+        if param is not None and (must := _MUST.get(param.partition("[")[0])) is not None:
+            param = param.partition("[")[0]
+            raise bad_request(f"'{param}' must be {must}.", code="invalid_value", param=param) from exc
         raise bad_request(f"the request body is not usable JSON: {exc}.", code="invalid_json", param=param) from exc
     if not ask.model:
         raise Fault(400, "missing_model", "the request names no model.", param="model", hint="Send a 'model' member.")

@@ -63,7 +63,9 @@ class Fault(Exception):
 
     def body(self, dialect: Dialect = "openai", request_id: bytes = b"") -> bytes:
         """A dialect's JSON envelope; OpenAI's is ``{"error": {"message", "type", "param", "code", "source", …}}``."""
-        text = f"{self.message} {self.hint}" if self.hint else self.message
+        text = self.message
+        if self.hint:
+            text += f" {self.hint}" if text.endswith((".", "!", "?", ":")) else f". {self.hint}"
         if dialect == "anthropic":
             error = {"type": _ANTHROPIC.get(self.status) or _family(self.status), "message": text}
             return msgspec.json.encode({"type": "error", "error": error, "request_id": request_id.decode("latin-1")})

@@ -10,8 +10,9 @@ from urllib.parse import quote, unquote
 
 from pierhead.gateway import forms, passthrough, translate
 from pierhead.gateway.admission import Admitted
-from pierhead.gateway.ask import ABSENT, Ask
+from pierhead.gateway.ask import ABSENT, Ask, VectorAsk
 from pierhead.gateway.dialects.base import Facts, Reply, Translation
+from pierhead.gateway.faults import bad_request
 from pierhead.gateway.operations import MEMBER
 from pierhead.gateway.routes import Entry
 from pierhead.gateway.skeleton import INLINE
@@ -62,6 +63,19 @@ class Given(NamedTuple):
     calls: list[Usage] | None = None  # what calls of engines on the way to the last one used
 
 
+def check(ask: Ask, target: Target, entry: Entry) -> None:
+    """Fault 400 where the engine would give vectors of another length than is asked for: llama.cpp has only one."""
+    if not isinstance(ask, VectorAsk) or ask.dimensions is None or "llamacpp-tokenize" not in target.serves:
+        return
+    if ask.dimensions != (own := entry.facts.get("embedding_length")):
+        told = f" of {own}" if own else ""
+        raise bad_request(
+            f"'{entry.name}' gives vectors of its own length{told}, not of {ask.dimensions}.",
+            code="not_supported",
+            param="dimensions",
+        )
+
+
 def native(request: Admitted, ask: Ask, body: list[bytes], target: Target, cap: int) -> Outgoing | None:
     """What ``target`` gets of a small body, at once; None when it does not speak the client's dialect."""
     operation = request.operation
@@ -85,6 +99,7 @@ async def make(services: Services, given: Given, target: Target) -> Outgoing | R
     """What ``target`` gets, whatever that takes; or the client's answer, where a translation knows it already."""
     operation, body = given.request.operation, given.body
     assert operation is not None
+    check(given.ask, target, given.entry)
     if operation.name not in target.serves:
         return await _translated(services, given, target)
     if target.model and operation.where != "body":

@@ -38,7 +38,7 @@ class Relay(Hedged):
             elif len(text) > INLINE or request.named or not request.reads_json:
                 self._spawn(self._drive(text))
                 return
-            elif not self._admit(read_ask(text)):
+            elif not self._admit(read_ask(text, request.asks)):
                 self._spawn(self._drive())
                 return
         except Fault as fault:
@@ -74,6 +74,7 @@ class Relay(Hedged):
         if target is None:
             return False
         self._claim(target)
+        outgoing.check(ask, target, entry)
         if self._skeleton is None:
             self._outgoing = outgoing.native(request, ask, self._body, target, self._cap)
         return self._outgoing is not None
@@ -123,7 +124,7 @@ class Relay(Hedged):
             return Ask(model=self._services.routes.owner(unquote(request.named)))
         if not request.reads_json:
             return form_ask(forms.fields(text, translate.headers(request.forward).get("content-type", "")))
-        return read_ask(text)
+        return read_ask(text, request.asks)
 
     def _granted(self, hold: Hold) -> None:
         self._hold = hold
