@@ -17,6 +17,9 @@ Pier = Callable[..., subprocess.CompletedProcess[str]]
 CASES: list[tuple[list[str], int, str]] = [
     (["frobnicate"], 2, "no command 'frobnicate'"),
     (["lst"], 2, "Did you mean `pier list`?"),
+    (["create", "x"], 2, "`pier package` makes a model"),
+    (["start", "x"], 2, "`pier run MODEL`"),
+    (["search", "qwen"], 2, "`pier pull hf:ORG/REPO`"),
     (["run"], 2, "Missing argument"),
     (["run", "smollm2", "hi", "--temperature", "warm"], 2, "warm"),
     (["run", "a b", "hi"], 2, "not a reference"),

@@ -151,3 +151,35 @@ def test_a_blob_that_was_damaged_is_not_run(stocked: Stocked, tmp_path: Path, sm
         assert done.stdout == ""
     finally:
         pier("stop", "--all", "--daemon", **own)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("FLEET__MEMORY_BUDGET", "lots", "'lots' is no size of memory"),
+        ("FLEET__MEMORY_BUDGET", "100MiB", "leaves nothing for models"),
+        ("GATEWAY__LISTEN", "foo", "'foo' is not an address"),
+        ("GATEWAY__LISTEN", "TAKEN", "another program does"),
+        ("RUNTIME__DEFAULT", "podman", "there is no runtime 'podman'"),
+    ],
+)
+def test_doctor_fails_for_settings_with_which_nothing_would_start(
+    bare: Pier, name: str, value: str, words: str
+) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        there = f"127.0.0.1:{taken.getsockname()[1]}"
+        done = bare("doctor", **{f"PIERHEAD_{name}": value.replace("TAKEN", there)})
+    assert words in done.stdout
+    assert done.returncode == 1
+
+
+def test_doctor_says_which_settings_a_running_daemon_does_not_have(bare: Pier) -> None:
+    try:
+        assert bare("settings", "*").returncode == 0  # starts a daemon
+        assert "other settings" not in bare("doctor").stdout
+        done = bare("doctor", PIERHEAD_FLEET__MEMORY_BUDGET="3GiB")
+        assert "other settings: fleet.memory_budget" in done.stdout
+    finally:
+        bare("stop", "--all", "--daemon")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from pierhead.cli.bench_output import columns
 from pierhead.cli.models import nearest
 from pierhead.cli.output import age, duration, fitting, number, print_error, printable, several, size, wrapped
 from pierhead.errors import EngineFailed, NotFound
@@ -149,3 +150,14 @@ def test_an_error_after_events_is_one_more_line(capsys: pytest.CaptureFixture[st
     print_error(EngineFailed("it died", data={"log": ["one", "two"]}), as_json=True)
     (line,) = capsys.readouterr().out.splitlines()
     assert json.loads(line)["error"]["data"]["log"] == ["one", "two"]
+
+
+@pytest.mark.parametrize(("room", "shown"), [(200, 15), (80, 8)])
+def test_the_figures_of_a_load_test_fit_a_terminal(room: int, shown: int) -> None:
+    head, spare = columns(streamed=True)
+    widths = [max(len(name), 6) for name in head]
+    widths[0] = len("16 at once")
+    kept = fitting(widths, room, (), spare)
+    assert sum(widths[i] for i in kept) + 2 * (len(kept) - 1) <= room
+    assert len(kept) == shown
+    assert {0, 1, 3, 4, 6, 9, 12} <= set(kept)

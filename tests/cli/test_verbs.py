@@ -233,6 +233,17 @@ def test_every_verb_has_a_help_page(bare: Pier, verb: str) -> None:
     assert done.stdout.startswith(f"Usage: pier {verb}")
 
 
+def test_a_groups_page_cuts_no_sentence_on_a_narrow_terminal(bare: Pier) -> None:
+    page = bare("lora", "--help", COLUMNS="80").stdout
+    assert "PEFT saves one, or one that is in the store" in " ".join(page.split())
+
+
+def test_help_and_show_mean_what_they_mean_elsewhere(bare: Pier) -> None:
+    assert bare("help").stdout.startswith("Usage: pier [OPTIONS]")
+    assert bare("help", "key", "create").stdout.startswith("Usage: pier key create")
+    assert bare("show", "--help").stdout.startswith("Usage: pier show")
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_shells_get_a_completion_script(bare: Pier, shell: str) -> None:
     assert "_PIER_COMPLETE" in bare("completion", shell).stdout

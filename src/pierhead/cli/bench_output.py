@@ -90,12 +90,16 @@ def _with_changes(now: Report, old: Report, changes: list[Change]) -> dict[str, 
 
 def _table(report: Report) -> None:
     streamed = any("ttft_p50_ms" in row.figures for row in report.results)
+    head, spare = columns(streamed)
+    rows = [_cells(row, streamed) for row in report.results]
+    table(head, rows, right=range(1, len(head)), spare=spare)
+
+
+def columns(streamed: bool) -> tuple[list[str], tuple[int, ...]]:
+    """The columns of the table, and which are left out first where there is no room."""
     head = ["LOAD", "ANSWERS", "FAILED", "REQ/S"]
     head += ["OUT TOK/S", "TOK/S", "TTFT P50", "P95", "P99", "TOKEN P50", "P95", "P99"] if streamed else ["TOK/S"]
-    head += ["WHOLE P50", "P95", "P99"]
-    rows = [_cells(row, streamed) for row in report.results]
-    spare = (11, 8, 5, 13, 14) if streamed else ()
-    table(head, rows, right=range(1, len(head)), spare=spare)
+    return [*head, "WHOLE P50", "P95", "P99"], (11, 8, 5, 14, 13, 10, 7, 2) if streamed else (7, 2)
 
 
 def _cells(row: Row, streamed: bool) -> list[str]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import platform
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import click
@@ -16,6 +19,7 @@ import msgspec
 
 from pierhead.cli.help import Verb, json_option, option
 from pierhead.cli.output import here, print_json, settings, size, wrapped
+from pierhead.config import Settings
 from pierhead.errors import PierError
 from pierhead.paths import Paths
 
@@ -33,7 +37,7 @@ CPU_FEATURES = (
     "sve",
 )
 
-
+RUNTIMES = ("auto", "process", "docker")
 _DOCKER = "For containers install Docker Engine (Debian: docker.io) or Podman, or set [runtime] docker_host."
 
 
@@ -57,6 +61,7 @@ def doctor(online: bool, as_json: bool) -> None:
     paths = here()
     checks = [*configuration(paths), *machine(), *gpus(), *disk(paths)]
     if checks[0].state == "ok":
+        checks[1:1] = starting(paths)
         checks += asyncio.run(runtimes(paths))
         checks += asyncio.run(places(paths)) if online else []
     well = all(c.state != "fail" for c in checks)
@@ -136,6 +141,54 @@ def disk(paths: Paths) -> list[Check]:
             "Free some space." if low else "",
         )
     ]
+
+
+def starting(paths: Paths) -> list[Check]:
+    """What of settings that can be read would keep a daemon from starting, or its models; what a running one lacks."""
+    from pierhead.daemon.client import Client
+    from pierhead.fleet.memory import parse_size
+
+    wanted = settings(paths).settings
+    client = Client(paths)
+    runs = client.get("/status") if client.version() else None
+    checks = [] if runs else [_tried("Address", functools.partial(_free, address)) for address in wanted.gateway.listen]
+    for name, text in (("memory_budget", wanted.fleet.memory_budget), ("gpu_budget", wanted.fleet.gpu_budget)):
+        checks.append(_tried(f"[fleet] {name}", functools.partial(parse_size, text)))
+    if checks[-2].state == "ok" and 0 < parse_size(wanted.fleet.memory_budget) <= wanted.engine.memory_reserve:
+        kept = f"[engine] memory_reserve keeps {size(wanted.engine.memory_reserve)} of it free"
+        checks.append(Check("[fleet] memory_budget", "fail", f"leaves nothing for models: {kept}", "Make it larger."))
+    if wanted.runtime.default not in RUNTIMES:
+        what = f"there is no runtime '{wanted.runtime.default}'"
+        checks.append(Check("[runtime] default", "fail", what, f"Use one of: {', '.join(RUNTIMES)}."))
+    return [c for c in checks if c.state != "ok"] + _unlike(runs, wanted)
+
+
+def _tried(name: str, work: Callable[[], object]) -> Check:
+    try:
+        work()
+    except PierError as exc:
+        return Check(name, "fail", exc.message, exc.hint or "")
+    return Check(name, "ok", "")
+
+
+def _free(address: str) -> None:
+    """Listen for a moment where the gateway would."""
+    from pierhead.gateway.listeners import bind_tcp
+
+    bind_tcp(address).sock.close()
+
+
+def _unlike(runs: Any, wanted: Settings) -> list[Check]:
+    """A note where a running daemon was started with other settings; what its flags said is left out."""
+    if runs is None:
+        return []
+    ours: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(wanted))
+    keys = [(s, key) for s, table in ours.items() for key in table if table[key] != runs["settings"][s].get(key)]
+    names = [f"{s}.{key}" for s, key in keys if runs["origins"].get(f"{s}.{key}") != "flag"]
+    if not names:
+        return []
+    text = f"the daemon that runs was started with other settings: {', '.join(names)}"
+    return [Check("Daemon", "warn", text, "`pier stop --all --daemon`; the next command starts one with these.")]
 
 
 async def runtimes(paths: Paths) -> list[Check]:

@@ -87,7 +87,15 @@ _EXAMPLES = (
     ("pier inspect hf:Qwen/Qwen3-0.6B-GGUF:Q8_0", "Look at a model before pulling it."),
     ("pier serve", "Serve every pulled model, OpenAI-compatible, at http://127.0.0.1:12434/v1."),
 )
-_HIDDEN = {"ls": "list", "images": "list", "remove": "rm", "cp": "tag"}
+_HIDDEN = {"ls": "list", "images": "list", "remove": "rm", "cp": "tag", "show": "inspect"}
+_MEANT = {  # words of other tools, and what they are here
+    **dict.fromkeys(("create", "build"), "`pier package` makes a model."),
+    **dict.fromkeys(
+        ("load", "start", "chat"), "`pier run MODEL` loads a model and talks to it; `pier serve` serves all."
+    ),
+    **dict.fromkeys(("unload", "kill"), "`pier stop MODEL` unloads a model."),
+    "search": "Look at https://huggingface.co/models?library=gguf, then `pier pull hf:ORG/REPO`.",
+}
 
 
 class Root(click.Group):
@@ -110,8 +118,9 @@ class Root(click.Group):
         if args and not args[0].startswith("-") and args[0] not in _FLAT and args[0] not in _HIDDEN:
             import difflib
 
-            close = difflib.get_close_matches(args[0], _FLAT, 1)
+            close = difflib.get_close_matches(args[0], _FLAT, 1, 0.7)
             hint = f"Did you mean `pier {close[0]}`?" if close else "`pier --help` lists what there is."
+            hint = _MEANT.get(args[0], hint)
             raise UsageError(f"there is no command '{args[0][:60]}'", hint=hint)
         return super().resolve_command(ctx, args)
 
@@ -143,6 +152,8 @@ def fail(error: PierError, as_json: bool) -> int:
 def entry(argv: list[str] | None = None) -> None:
     """What the ``pier`` script calls; exits with the verb's status."""
     args = sys.argv[1:] if argv is None else argv
+    if args[:1] == ["help"]:
+        args = [*args[1:], "--help"]
     as_json = "--json" in args
     try:
         code: Any = cli.main(args, prog_name="pier", standalone_mode=False)

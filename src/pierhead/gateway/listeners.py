@@ -176,7 +176,7 @@ def _bind_error(where: str, exc: OSError) -> AddressInUse | AccessDenied | Confi
     if exc.errno == errno.EADDRINUSE:
         return AddressInUse(
             f"cannot listen on {where}: another program does",
-            hint="Stop it, or choose another address with --listen.",
+            hint="Stop it, or choose another address: `pier serve --listen ADDRESS`, or PIERHEAD_GATEWAY__LISTEN.",
         )
     if exc.errno in (errno.EACCES, errno.EPERM):
         return AccessDenied(f"cannot listen on {where}: no permission", hint="Choose a port above 1023.")
