@@ -9,7 +9,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, cast, get_args, get_origin
 
 import msgspec
 
@@ -334,11 +334,35 @@ def _section(section: str, keys: dict[str, Any], origins: dict[str, str]) -> Any
         try:
             ready[key] = _convert(value, hints[key])
         except (msgspec.ValidationError, ValueError) as exc:
+            within = f": {exc}" if get_origin(hints[key]) is dict else ""
             raise ConfigError(
-                f"bad value for '{section}.{key}' ({origins[f'{section}.{key}']}): {exc}",
-                hint=f"It must be of type {getattr(hints[key], '__name__', hints[key])}.",
+                f"bad value {value!r:.60} for '{section}.{key}' ({origins[f'{section}.{key}']}){within}",
+                hint=f"It must be {wanted(hints[key])}.",
             ) from exc
     return cls(**ready)
+
+
+_KINDS: dict[Any, str] = {
+    **{bool: "true or false", int: "a whole number", float: "a number", str: "text"},
+    **{
+        tuple: "a list",
+        dict: "a table",
+        bool | str: "true, false or a path",
+        int | str: "a number of bytes, or as 3GiB",
+    },
+}
+
+
+def wanted(kind: Any) -> str:
+    """What a value of this type must be, in words."""
+    origin, words = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return f"{', '.join(words[:-1])} or {words[-1]}"
+    if origin is Annotated:
+        return f"{wanted(words[0])} from {words[1].ge} to {words[1].le}"
+    if type(None) in words:
+        return wanted(next(word for word in words if word is not type(None)))
+    return _KINDS.get(kind) or _KINDS.get(origin) or "of another type"
 
 
 def _convert(value: Any, kind: Any) -> Any:

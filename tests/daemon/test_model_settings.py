@@ -24,7 +24,9 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"set": {"cache-type-k": "q3"}}, "cache-type-k", "q8_0"),
     ({"set": {"port": 1}}, "port", "Leave it out"),
     ({"set": {"engine": "lamacpp"}}, "no engine", "llamacpp"),
-    ({"set": {"replicas": 100}}, "replicas", ""),
+    ({"set": {"replicas": 100}}, "bad value 100 for 'replicas'", "a whole number from 1 to 64"),
+    ({"set": {"runtime": "podman"}}, "bad value 'podman' for 'runtime'", "auto, process or docker"),
+    ({"set": {"pin": "maybe"}}, "bad value 'maybe' for 'pin'", "true or false"),
     ({"set": {"keep_alive": "soon"}}, "not a time", "5m"),
     ({"unset": ["threads"]}, "sets no 'threads'", "pier settings"),
 ]
@@ -60,7 +62,7 @@ def test_settings_persist_are_shown_with_their_origin_and_hold_at_the_next_start
     assert found["context"] == (768, "models.toml")
     assert found["keep_alive"] == (3600.0, "models.toml")
     assert found["cpuparams.n_threads"] == (2, "models.toml")
-    assert found["cache_type_k"] == ("GGML_TYPE_Q8_0", "models.toml")
+    assert found["cache_type_k"] == ("q8_0", "models.toml")
     assert before["context"] == 1024
     (now,) = running.client.get("/replicas")
     assert now["id"] == before["id"]
@@ -116,3 +118,20 @@ def test_everything_that_an_engine_does_by_itself_is_shown_when_asked_for(runnin
     assert found["flash_attn_type"][1] == "default"
     assert found["cpuparams.n_threads"] == (1, "config")
     assert len(found) > 100
+
+
+def test_what_an_engine_does_by_itself_is_told_in_words(running: House) -> None:
+    found = shown(running, all="true")
+    assert found["cache_type_k"] == ("f16", "default")
+    assert not [name for name in found if "cpumask" in name]
+    printed = pier(running, "settings", "smollm2", "--all").stdout
+    assert max(map(len, printed.splitlines())) < 400
+
+
+def test_a_setting_is_taken_out_by_the_name_under_which_it_is_listed(running: House) -> None:
+    for model in ("smollm2", "*"):
+        running.client.request("PATCH", f"/settings/{model}", {"set": {"flash_attn": "on", "threads": 2}})
+        assert shown(running)["flash_attn_type"] == ("enabled", "models.toml")
+        change = {"unset": ["flash-attn-type", "cpuparams.n_threads"]}
+        running.client.request("PATCH", f"/settings/{model}", change)
+        assert "flash_attn_type" not in shown(running)

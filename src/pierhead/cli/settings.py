@@ -12,6 +12,7 @@ from pierhead.cli.output import here, print_json, say, table, warn
 from pierhead.daemon.client import Client
 from pierhead.errors import UsageError
 
+_MANY = 8  # of a list are not shown one by one
 _EXAMPLES = (
     ("pier settings smollm2", "Every setting that holds, and where it comes from."),
     ("pier settings set smollm2 context=4096 keep_alive=1h", "From the next start on; kept in models.toml."),
@@ -50,6 +51,8 @@ def show(model: str, everything: bool, as_json: bool) -> None:
         print_json(found)
         return
     _print(found)
+    if everything and not any(s["origin"] == "default" and s["where"] != "Pierhead" for s in found["settings"]):
+        say(f"What the engine {found['engine'] or '-'} does by itself is in its own documentation only.")
 
 
 @settings.command("set")
@@ -116,4 +119,6 @@ def _text(value: Any) -> str:
         return "-"
     if isinstance(value, bool):
         return "true" if value else "false"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:g}"
+    return str(value) if not isinstance(value, list) or len(value) <= _MANY else f"{len(value)} values"  # pyright: ignore[reportUnknownArgumentType]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from msgspec.structs import replace
@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from pierhead.daemon.modelbook import ModelBook
 from pierhead.daemon.routes import PLUS, with_adapter
 from pierhead.daemon.wire import AdapterInfo, ModelSettings, SettingsChange
-from pierhead.engines.base import Describes, Engine, EngineFacts
+from pierhead.engines.base import Describes, Engine, EngineFacts, Spells
 from pierhead.engines.common_settings import COMMON, checked
 from pierhead.engines.setting_table import spelled
 from pierhead.errors import Conflict, NotFound, PierError, UsageError
@@ -67,7 +67,8 @@ class ModelDesk:
         for adapter in adapters if isinstance(adapters, dict) else ():
             await asyncio.to_thread(self._check_adapter, record, adapter)
         before = self._keep_alive()
-        await self._book.edit(names, ready, wanted.unset, lambda file: layers.reading(file).check(record))
+        unwanted = [self._as_written(record, names, name) for name in wanted.unset]
+        await self._book.edit(names, ready, unwanted, lambda file: layers.reading(file).check(record))
         for running, seconds in self._keep_alive().items():
             if seconds != before.get(running):
                 self._fleet.keep_loaded(running, seconds)  # which holds at once, unlike what an engine is started with
@@ -80,6 +81,18 @@ class ModelDesk:
         """What the settings say of each model that runs, in seconds."""
         layers = self._fleet.layers
         return {r.life.model.name: layers.keeping(r.life.model)["keep_alive"].value for r in self._fleet.all()}
+
+    def _as_written(self, record: ModelRecord | None, names: Iterable[str], name: str) -> str:
+        """The word by which models.toml sets what an engine, and so the table of settings, calls ``name``."""
+        found = self._book.current.of(names)
+        layers = self._fleet.layers
+        engines = layers.engines if record is None else (layers.engine(record),)
+        for word, value in found[1].settings.items() if found is not None else ():
+            for engine in engines:
+                with contextlib.suppress(UsageError):
+                    if list(engine.validate({word: value})) == [spelled(name)]:
+                        return word
+        return name
 
     def _check_adapter(self, record: ModelRecord | None, name: str) -> None:
         """NotFound or UsageError unless this is a LoRA of the store that fits the model."""
@@ -165,8 +178,10 @@ def _shown(
     engine = layers.engine(record, asked)
     found = layers.settings(record, asked)
     if everything and isinstance(engine, Describes):
-        usual = merge([Layer("default", engine.facts.title, engine.defaults())])
+        usual = merge([Layer("default", engine.facts.title, engine.defaults(record.metadata))])
         found = {**usual, **{n: _above(s, usual.get(n)) for n, s in found.items()}}
+    if isinstance(engine, Spells):
+        found = {name: _spelled(engine, setting) for name, setting in found.items()}
     chosen = layers.chosen(record, asked) or Setting(name=ENGINE, value=engine.name, origin="default", where="Pierhead")
     names = sorted(found, key=lambda name: (list(COMMON).index(name) if name in COMMON else len(COMMON), name))
     return ModelSettings(
@@ -182,6 +197,12 @@ def _shown(
 def _above(setting: Setting, usual: Setting | None) -> Setting:
     """A value that stands over the engine's own."""
     return setting if usual is None else merge([*_layers(usual), *_layers(setting)])[setting.name]
+
+
+def _spelled(engine: Spells, setting: Setting) -> Setting:
+    """The same in the words that a person types."""
+    over = tuple(replace(o, value=engine.spelled(setting.name, o.value)) for o in setting.over)
+    return replace(setting, value=engine.spelled(setting.name, setting.value), over=over)
 
 
 def _layers(setting: Setting) -> list[Layer]:

@@ -256,6 +256,15 @@ class Engine(Protocol):
 class Describes(Protocol):
     """An engine that can say what it does where nobody says anything."""
 
-    def defaults(self) -> dict[str, Any]:
-        """Its settings in canonical form, as they are by themselves."""
+    def defaults(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
+        """Its settings as they are by themselves for a model with this ``metadata``, under canonical names."""
+        ...
+
+
+@runtime_checkable
+class Spells(Protocol):
+    """An engine whose canonical values are not the words that a person types."""
+
+    def spelled(self, name: str, value: Any) -> Any:
+        """The value of the setting of this canonical name, as it is typed."""
         ...

@@ -67,6 +67,10 @@ class Diffusion:
         """Settings in canonical form; UsageError names an unknown one with its closest match."""
         return TABLE.canonical(settings)
 
+    def defaults(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
+        """What holds where nobody says anything."""
+        return TABLE.defaults
+
     def plan(self, request: PlanRequest) -> Plan:
         """The launch plan; see ``Engine.plan``."""
         if request.metadata.get("type") != TYPE:

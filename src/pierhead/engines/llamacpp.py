@@ -15,7 +15,7 @@ from pierhead.engines import serving
 from pierhead.engines.base import EngineFacts, ImageRecipe, LaunchSpec, Limits, Plan, PlanRequest
 from pierhead.engines.llamacpp_beside import Companions, companions
 from pierhead.engines.llamacpp_gpu import CPU, GLIBC, INDEX, SMALLEST, Build, Fit, Wishes, build_for, fit
-from pierhead.engines.llamacpp_params import canonical, usual
+from pierhead.engines.llamacpp_params import canonical, spelled_out, usual
 from pierhead.engines.llamacpp_template import Template
 from pierhead.errors import OutOfMemory, UsageError
 from pierhead.formats.estimate import Estimate, estimate, fit_context
@@ -102,9 +102,13 @@ class LlamaCpp:
         """Settings under llama.cpp's names; UsageError names an unknown one with its closest match."""
         return canonical(settings)
 
-    def defaults(self) -> dict[str, Any]:
+    def defaults(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
         """What llama.cpp does by itself."""
         return usual()
+
+    def spelled(self, name: str, value: Any) -> Any:
+        """See ``Spells``."""
+        return spelled_out(name, value)
 
     def plan(self, request: PlanRequest) -> Plan:
         """The launch plan; see ``Engine.plan``."""

@@ -113,10 +113,20 @@ def table() -> dict[str, Any]:
 
 def usual() -> dict[str, Any]:
     """The defaults of all of them, as ``canonical`` would have them."""
-    return {"device": "auto", "gpus": "all"} | {name: _shown(value) for name, value in table().items()}
+    shown = {name: _shown(value) for name, value in table().items() if not name.endswith("cpumask")}
+    return {"device": "auto", "gpus": "all"} | shown
+
+
+def spelled_out(name: str, value: Any) -> Any:
+    """A canonical value as a person types it: of an enumeration the short word."""
+    members = getattr(cast("Any", type(table().get(name))), "__members__", None)
+    return dict(zip(members, _short(members), strict=True)).get(value, value) if members and value else value
 
 
 def _shown(value: Any) -> Any:
+    members = getattr(cast("Any", type(value)), "__members__", None)
+    if members is not None:
+        return dict(zip(members, _short(members), strict=True)).get(str(value.name), str(value.name))
     if isinstance(value, bool | int | float | str | dict):
         return value  # pyright: ignore[reportUnknownVariableType]
     return list(value) if isinstance(value, list | tuple | set) else str(value.name)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]

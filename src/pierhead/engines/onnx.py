@@ -97,6 +97,10 @@ class Onnx:
         """Settings in canonical form; UsageError names an unknown one with its closest match."""
         return TABLE.canonical(settings)
 
+    def defaults(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
+        """What holds where nobody says anything."""
+        return TABLE.defaults
+
     def plan(self, request: PlanRequest) -> Plan:
         """The launch plan; see ``Engine.plan``."""
         given = TABLE.canonical(request.settings)

@@ -80,6 +80,11 @@ class Python:
         """Settings in canonical form; UsageError names an unknown one with its closest match."""
         return TABLE.canonical(settings)
 
+    def defaults(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
+        """What holds where nobody but the class itself says anything."""
+        program = _program(metadata)
+        return TABLE.defaults | TABLE.canonical(program.settings if program else {})
+
     def plan(self, request: PlanRequest) -> Plan:
         """The launch plan; see ``Engine.plan``."""
         program = _program(request.metadata)

@@ -71,7 +71,7 @@ class Whisper:
         """Settings in canonical form; UsageError names an unknown one with its closest match."""
         return TABLE.canonical(settings)
 
-    def defaults(self) -> dict[str, Any]:
+    def defaults(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
         """What holds where nobody says anything."""
         return TABLE.defaults
 

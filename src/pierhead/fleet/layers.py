@@ -40,6 +40,11 @@ class Layers:
         for name in self._engine.defaults:
             _check_engine(name, engines)
 
+    @property
+    def engines(self) -> Sequence[Engine]:
+        """All there are, in the order in which they are asked whether they serve a model."""
+        return self._engines
+
     def reading(self, file: ModelsFile) -> Layers:
         """The same with another ``models.toml``."""
         return Layers(self._engines, self._loaded, lambda: file)
@@ -131,8 +136,10 @@ class Layers:
                 found |= engine.validate({name: value})
             except UsageError as exc:
                 others = (e for e in self._engines if e is not engine)
-                if not is_unknown(exc) or not any(_takes(e, name, value) for e in others):
+                if not is_unknown(exc):
                     raise _at(exc, where) from exc
+                if not any(_takes(e, name, value) for e in others):
+                    raise _nobodys(name, value, self._engines, where) from exc
         return found
 
     # --- how it is kept -------------------------------------------------------------------------------------------
@@ -192,6 +199,18 @@ def _takes(engine: Engine, name: str, value: Any) -> bool:
     except UsageError as exc:
         return not is_unknown(exc)
     return True
+
+
+def _nobodys(name: str, value: Any, engines: Sequence[Engine], where: str) -> UsageError:
+    """The refusal of a setting that no engine has, with the closest of any."""
+    close: list[str] = []
+    for engine in engines:
+        try:
+            engine.validate({name: value})
+        except UsageError as exc:
+            close += [exc.data["closest"]] if exc.data.get("closest") else []
+    hint = f"Did you mean '{close[0]}'?" if close else "`pier settings MODEL --all` lists what a model's engine has."
+    return UsageError(f"{where}: no engine has a setting '{name}'", hint=hint, data={"parameter": name})
 
 
 def _check_engine(name: str, engines: Sequence[Engine]) -> None:

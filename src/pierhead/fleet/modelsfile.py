@@ -9,7 +9,7 @@ from typing import Any, Literal, cast
 
 import msgspec
 
-from pierhead.config import Replicas
+from pierhead.config import Replicas, wanted
 from pierhead.engines.common_settings import COMMON, checked
 from pierhead.engines.setting_table import spelled
 from pierhead.errors import ConfigError, UsageError
@@ -130,15 +130,17 @@ def kept(raw: Mapping[str, Any], at: str) -> Keeping:
     try:
         found = msgspec.convert(plain, Keeping)
     except msgspec.ValidationError as exc:
-        what, _, where = str(exc).partition(" - at ")
-        place = where.replace("`$.", "").replace("`", "")
-        raise ConfigError(f"{at}: {what[0].lower()}{what[1:]}, at {place}", hint=_HINT) from exc
+        name = str(exc).rpartition("`$.")[2].rstrip("`")
+        kind = next((f.type for f in msgspec.structs.fields(Keeping) if f.name == name), str)
+        where = "" if at == name else f"{at}: "
+        raise ConfigError(
+            f"{where}bad value {plain.get(name)!r:.60} for '{name}'", hint=f"It must be {wanted(kind)}."
+        ) from exc
     if found.keep_alive is not None and not abs(found.keep_alive) < 1e9:
         raise ConfigError(f"{at}: keep_alive is not a time", hint=_TIME)
     return found
 
 
-_HINT = "docs/how-to/model-settings.md shows what each setting takes."
 _TIME = "Write 90s, 5m, 1h or -1 (for ever)."
 
 
