@@ -35,7 +35,14 @@ def ask(client: openai.OpenAI, model: str, *, system: bool) -> tuple[str | None,
     """The answer that is always the same, and the tokens of the prompt that led to it."""
     messages = [{"role": "system", "content": SYSTEM}] if system else []
     messages.append({"role": "user", "content": "Who are you?"})
-    answer = client.chat.completions.create(model=model, messages=messages, max_tokens=16, temperature=0)  # type: ignore[arg-type]
+    fresh = {"cache_prompt": False}  # what is read in one piece and what in two differ in the last bits
+    answer = client.chat.completions.create(
+        model=model,
+        messages=messages,
+        max_tokens=16,
+        temperature=0,
+        extra_body=fresh,  # type: ignore[arg-type]
+    )
     assert answer.usage is not None
     return answer.choices[0].message.content, answer.usage.prompt_tokens
 

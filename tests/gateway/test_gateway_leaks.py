@@ -11,6 +11,7 @@ import os
 import re
 import socket
 import struct
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -261,8 +262,11 @@ async def test_a_client_that_leaves_at_any_byte_of_the_answer_frees_the_engine_a
         sock = dial(leaky)
         sock.sendall(http("POST", "/v1/chat/completions", BODY, {"x-kind": kind, "x-hold": str(size)}))
         sock.settimeout(0.02)
-        with contextlib.suppress(TimeoutError, ConnectionResetError):
-            sock.recv(65536)
+        deadline = time.monotonic() + 20  # what is reset before it was read was never asked
+        while not any(call.headers.get("x-hold") == str(size) for call in list(leaky.engine.calls)):
+            assert time.monotonic() < deadline
+            with contextlib.suppress(TimeoutError, ConnectionResetError):
+                sock.recv(65536)
         reset(sock) if how == "reset" else sock.close()
 
     await all_at_once([lambda size=size: one(size) for size in steps])

@@ -21,7 +21,7 @@ SETTINGS: dict[str, Any] = {"engine": "vllm", "context": 1024, "parallel": 4, "e
 def crowded(gpu: Gpu, stocked: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:  # noqa: F811
     """A daemon whose budget of the GPU holds one of the models ``first`` and ``second``."""
     folder = random_llama.make(tmp_path_factory.mktemp("llama") / "llama", random_llama.LARGE)
-    with installed(stocked, '[fleet]\ngpu_budget = "8GiB"\nshrink = "never"\n') as made:
+    with installed(stocked, '[fleet]\ngpu_budget = "6GiB"\nshrink = "never"\n') as made:
         for name in ("first", "second"):
             made.pier("package", "--safetensors-dir", str(folder), name)
         yield made
@@ -51,6 +51,11 @@ def test_who_is_asked_for_wakes_while_the_other_falls_asleep(crowded: Installati
     print(f"\nstarts {starts} s, swaps by sleep {swaps} s, claims {claims} MiB, used {gpu.used // MIB} MiB")
     assert (replica(crowded, "first").state, replica(crowded, "second").state) == ("ready", "sleeping")
     assert max(swaps) < min(starts)
+    crowded.stop("second")
+    crowded.stop("first")
+    began = time.monotonic()
+    crowded.start("first", **SETTINGS)
+    print(f"started again, with what was compiled before: {time.monotonic() - began:.1f} s")
 
 
 def test_a_model_of_another_engine_takes_its_place(crowded: Installation, gpu: Gpu) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -149,6 +150,14 @@ def test_a_sandbox_shows_the_devices_it_was_given_and_no_others(tmp_path: Path) 
     assert "class" in seen("/sys", str(file))
     assert "class" not in seen("/sys")
     assert file.exists()
+
+
+@pytest.mark.skipif(not sandbox.bwrap_works(), reason="bubblewrap does not work here")
+def test_a_program_in_a_sandbox_has_a_name_though_its_number_is_in_no_list(tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir()
+    asked = (sys.executable, "-I", "-c", "import getpass; print(getpass.getuser())")
+    argv = sandbox.bwrap(asked, {}, model_dir=str(tmp_path), entry="", sockets=str(tmp_path / "s"))
+    assert subprocess.run(argv, capture_output=True, text=True, timeout=30, check=True).stdout.split() == ["engine"]
 
 
 H100 = tuple(

@@ -14,6 +14,7 @@ from pierhead.engines import gpus
 from pierhead.engines.base import Plan
 from pierhead.errors import PierError
 from pierhead.events import Note
+from pierhead.fleet import compiled
 from pierhead.fleet.adapters import Fitter
 from pierhead.fleet.admission import Admission, Ticket
 from pierhead.fleet.choice import RuntimeChooser
@@ -137,6 +138,7 @@ class Placing:
         def place(plan: Plan) -> None:
             replica.plan = plan
             self._fitter.prepare(replica)
+            compiled.prepare(plan.spec)
             asyncio.get_running_loop().run_in_executor(None, read_ahead, weights)  # others may still be ending
 
         def smaller(room: Room) -> Plan:

@@ -14,6 +14,7 @@ from pierhead.config import FleetSettings
 from pierhead.engines.base import Beside, Engine, Plan, PlanRequest
 from pierhead.engines.gpus import Device
 from pierhead.errors import NotFound, OutOfMemory, UsageError
+from pierhead.fleet import compiled
 from pierhead.fleet.holdings import Models
 from pierhead.fleet.layers import Layers, of_engine
 from pierhead.fleet.memory import processor_features
@@ -32,7 +33,8 @@ SMALLEST = 512  # tokens: nothing is tried with a smaller context
 class Planning:
     """Knows the engines, by the layers of settings, and the store; ``trusted`` raises for a model refused.
 
-    Below ``adapters`` are the folders of replicas that load LoRAs while they run.
+    Below ``adapters`` are the folders of replicas that load LoRAs while they run, below ``compiled`` those in which
+    engines keep what they compile.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class Planning:
         fleet: FleetSettings,
         peaks: Peaks,
         adapters: Path,
+        compiled: Path,
     ) -> None:
         self._store = store
         self.layers = layers
@@ -50,6 +53,7 @@ class Planning:
         self._fleet = fleet
         self._peaks = peaks
         self._adapters = adapters
+        self._compiled = compiled
         self._processor = processor_features()
         self._besides: dict[str, tuple[Beside, ...]] = {}  # by replica
 
@@ -194,6 +198,7 @@ class Planning:
         )
         plan = engine.plan(request)
         _check_adapters(plan, request)
+        plan = msgspec.structs.replace(plan, spec=compiled.keeping(plan.spec, self._compiled, model.digest))
         plan = msgspec.structs.replace(plan, notes=(*plan.notes, *_capped(plan, wish, model.metadata)))
         return self._as_seen(model.name, plan, kind(model.digest, plan.spec), room)
 

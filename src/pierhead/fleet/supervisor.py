@@ -15,7 +15,7 @@ from pierhead.engines.base import Engine
 from pierhead.engines.gpus import Device
 from pierhead.errors import DaemonUnavailable, NotFound, UsageError
 from pierhead.events import Listener, Note, Ready, ignore
-from pierhead.fleet import adoption
+from pierhead.fleet import adoption, compiled
 from pierhead.fleet import record as records
 from pierhead.fleet.adapters import Fitter
 from pierhead.fleet.ask import Ask
@@ -69,7 +69,8 @@ class Supervisor:
         self._peaks = Peaks(peaks or replicas_dir / "peaks.json")
         self.layers = layers or Layers(engines, plain(settings))
         adapters = replicas_dir.with_name("adapters")
-        self._planning = Planning(store, self.layers, trusted, settings.fleet, self._peaks, adapters)
+        self._compiled = replicas_dir.with_name("compiled")
+        self._planning = Planning(store, self.layers, trusted, settings.fleet, self._peaks, adapters, self._compiled)
         self._fitter = Fitter(self._planning.lend, self.layers, adapters)
         self._settings = settings
         self._build = build
@@ -360,6 +361,7 @@ class Supervisor:
                 await self._go_on(one)
             release(self._store, set(self._roster.replicas))
             await asyncio.to_thread(self._fitter.tidy, set(self._roster.replicas))
+            await asyncio.to_thread(compiled.tidy, self._compiled, self._store.get)
         finally:
             self._adopted.set()
             self._roster.settle()

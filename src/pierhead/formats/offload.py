@@ -26,10 +26,11 @@ from pierhead.formats.ggml import TENSOR_TYPES
 from pierhead.formats.repack import size_of
 from pierhead.formats.shape import CACHELESS, Facts, Shape
 
-# What a process has on a GPU before any model: CUDA's context, its kernels, and what cuBLAS works in.
-CONTEXT = 560 << 20
-# What CUDA's libraries take of the machine's own memory.
-LIBRARIES = 320 << 20
+# What a process has on a GPU before any model: CUDA's context and its kernels, as read on an H200: 604 MiB beside the
+# buffers that llama.cpp tells of (tests/gpu/test_llamacpp.py prints it).
+CONTEXT = 600 << 20
+# What CUDA's libraries take of the machine's own memory, with the pages of their files that are read.
+LIBRARIES = 448 << 20
 # Several GPUs work on several ubatches at once: each has its inputs this often.
 PIPELINE = 4
 
@@ -93,7 +94,8 @@ def offload(
         weights=sum(held[fullest]) + extra_weights + projector,
         kv_cache=sum(stored[fullest]),
         compute=graph(shape, wide) + inputs(shape, plan) * (PIPELINE if gpus > 1 else 1) + copied + seeing,
-        overhead=CONTEXT + _scratch(shape, plan) + (logits(shape, wide) // 2 if _half(summary) else 0),
+        # the logits of a whole text pass through a second buffer, and in half precision through one more
+        overhead=CONTEXT + _scratch(shape, plan) + logits(shape, wide) * (3 if _half(summary) else 2) // 2,
     )
     whole = estimate(summary, context=context, **_without(options))
     host = Estimate(

@@ -11,6 +11,9 @@ import msgspec
 from pierhead.engines.base import LaunchSpec
 from pierhead.events import Listener
 
+# Who an engine is, in the words of programs that look for a name or a home: its number is in no list of users.
+NOBODY = {"HOME": "/tmp", "USER": "engine", "LOGNAME": "engine", "LANG": "C.UTF-8"}  # noqa: S108  # a private tmpfs
+
 
 class Places(msgspec.Struct, frozen=True):
     """What the ``$(…)`` names of a launch spec mean inside one instance; ``mounted``: mounts are at their targets."""

@@ -10,7 +10,7 @@ import msgspec
 
 from pierhead.config import RuntimeSettings
 from pierhead.engines.base import LaunchSpec
-from pierhead.runtimes.base import Places, expand
+from pierhead.runtimes.base import NOBODY, Places, expand
 from pierhead.runtimes.job import OUTPUT
 
 LABEL = "ai.pierhead"
@@ -71,7 +71,7 @@ def create_request(
     """The body of ``POST /containers/create``; with a ``network`` the engine listens on a port instead of a socket."""
     places = PLACES if not network else msgspec.structs.replace(PLACES, socket=f"0.0.0.0:{PORT}")
     argv, env = expand(spec, places)
-    variables = {"HOME": "/tmp", "LANG": "C.UTF-8", **env}  # noqa: S108  # a private tmpfs inside
+    variables = {**NOBODY, **env}
     return {
         "Image": spec.image_name,
         "Entrypoint": list(argv[:1]),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pierhead.engines import bridge
 from pierhead.engines.base import Mount
-from pierhead.runtimes.base import Places
+from pierhead.runtimes.base import NOBODY, Places
 
 MODEL_DIR = "/model"
 ENTRY = "/engine/entry"
@@ -91,7 +91,7 @@ def bwrap(
     ``devices`` are files below ``/dev``; who gets one also sees what the kernel tells of the machine's devices.
     """
     command = [shutil.which("bwrap") or "bwrap", *_confine(), "--clearenv"]
-    for name, value in {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8", **env}.items():  # noqa: S108
+    for name, value in {"PATH": "/usr/bin:/bin", **NOBODY, **env}.items():
         command += ["--setenv", name, value]
     for folder in _SYSTEM:
         if os.path.islink(folder):
