@@ -45,6 +45,14 @@ def environment(folder: Path, name: str, *, whole: bool = True) -> Path:
     return place
 
 
+def test_what_an_engine_serves_is_told_in_the_words_of_clients(pier: Any) -> None:
+    serves = pier("engine", "show", "llamacpp").output.partition("Serves")[2].partition("\n")[0]
+    assert "rerank" in serves
+    assert "llamacpp-" not in serves
+    listed = next(line for line in pier("engine", "list").output.splitlines() if line.startswith("llamacpp"))
+    assert "rerank" in listed
+
+
 def test_all_engines_are_listed_with_what_they_take(pier: Any, tmp_path: Path) -> None:
     environment(tmp_path, "onnx-0123456789ab")
     environment(tmp_path, "python-0123456789ab", whole=False)

@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 from pierhead.gateway import link
+from pierhead.gateway.faults import Fault
 from pierhead.gateway.link import Fallback, Match, Mirror, Plan, Rule, Share
+from pierhead.gateway.plans import trouble
 
 New = Callable[..., Awaitable[Any]]
 PATH = "/v1/chat/completions"
@@ -176,6 +178,13 @@ async def test_the_next_one_is_asked_after_the_trouble_it_is_there_for(
     attempts = await town.metric("pierhead_route_attempts_total")
     assert attempts[f'pierhead_route_attempts_total{{route="r",destination="a",result="{kind}"}}'] == 1
     assert attempts['pierhead_route_attempts_total{route="r",destination="b",result="ok"}'] == 1
+
+
+def test_what_one_engine_cannot_do_another_may() -> None:
+    fault = Fault(404, "not_supported", "the engine of 'm' cannot answer /v1/rerank.")
+    assert trouble(fault) == "error"
+    assert [fault.status_in(dialect) for dialect in ("openai", "ollama", "kserve")] == [404, 400, 400]
+    assert trouble(Fault(400, "not_supported", "'m' does not support images.")) is None
 
 
 async def test_other_trouble_is_told_as_it_is(town: Town) -> None:

@@ -267,7 +267,7 @@ async def test_what_a_provider_does_not_serve_is_refused(gate: Any, new_provider
     provider = await new_provider(answers)
     await gate.serve(provider.route())
     answer = await gate.ask("POST", "/v1/embeddings", {"model": "m", "input": "x"})
-    assert answer.status == 501
+    assert answer.status == 404
     assert not provider.calls
 
 

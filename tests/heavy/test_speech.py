@@ -180,7 +180,7 @@ def test_models_and_engines_say_what_they_can_do(installation: Installation, par
     assert "whisper" in json.dumps(about)
     with pytest.raises(openai.APIStatusError) as refused:
         installation.openai.chat.completions.create(model=parrot, messages=[{"role": "user", "content": "Hi"}])
-    assert refused.value.status_code == 501
+    assert refused.value.status_code == 404
 
 
 def test_pier_run_prints_what_is_said_in_a_file(installation: Installation, parrot: str, tmp_path: Path) -> None:

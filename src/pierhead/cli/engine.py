@@ -15,6 +15,7 @@ from pierhead.cli.completion import complete_model
 from pierhead.cli.help import Verbs, json_option, option
 from pierhead.cli.output import here, pairs, print_json, say, settings, several, size, table
 from pierhead.errors import UsageError
+from pierhead.gateway.operations import known
 from pierhead.paths import Paths
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def list_engines(as_json: bool) -> None:
             one["name"],
             one["title"],
             ", ".join(one["formats"]),
-            ", ".join(word for word in one["serves"] if "-" not in word),
+            ", ".join(word for word in known(one["serves"]) if "-" not in word),
             ", ".join(one["accelerators"]),
             one["tried"] if not one["template"] else "-",
             size(one["bytes"]) if one["bytes"] else "built in" if one["installed"] else "not installed",
@@ -119,7 +120,7 @@ def show(name: str, as_json: bool) -> None:
         ("Name", told["name"]),
         ("Title", told["title"]),
         ("Formats", ", ".join(told["formats"])),
-        ("Serves", ", ".join(told["serves"])),
+        ("Serves", ", ".join(known(told["serves"]))),
         ("Runs on", f"{', '.join(told['accelerators'])}; {', '.join(told['platforms'])}"),
         ("LoRA", {"start": "at its start", "runtime": "while it runs"}.get(told["lora"], "no")),
         ("Packages", f"{size(told['bytes'])} in {several(len(told['environments']), 'environment')}"),

@@ -57,8 +57,18 @@ class Fault(Exception):
         self.data = data or {}
         self.headers = headers
 
+    @property
+    def cannot(self) -> bool:
+        """Whether the model's engine has no such operation."""
+        return self.status == 404 and self.code == "not_supported"
+
     def status_in(self, dialect: Dialect) -> int:
         """The status that a dialect's clients expect."""
+        if self.cannot and dialect in (
+            "ollama",
+            "kserve",
+        ):  # whose 404 says that there is no such model
+            return 400
         return OVERLOADED if dialect == "anthropic" and self.status == 503 else self.status
 
     def body(self, dialect: Dialect = "openai", request_id: bytes = b"") -> bytes:

@@ -261,7 +261,7 @@ def _operation(path: str, operation: Operation) -> Obj:
         "requestBody": {"required": True, "content": {kind: {"schema": body}}},
         "responses": {
             "200": {"description": "The answer.", "content": content},
-            "default": {"description": "It failed; 501 where the model's engine cannot do it.", "content": fault},
+            "default": {"description": "It failed; 404 where the model's engine cannot do it.", "content": fault},
         },
     }
     if operation.where == "path":

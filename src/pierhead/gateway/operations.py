@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 Dialect = Literal["openai", "anthropic", "ollama", "kserve"]
@@ -64,6 +65,14 @@ OPERATIONS: dict[str, Operation] = {operation.name: operation for operation in _
 OWN = ("llamacpp-", "python-", "triton-", "vllm-")  # how the names begin of what clients cannot ask for
 
 # Paths that clients use, also other spellings of the field (Cohere, Jina, vLLM).
+
+
+def known(serves: Iterable[str]) -> list[str]:
+    """What an engine serves in the words of clients, sorted; llama.cpp ranks in its own way, which is translated."""
+    words = {"rerank" if name == "llamacpp-rerank" else name for name in serves}
+    return sorted(word for word in words if not word.startswith(OWN))
+
+
 PATHS: dict[str, Operation] = {o.path: o for o in _ALL if o.where != "path" and not o.name.startswith(OWN)} | {
     "/rerank": OPERATIONS["rerank"],
     "/v2/rerank": OPERATIONS["rerank"],

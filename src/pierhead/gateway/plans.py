@@ -52,7 +52,7 @@ def trouble(fault: Fault) -> Trouble | None:
         return "overload"
     if fault.status == 504:
         return "timeout"
-    return "error" if fault.status >= 500 else None
+    return "error" if fault.status >= 500 or fault.cannot else None
 
 
 class Budget:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from pierhead.gateway.dialects.base import Call, Early, Facts, Keep, Load, Make, Reply, Send, Steps, Translation
 from pierhead.gateway.faults import Fault
 from pierhead.gateway.fetch import fetch
-from pierhead.gateway.operations import OPERATIONS
+from pierhead.gateway.operations import OPERATIONS, known
 from pierhead.gateway.usage import NOTHING, Usage, of_whole, plus
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ async def prepare(
 ) -> tuple[Translation, Send | Reply, Usage, bytes]:
     """The translation of this request, what to do last, what was used up for it, and lines for the answer's head.
 
-    Fault 501 when there is none.
+    Fault 404, as OpenAI's, when there is none.
 
     ``calls`` gets what each call of an engine used, unknown until it has ended.
     """
@@ -112,10 +112,11 @@ async def prepare(
         translation = cast("Translation | None", _made(_CHAINED)(make, facts))
     if translation is None:
         raise Fault(
-            501,
+            404,
             "not_supported",
             f"the engine of '{facts.model}' cannot answer {request.path}.",
-            hint=f"It serves: {', '.join(sorted(facts.serves))}.",
+            hint=f"It serves: {', '.join(known(facts.serves))}.",
+            param="model",
         )
     steps = translation.steps(b"".join(body))
     return translation, *await _run(services, request, facts, target, steps, calls)
