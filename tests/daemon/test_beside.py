@@ -83,6 +83,9 @@ def test_a_request_chooses_an_adapter_by_the_models_name(running: House, smollm2
     assert "noise" not in models, "an adapter alone answers nothing"
     own = pier(running, "run", "smollm2+noise", "Count from one to one hundred.", "--temperature", "0", "--json")
     assert json.loads(own.stdout)["content"].startswith(changed[:12]), own.stderr
+    few = ("--requests", "1", "--concurrency", "1", "--rounds", "1", "--prompt-tokens", "8", "--output-tokens", "2")
+    measured = pier(running, "bench", "smollm2+noise", *few, "--json")
+    assert json.loads(measured.stdout)["results"][0]["failed"] == 0, measured.stderr
     for name, words in (("smollm2+none", "'smollm2' has no adapter 'none'"), ("noise", "`pier run MODEL+noise`")):
         refused_run = pier(running, "run", name, "Hi")
         assert words in refused_run.stderr

@@ -64,10 +64,7 @@ class Fault(Exception):
 
     def status_in(self, dialect: Dialect) -> int:
         """The status that a dialect's clients expect."""
-        if self.cannot and dialect in (
-            "ollama",
-            "kserve",
-        ):  # whose 404 says that there is no such model
+        if self.cannot and dialect in ("ollama", "kserve"):  # their 404 says that there is no such model
             return 400
         return OVERLOADED if dialect == "anthropic" and self.status == 503 else self.status
 
