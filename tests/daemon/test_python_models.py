@@ -57,6 +57,9 @@ class Mine:
         if said == "reach out":
             with socket.create_connection(("198.51.100.1", 80), 2):
                 yield "reached"
+        if said == "end":
+            print("about to end", flush=True)
+            os._exit(3)
         if said == "write":
             open("/model/mine.py", "w")
         for word in said.split()[:max_tokens]:
@@ -91,6 +94,24 @@ def served(house: House, tmp_path: Path) -> tuple[House, str]:
     said = house.start()
     assert "error" not in said, said
     return house, said["listeners"][0]
+
+
+def test_a_program_that_ends_leaves_its_last_words_in_the_log(served: tuple[House, str]) -> None:
+    house, address = served
+    status, broken = ask(
+        address, "/v1/chat/completions", {"model": "mine", "messages": [{"role": "user", "content": "end"}]}
+    )
+    assert (status, broken["error"]["code"]) == (502, "engine_failed")
+    assert broken["error"]["hint"] == "`pier logs mine` may show why."
+    for _ in range(100):  # what comes in the moment of the end may still reach the socket of the one that ends
+        list(house.client.events("POST", "/replicas", {"model": "mine"}))
+        if ask(address, "/v1/predict", {"model": "mine", "x": [1]})[0] == 200:
+            break
+    log = pier(house, "logs", "mine").stdout.splitlines()
+    at = next(n for n, line in enumerate(log) if "ended with status 3" in line)
+    assert "about to end" in log[:at]
+    assert "about to end" in pier(house, "logs", "mine", "--tail", "50").stdout
+    assert "about to end" not in pier(house, "logs", "mine", "--tail", "0").stdout
 
 
 def test_a_class_answers_through_the_gateway_in_every_dialect(served: tuple[House, str]) -> None:

@@ -64,12 +64,18 @@ async def happenings(work: Callable[[Listener], Awaitable[object]]) -> AsyncGene
 
 
 async def log_lines(replica: Replica, tail: int | None, follow: bool) -> AsyncIterator[bytes]:
-    """The engine's log lines; of a replica that has ended, the last ones that were kept."""
+    """The engine's log lines; of a program that has ended, the last ones that were kept, before those of the next."""
     instance = replica.instance
+    error = replica.ended if instance is not None else replica.status.error
+    kept: list[Any] = [*error.data.get("log", [])] if error is not None else []
+    if instance is not None and error is not None:
+        kept.append(f"pierhead: {error.message}; started again")
+    left = tail
+    if instance is not None and kept and tail is not None:
+        left = tail - sum([1 async for _ in instance.logs(tail=tail)])
+    for line in kept if left is None else kept[max(0, len(kept) - max(0, left)) :]:
+        yield str(line).encode() + b"\n"
     if instance is None:
-        kept: list[Any] = replica.status.error.data.get("log", []) if replica.status.error else []
-        for line in kept[-tail:] if tail else kept:
-            yield str(line).encode() + b"\n"
         return
     async for line in instance.logs(tail=tail, follow=follow):
         yield line.rstrip(b"\n") + b"\n"

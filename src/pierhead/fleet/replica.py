@@ -45,6 +45,7 @@ class Replica:
         self.ready_s = 0.0
         self.ready_at = 0.0
         self.restarts = 0
+        self.ended: EngineFailed | None = None  # how the program before this one did
         self.open = 0
         self.last_used = 0.0
         self.gone = False  # its program has ended and nothing of it is left in memory
@@ -239,7 +240,7 @@ class Replica:
         """Wait for the end of the program, which nobody asked for."""
         assert self.instance is not None
         end = await self.instance.wait()
-        error = await failure(self.instance, end)
+        self.ended = error = await failure(self.instance, end)
         self._counted = self.life.backoff.count(self._counted, time.time() - self.ready_at)
         self._move(State.BACKOFF, error.message, error)
 

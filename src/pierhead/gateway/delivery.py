@@ -216,7 +216,8 @@ class Delivery(Translated):
             self._again()
         elif self._stream is not None or not self._elsewhere():
             self._faulty = True
-            self._fail(engine_failed(reason))
+            local = self._target is not None and self._target.outside is None
+            self._fail(engine_failed(reason, self._entry.name if local and self._entry is not None else ""))
 
     def _again(self) -> None:
         """Send the request once more: the connection it was sent on had gone stale, or another replica takes it."""

@@ -158,9 +158,10 @@ def _normalized(status: int, error: dict[str, Any]) -> Fault:
     )
 
 
-def engine_failed(reason: str) -> Fault:
-    """The engine broke off, or does not answer."""
-    return Fault(502, "engine_failed", f"{reason}.", source="engine")
+def engine_failed(reason: str, model: str = "") -> Fault:
+    """The engine broke off, or does not answer; the log of a ``model`` here may say why."""
+    hint = f"`pier logs {model}` may show why." if model else None
+    return Fault(502, "engine_failed", f"{reason}.", source="engine", hint=hint)
 
 
 def bad_request(message: str, *, code: str = "bad_request", status: int = 400, param: str | None = None) -> Fault:
