@@ -11,6 +11,7 @@ from tests.formats.foreign import llama_folder
 from tests.package.conftest import write_lora, write_model
 
 from pierhead.cli.package import created
+from pierhead.engines.python import PROGRAM
 from pierhead.errors import UsageError
 from pierhead.paths import resolve
 
@@ -111,6 +112,15 @@ def test_a_modelfile_s_base_may_be_a_model_of_the_store(bare: Pier, tmp_path: Pa
 
     assert done.returncode == 0, done.stderr
     assert shown(bare, "second")["packaged"] == {"system": "Hi"}
+
+
+def test_inspect_shows_what_the_engine_that_serves_a_model_would_claim(bare: Pier, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("class Mine:\n    def predict(self, x: int): return x\n")
+    bare("package", str(tmp_path / "mine.py"), "mine")
+
+    found = json.loads(bare("inspect", "mine", "--json").stdout)
+    assert found["estimate"] == {"engine": "python", "context": 0, "parallel": 0, "total": PROGRAM}
+    assert "by python" in " ".join(bare("inspect", "mine").stdout.split())
 
 
 def test_a_folder_becomes_cncf_s_artifact(bare: Pier, tmp_path: Path) -> None:

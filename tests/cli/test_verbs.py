@@ -74,8 +74,8 @@ def test_an_unknown_engine_option_shows_the_closest_one(stocked: Stocked) -> Non
     assert "Did you mean 'context'?" in done.stderr
 
 
-def test_a_context_that_cannot_fit_is_refused_with_the_numbers(stocked: Stocked) -> None:
-    done = stocked[0]("run", "smollm2", "Hi", "--context", "16000000")
+def test_contexts_that_cannot_fit_are_refused_with_the_numbers(stocked: Stocked) -> None:
+    done = stocked[0]("run", "smollm2", "Hi", "--context", "8192", "--option", "parallel=2000")
     assert done.returncode == 9, done.stderr
     assert "MiB" in done.stderr
     assert "--context" in done.stderr

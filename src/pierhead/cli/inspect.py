@@ -12,6 +12,7 @@ from pierhead.cli.completion import complete_model
 from pierhead.cli.help import Verb, json_option, option
 from pierhead.cli.models import nearest, open_store
 from pierhead.cli.output import age, here, number, pairs, print_json, settings, several, size
+from pierhead.cli.planned import planned
 from pierhead.engines.llamacpp import CHECKPOINTS, UBATCH
 from pierhead.errors import NotFound, PierError
 from pierhead.fleet.memory import processor_features
@@ -82,9 +83,12 @@ def inspect(
     packaged: dict[str, Any] = found.get("packaged") or {}
     tokens = context or int(packaged.get("context") or 0) or min(int(summary.get("context_length") or 4096), 8192)
     need: dict[str, Any] = {}
+    sizes: dict[str, Any] = {"context": context, "parallel": parallel}
     if summary.get("type") == "diffusion":
         pixels = usual_pixels(str(summary.get("architecture")))
         need = {"pixels": pixels, **estimate_picture(summary, pixels=pixels).to_dict()}
+    elif found.get("names") and summary.get("format") != "gguf" and (plan := planned(paths, model, **sizes)):
+        need = plan
     elif summary.get("weights_bytes"):
         sizing = estimate(
             summary,
@@ -249,8 +253,15 @@ def _checked(found: dict[str, Any]) -> str:
     return ": ".join(text for text in (when, said) if text)
 
 
+def _at(context: int) -> str:
+    return f" at {context:,} tokens" if context else ""
+
+
 def _tokens(need: Mapping[str, Any]) -> str:
-    return f"{size(need['total'])} at {need['context']:,} tokens × {need['parallel']}, {need['cache_type']} cache"
+    slots = f" × {need['parallel']}" if need["parallel"] else ""
+    tokens = f"{_at(need['context'])}{slots}" if need["context"] else ""
+    by = f", by {need['engine']}" if "engine" in need else f", {need['cache_type']} cache"
+    return f"{size(need['total'])}{tokens}{by}"
 
 
 def _show(found: dict[str, Any], summary: dict[str, Any], need: dict[str, Any]) -> None:
@@ -283,8 +294,8 @@ def _show(found: dict[str, Any], summary: dict[str, Any], need: dict[str, Any]) 
         head = f"{size(need['total'])} at {need['pixels']:,} pixels" if "pixels" in need else _tokens(need)
         told = {k: v for k, v in _PARTS.items() if k in need} | {k: v for k, v in _BESIDE.items() if need.get(k)}
         parts = ", ".join(f"{name} {size(need[key])}" for key, name in told.items())
-        seen = [f"seen to use {size(p['memory'])} at {p['context']:,} tokens" for p in found.get("peaks", ())]
+        seen = [f"seen to use {size(p['memory'])}{_at(p['context'])}" for p in found.get("peaks", ())]
         gpu = need.get("gpu")
         also = [f"on a GPU {size(gpu['total'])}, and {size(gpu['host'])} of the machine's own"] if gpu else []
-        rows.append(("Memory", "\n".join((head, parts, *also, *seen))))
+        rows.append(("Memory", "\n".join(line for line in (head, parts, *also, *seen) if line)))
     pairs([(name, value) for name, value in rows if value])
