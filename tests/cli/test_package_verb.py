@@ -115,8 +115,9 @@ def test_a_modelfile_s_base_may_be_a_model_of_the_store(bare: Pier, tmp_path: Pa
 
 
 def test_inspect_shows_what_the_engine_that_serves_a_model_would_claim(bare: Pier, tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text("class Mine:\n    def predict(self, x: int): return x\n")
-    bare("package", str(tmp_path / "mine.py"), "mine")
+    (tmp_path / "mine.py").write_text("class Mine:\n    concurency = 2\n    def predict(self, x: int): return x\n")
+    done = bare("package", str(tmp_path / "mine.py"), "mine")
+    assert "Did you mean concurrency?" in done.stderr
 
     found = json.loads(bare("inspect", "mine", "--json").stdout)
     assert found["estimate"] == {"engine": "python", "context": 0, "parallel": 0, "total": PROGRAM}

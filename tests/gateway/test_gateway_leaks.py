@@ -114,7 +114,7 @@ async def leaky(gate, new_engine):
 
     engine = await new_engine(answer)
     await gate.serve(link.Route(name="m", endpoints=(engine.endpoint,)))
-    await gate.ask("POST", "/v1/chat/completions", {"model": "m", "messages": []})
+    await gate.ask("POST", "/v1/chat/completions", {"model": "m", "messages": [{}]})
     gate.engine = engine
     return gate
 
@@ -347,7 +347,7 @@ async def test_requests_that_leave_while_their_model_starts_leave_nothing(gate, 
     before = await counts(gate)
     socks = [dial(gate) for _ in range(50)]
     for sock in socks:
-        sock.sendall(http("POST", "/v1/chat/completions", {"model": "cold", "messages": []}))
+        sock.sendall(http("POST", "/v1/chat/completions", {"model": "cold", "messages": [{}]}))
     asked = await gate.next(link.EnsureReady)
     await settles(gate, before, gateway_relays_open=50.0)
     for sock in socks:

@@ -475,7 +475,7 @@ async def test_an_engine_behind_a_loopback_port_is_reached_and_reconnected_to(ga
         place = f"tcp://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         await gate.serve(link.Route(name="m", endpoints=(link.Endpoint(replica="r", socket=place),)))
         for _ in range(3):
-            found = await gate.ask("POST", "/v1/chat/completions", {"model": "m", "messages": []})
+            found = await gate.ask("POST", "/v1/chat/completions", {"model": "m", "messages": [{}]})
             assert (found.status, found.json()) == (200, {"id": "x"})
         assert engine.connections == 1
 

@@ -187,8 +187,8 @@ def test_two_models_share_the_gpu_and_each_answers(bench: Bench, smollm2: Path) 
 
 
 def test_more_layers_than_a_claim_allows_are_refused_with_the_gpus_numbers(bench: Bench, smollm2: Path) -> None:
-    """A context that no GPU of today holds: it is a matter of numbers, nothing is started."""
+    """Contexts that no GPU of today holds: it is a matter of numbers, nothing is started."""
     with pytest.raises(OutOfMemory) as caught:
-        bench.planned(smollm2, context=1 << 24, parallel=64, device="cuda")
+        bench.planned(smollm2, context=8192, parallel=4096, device="cuda")
     print(f"\n{caught.value.message}")
     assert caught.value.data["device"] == "nvidia.com/gpu=0"

@@ -99,6 +99,23 @@ def test_what_cannot_be_packaged_is_refused_with_the_place(tmp_path: Path, files
     assert said in refused(written(tmp_path, **files)).message
 
 
+def test_members_that_are_misspelt_are_told_with_what_is_close(tmp_path: Path) -> None:
+    text = """
+        class Mine:
+            max_batchsize = 4
+            concurency: int = 3
+            memory = "1GiB"
+            words = {}
+            def laod(self, folder): ...
+            def predict(self, x): ...
+            def reload(self): ...
+            def loaded(self): ...
+    """
+    program = find(written(tmp_path, mine_py=text) / "mine.py")
+    near = {"laod": "load", "max_batchsize": "max_batch_size", "concurency": "concurrency"}
+    assert program.served.misspelt == near
+
+
 @pytest.mark.parametrize("kind", ["int", "dict[str, int]", "Item"])
 def test_batches_for_a_method_that_takes_no_list_are_refused(tmp_path: Path, kind: str) -> None:
     text = f"""

@@ -17,7 +17,7 @@ from pierhead import events
 from pierhead.cli.completion import complete_model
 from pierhead.cli.help import Verb, json_option, option
 from pierhead.cli.models import fetch_missing, open_store
-from pierhead.cli.output import here, say, settings, several, size
+from pierhead.cli.output import here, say, settings, several, size, warn
 from pierhead.cli.progress import bars
 from pierhead.errors import BadReference, NotFound, UsageError
 from pierhead.paths import Paths
@@ -213,6 +213,8 @@ def python_inputs(
     if not path.exists():
         raise NotFound(f"no such file or folder: {path}", hint="Check the path.")
     program = find(path)
+    for name, close in program.served.misspelt.items():
+        warn(f"{program.served.cls}.{name} means nothing to Pierhead. Did you mean {close}?")
     return prepare(program, TABLE.canonical(settings_of(program)), scratch, BOUNDS, lock=lock, pins=pins)
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ast
+import difflib
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -31,6 +32,7 @@ class Served:
     tensors: bool = False
     single: str = ""  # what ``predict`` takes, where that can be no list
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    misspelt: Mapping[str, str] = field(default_factory=dict[str, str])  # members that mean nothing → what is close
 
 
 @dataclass(frozen=True)
@@ -61,15 +63,17 @@ def classes(text: str, module: str, shown: str) -> list[Served]:
 def _served(node: ast.ClassDef, there: Mapping[str, ast.ClassDef], module: str) -> Served:
     methods: dict[str, ast.FunctionDef | ast.AsyncFunctionDef] = {}
     settings: dict[str, Any] = {}
+    assigned: set[str] = set()
     for one in _family(node, there, set()):
         for item in one.body:
             if isinstance(item, ast.FunctionDef | ast.AsyncFunctionDef):
                 methods[item.name] = item
+            assigned |= _assigned(item)
             settings |= _constant(item)
     names = tuple(name for name in OPERATIONS if name in methods)
     tensors = "predict" in names and _takes_arrays(methods["predict"])
     single = _single(methods["predict"], there) if "predict" in names else ""
-    return Served(module, node.name, names, "load" in methods, tensors, single, settings)
+    return Served(module, node.name, names, "load" in methods, tensors, single, settings, _misspelt(methods, assigned))
 
 
 def _family(node: ast.ClassDef, there: Mapping[str, ast.ClassDef], seen: set[str]) -> Iterator[ast.ClassDef]:
@@ -81,10 +85,25 @@ def _family(node: ast.ClassDef, there: Mapping[str, ast.ClassDef], seen: set[str
     yield node
 
 
-def _constant(item: ast.stmt) -> dict[str, Any]:
+def _assigned(item: ast.stmt) -> set[str]:
     targets = item.targets if isinstance(item, ast.Assign) else [item.target] if isinstance(item, ast.AnnAssign) else []
+    return {t.id for t in targets if isinstance(t, ast.Name)}
+
+
+def _misspelt(methods: Collection[str], assigned: Collection[str]) -> dict[str, str]:
+    """Members that look like one which means something and is not there."""
+    found: dict[str, str] = {}
+    for names, known in ((methods, ("load", *OPERATIONS)), (assigned, _CONSTANTS)):
+        for name in sorted(n for n in names if n not in known and not n.startswith("_")):
+            close = difflib.get_close_matches(name, [k for k in known if k not in names], 1, 0.75)
+            if close and abs(len(close[0]) - len(name)) <= 1:
+                found[name] = close[0]
+    return found
+
+
+def _constant(item: ast.stmt) -> dict[str, Any]:
     value = getattr(item, "value", None)
-    names = [t.id for t in targets if isinstance(t, ast.Name) and t.id in _CONSTANTS]
+    names = sorted(_assigned(item) & set(_CONSTANTS))
     return dict.fromkeys(names, value.value) if isinstance(value, ast.Constant) else {}
 
 
