@@ -281,6 +281,8 @@ def test_a_daemon_killed_in_the_middle_of_a_start_leaves_nothing_in_the_way(runn
     running.client.shutdown()
     assert running.left == []
     assert list(running.paths.replicas.iterdir()) == []
+    assert not running.paths.gateway_socket.exists()
+    assert list((running.paths.runtime / "gateways").iterdir()) == []
 
 
 def test_a_request_that_waits_while_the_daemon_dies_is_answered_by_the_next(running: House) -> None:

@@ -91,6 +91,12 @@ def test_a_context_beyond_what_the_model_knows_is_capped_unless_its_positions_ar
     assert ENGINE.plan(ask({"context": 16_384, "rope_freq_scale": 0.5})).context == 16_384
 
 
+def test_a_context_that_is_too_large_to_be_one_is_refused_with_both_bounds() -> None:
+    with pytest.raises(UsageError) as refused:
+        ENGINE.validate({"context": 99_999_999})
+    assert refused.value.hint == "It must be a whole number from 0 to 16777216."
+
+
 def test_an_unknown_parameter_names_its_closest_match() -> None:
     with pytest.raises(UsageError, match="n_btach") as caught:
         ENGINE.validate({"n_btach": 5})

@@ -80,7 +80,7 @@ def engine_settings(options: tuple[str, ...], context: int | None) -> dict[str, 
         if not equals or not name:
             raise UsageError(f"'{word}' is not NAME=VALUE", hint="For example: --option threads=4")
         found[name] = value
-    if context:
+    if context is not None:
         found["context"] = context
     return found
 

@@ -59,7 +59,7 @@ _EXAMPLES = (
 @option("--seed", type=int, metavar="N", section=_SAMPLING, help="The same seed gives the same answer.")
 @option("--think/--no-think", default=None, section=_SAMPLING, help="Let a reasoning model think first, or not.")
 @option(
-    "--context", type=click.IntRange(1), metavar="TOKENS", section=_ENGINE, help="Context length [default: what fits]"
+    "--context", type=click.IntRange(0), metavar="TOKENS", section=_ENGINE, help="Context length [default: what fits]"
 )
 @option("--engine", metavar="NAME", section=_ENGINE, help="Which engine serves it [default: the first that can]")
 @option("--draft", metavar="MODEL", section=_ENGINE, help="A smaller model that drafts tokens, to be faster.")

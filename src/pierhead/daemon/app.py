@@ -21,7 +21,7 @@ from pierhead.config import Loaded
 from pierhead.daemon.control import Counting, application
 from pierhead.daemon.docker import LazyDocker
 from pierhead.daemon.gateway_link import GatewayLink
-from pierhead.daemon.gateway_process import Spawned
+from pierhead.daemon.gateway_process import Spawned, forget
 from pierhead.daemon.keys import Keys
 from pierhead.daemon.lifecycle import Announcer, Held, reopen_logs
 from pierhead.daemon.modelbook import ModelBook
@@ -211,6 +211,8 @@ class Daemon:
             self._idle_timer.cancel()
         await self.fleet.close(drain)
         await self.link.close(drain=drain, grace=self.settings.fleet.drain_timeout)
+        if drain:
+            await asyncio.to_thread(forget, self.paths)
 
     # --- for the control API --------------------------------------------------------------------------------------
 

@@ -117,6 +117,12 @@ def retire_strays(paths: Paths, keep: int = 0) -> None:
                 note.unlink()
 
 
+def forget(paths: Paths) -> None:
+    """Nothing is to go on: let what is left of gateways end, and remove the socket, which the next one binds anew."""
+    retire_strays(paths)
+    paths.gateway_socket.unlink(missing_ok=True)
+
+
 def _state(paths: Paths) -> Path:
     """Where gateways keep what must outlive them."""
     folder = paths.state / "gateway"

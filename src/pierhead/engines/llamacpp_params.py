@@ -64,6 +64,7 @@ SPECIAL: dict[str, type] = {"context": int, "parallel": int, "rerank": bool, "lo
     **dict.fromkeys(("draft", "device", "gpus"), str)
 }
 
+MOST = 1 << 24  # tokens, or slots
 _SEAM = "Pierhead sets it itself"
 _SANDBOX = "it would reach out of the sandbox"
 REFUSED = {
@@ -199,8 +200,9 @@ def _special(given: str, name: str, value: Any) -> Any:
             f"bad value {value!r:.60} for engine parameter '{given}'", hint=f"It must be: {kind.__name__}."
         ) from exc
     low = {"context": 0, "parallel": 1}.get(name)
-    if low is not None and not low <= plain <= 1 << 24:
-        raise UsageError(f"bad value {value} for engine parameter '{given}'", hint=f"It must be {low} or more.")
+    if low is not None and not low <= plain <= MOST:
+        hint = f"It must be a whole number from {low} to {MOST}."
+        raise UsageError(f"bad value {value} for engine parameter '{given}'", hint=hint)
     return plain
 
 
