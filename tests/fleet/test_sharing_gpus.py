@@ -23,6 +23,7 @@ GPU = "nvidia.com/gpu=0"
 @pytest.fixture
 def shared(yard: Yard) -> Yard:
     """A GPU with 1000 MiB for models; all models want 600 of them, and can sleep."""
+    yard.fleet_settings = msgspec.structs.replace(yard.fleet_settings, memory_wait=20.0)
     size = 1000 * MIB + DEVICE_RESERVE
     yard.gpus = (Device(name=GPU, title="Toy GPU", total=size, free=size),)
     for name, record in yard.store.records.items():
@@ -159,6 +160,43 @@ async def test_two_that_can_sleep_change_places_without_a_start(shared: Yard) ->
     assert [(r.model, r.state) for r in fleet.replicas()] == [("a", "sleeping"), ("b", "ready")]
     await swap(shared, fleet, "a", "b", 50)
     assert [(r.model, r.state) for r in fleet.replicas()] == [("a", "ready"), ("b", "sleeping")]
+    assert shared.process.starts == 2
+
+
+async def test_who_turns_out_to_use_too_much_has_another_fall_asleep(shared: Yard) -> None:
+    for name, record in shared.store.records.items():
+        shared.store.records[name] = msgspec.structs.replace(record, metadata={**record.metadata, "on_gpu": 400 * MIB})
+    fleet = await shared.open()
+    first = await fleet.ensure_ready("a")
+    fleet.activity(first.id, 0, time.time() + 1)
+    second = await fleet.ensure_ready("b")
+    await use(shared, fleet, "a", 400)
+    await use(shared, fleet, "b", 700)
+    fleet.activity(second.id, 0, time.time() + 2)
+    await reach(fleet, "a", "dozing")
+    await use(shared, fleet, "a", 50)
+    await reach(fleet, "a", "sleeping")
+    assert [r.model for r in fleet.replicas()] == ["a", "b"]
+
+
+async def test_who_was_promised_the_gpu_wakes_before_another_takes_it(shared: Yard) -> None:
+    fleet = await shared.open()
+    await asleep(shared, fleet, "a")
+    await fleet.ensure_ready("b")
+    (info,) = (r for r in fleet.replicas() if r.model == "b")
+    fleet.activity(info.id, 0, time.time() + 1)
+    engine_of(shared, fleet, "a").answers.clear()
+    first = asyncio.create_task(fleet.ensure_ready("a", by_request=True))
+    await use(shared, fleet, "b", 50)
+    await reach(fleet, "b", "sleeping")
+    second = asyncio.create_task(fleet.ensure_ready("b", by_request=True))
+    await reach(fleet, "a", "loading")
+    engine_of(shared, fleet, "a").answers.set()
+    assert (await asyncio.wait_for(first, 10)).state == "ready"
+    fleet.activity(first.result().id, 0, time.time() + 2)
+    await reach(fleet, "a", "dozing")
+    await use(shared, fleet, "a", 50)
+    assert (await asyncio.wait_for(second, 10)).state == "ready"
     assert shared.process.starts == 2
 
 

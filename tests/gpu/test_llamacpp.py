@@ -150,10 +150,9 @@ def test_vectors_of_the_gpu_are_those_of_the_processor(bench: Bench) -> None:
         {"context": 2048, "parallel": 4},
         {"context": 8192, "cache_type_k": "q8_0", "cache_type_v": "q8_0"},
         {"context": 4096, "embeddings": False},
-        {"context": 4096, "n_ubatch": 128},
         {"context": 4096, "n_gpu_layers": 10},
     ],
-    ids=["usual", "slots", "small cache", "without embeddings", "small steps", "ten layers"],
+    ids=["usual", "slots", "small cache", "without embeddings", "ten layers"],
 )
 def test_smollm2_takes_of_the_gpu_what_was_estimated(bench: Bench, smollm2: Path, settings: dict[str, Any]) -> None:
     bench.compare("smollm2", smollm2, **settings)

@@ -21,7 +21,7 @@ SETTINGS: dict[str, Any] = {"engine": "vllm", "context": 1024, "parallel": 4, "e
 def crowded(gpu: Gpu, stocked: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:  # noqa: F811
     """A daemon whose budget of the GPU holds one of the models ``first`` and ``second``."""
     folder = random_llama.make(tmp_path_factory.mktemp("llama") / "llama", random_llama.LARGE)
-    with installed(stocked, '[fleet]\ngpu_budget = "6GiB"\nshrink = "never"\n') as made:
+    with installed(stocked, '[fleet]\ngpu_budget = "5GiB"\nshrink = "never"\n') as made:
         for name in ("first", "second"):
             made.pier("package", "--safetensors-dir", str(folder), name)
         yield made

@@ -178,17 +178,27 @@ class Placing:
 
     def _may_rest(self, victim: Replica, ticket: Ticket) -> bool:
         """Whether sleep is enough: it is an accelerator that is full, and the machine's own memory has room."""
-        if not self._settings.fleet.sleep or not victim.sleeps or victim.state is not State.READY:
-            return False
-        if ticket.placed is None or not ticket.placed.devices or not victim.claim().devices:
+        if not self._can_rest(victim) or ticket.placed is None or not ticket.placed.devices:
             return False
         claims = [c for c in self._claims() if c.replica != ticket.replica]
         room = free_room(self._machine(), claims, self._settings.engine.memory_reserve)
         return room.memory >= ticket.placed.memory
 
     def restore(self) -> None:
-        """Replicas use more than they had claimed: idle ones leave until all claims fit again."""
-        names = overdrawn(self._claims(), self._machine(), self._settings.engine.memory_reserve)
-        if names:
-            log.warning("replicas use more memory than was estimated: stopping %s, idle", ", ".join(names))
-            self._roster.evict(names, self._settings.gateway.request_timeout, lambda victim: None)
+        """Replicas use more than they had claimed: idle ones leave until all claims fit again, or fall asleep."""
+        claims, machine, reserve = self._claims(), self._machine(), self._settings.engine.memory_reserve
+        names = overdrawn(claims, machine, reserve)
+        if not names:
+            return
+        log.warning("replicas use more memory than was estimated: %s, idle, make room", ", ".join(names))
+        leaving, drain = overdrawn(claims, Machine(machine.memory), reserve), self._settings.gateway.request_timeout
+        replicas = self._roster.replicas
+        resting = [name for name in names if name not in leaving and self._can_rest(replicas[name])]
+        for name in resting:
+            replicas[name].rest(drain)
+        self._roster.evict([name for name in names if name not in resting], drain, lambda victim: None)
+
+    def _can_rest(self, replica: Replica) -> bool:
+        """Whether it can let go of an accelerator now, and may."""
+        awake = replica.state is State.READY and bool(replica.claim().devices)
+        return self._settings.fleet.sleep and replica.sleeps and awake

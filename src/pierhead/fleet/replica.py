@@ -127,7 +127,7 @@ class Replica:
             replica=self.id,
             model=self.life.model.name,
             memory=0 if plan is None else max(plan.memory, self.uses.peak),
-            state=self.state,
+            state=State.LOADING if self.rising else self.state,
             open=self.open,
             pinned=self.life.intent.pinned,
             last_used=max(self.last_used, self.ready_at),
