@@ -67,7 +67,7 @@ FACTS = EngineFacts(
     lora="runtime",
     sleep=True,  # on CUDA only
     speculative=True,
-    untested="CUDA: the image, its memory and sleep mode were never run on a GPU by this project.",
+    untested="The image for CUDA. As a process 0.26 was run on one H200, not the version that is pinned.",
 )
 
 
