@@ -41,6 +41,7 @@ def desk(engine: str, file: Path) -> ModelDesk:
     settings, book = Settings(), ModelBook(file)
     layers = Layers(engines(settings), plain(settings), lambda: book.current)
     fleet = SimpleNamespace(
+        all=list,
         layers=layers,
         asked=lambda _: {},
         in_use=lambda _: False,

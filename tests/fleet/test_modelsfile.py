@@ -47,9 +47,9 @@ def test_a_table_has_how_a_model_is_kept_common_settings_and_the_engines_own() -
         ("context = true", "bad value True for 'context'", "whole number"),
         ('keep_alive = "soon"', "'soon' is not a time", "5m"),
         ("keep_alive = nan", "not a time", "5m"),
-        ("replicas = 0", "replicas", "model-settings"),
-        ("pin = 1", "pin", "model-settings"),
-        ('runtime = "moon"', "runtime", "model-settings"),
+        ("replicas = 0", "bad value 0 for 'replicas'", "from 1 to 64"),
+        ("pin = 1", "bad value 1 for 'pin'", "true or false"),
+        ('runtime = "moon"', "'moon' for 'runtime'", "auto, process or docker"),
         ("options = 1", "options must be a table", "options ="),
     ],
 )
