@@ -90,19 +90,10 @@ def inspect(
     elif found.get("names") and summary.get("format") != "gguf" and (plan := planned(paths, model, **sizes)):
         need = plan
     elif summary.get("weights_bytes"):
-        sizing = estimate(
-            summary,
-            context=tokens,
-            parallel=parallel,
-            cache_type_k=cache_type,
-            cache_type_v=cache_type,
-            extra_weights=_total(found, "lora", "draft"),
-            projector=_total(found, "mmproj"),
-            checkpoints=CHECKPOINTS,
-            processor=processor_features(),
-        )
+        asked = _asked(found, context=tokens, parallel=parallel, cache_type=cache_type)
+        sizing = estimate(summary, **asked, processor=processor_features())
         need = {"context": tokens, "parallel": parallel, "cache_type": cache_type, **sizing.to_dict()}
-        need |= _on_gpu(found, summary, context=tokens, parallel=parallel, cache_type=cache_type)
+        need |= _on_gpu(summary, asked)
     elif all(isinstance(told.get(key), int) for key in (*_PARTS, "context", "total")):  # as it was packaged
         need = {key: told[key] for key in (*_PARTS, "context", "total")} | {"parallel": 1, "cache_type": "f16"}
     said = _attached(model, remote) if attestations else {}
@@ -113,24 +104,25 @@ def inspect(
     _show({**found, **freshness, **said}, summary, need)
 
 
-def _on_gpu(
-    found: dict[str, Any], summary: dict[str, Any], *, context: int, parallel: int, cache_type: str
-) -> dict[str, Any]:
+def _asked(found: dict[str, Any], *, context: int, parallel: int, cache_type: str) -> dict[str, Any]:
+    """What both estimates of a GGUF model are asked for."""
+    return {
+        "context": context,
+        "parallel": parallel,
+        "cache_type_k": cache_type,
+        "cache_type_v": cache_type,
+        "extra_weights": _total(found, "lora", "draft"),
+        "projector": _total(found, "mmproj"),
+        "checkpoints": CHECKPOINTS,
+    }
+
+
+def _on_gpu(summary: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
     """With every layer of a GGUF model on a GPU: what is needed there, and of the machine's own memory."""
     if summary.get("format") != "gguf" or not summary.get("layers"):
         return {}
-    parts = offload(
-        summary,
-        layers=int(summary["layers"]) + 1,
-        context=context,
-        parallel=parallel,
-        cache_type_k=cache_type,
-        cache_type_v=cache_type,
-        extra_weights=_total(found, "lora", "draft"),
-        projector=_total(found, "mmproj"),
-        checkpoints=CHECKPOINTS,
-        reserved=0 if summary.get("pooling") else UBATCH,
-    )
+    layers, reserved = int(summary["layers"]) + 1, 0 if summary.get("pooling") else UBATCH
+    parts = offload(summary, layers=layers, **asked, reserved=reserved)
     return {"gpu": {"layers": parts.layers, **parts.gpu.to_dict(), "host": parts.host.total}}
 
 
